@@ -1,0 +1,23 @@
+"""Delay-compensated asynchronous SGD for JAX.
+
+Optax transformations that correct stale gradients (Zheng et al., ICML 2017), and in
+`dcasgd_jax.sim` an exact, compiled simulator of asynchronous training.
+"""
+
+from dcasgd_jax.alias import dcasgd as dcasgd
+from dcasgd_jax.compensation import adaptive_strength as adaptive_strength
+from dcasgd_jax.compensation import compensated_gradient as compensated_gradient
+from dcasgd_jax.compensation import update_mean_square as update_mean_square
+from dcasgd_jax.transforms import CompensateDelayState as CompensateDelayState
+from dcasgd_jax.transforms import CompensateFixedDelayState as CompensateFixedDelayState
+from dcasgd_jax.transforms import CompensateWorkerDelayState as CompensateWorkerDelayState
+from dcasgd_jax.transforms import CompensationNorms as CompensationNorms
+from dcasgd_jax.transforms import DelayGradientsState as DelayGradientsState
+from dcasgd_jax.transforms import compensate_delay as compensate_delay
+from dcasgd_jax.transforms import compensate_fixed_delay as compensate_fixed_delay
+from dcasgd_jax.transforms import compensate_worker_delay as compensate_worker_delay
+from dcasgd_jax.transforms import compensation_ratio as compensation_ratio
+from dcasgd_jax.transforms import delay_gradients as delay_gradients
+from dcasgd_jax.transforms import record_pull as record_pull
+
+__version__ = "0.1.0"

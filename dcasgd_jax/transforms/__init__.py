@@ -1,0 +1,15 @@
+"""Optax transformations that compensate stale gradients, or make gradients stale."""
+
+from dcasgd_jax.transforms.delay import DelayGradientsState as DelayGradientsState
+from dcasgd_jax.transforms.delay import delay_gradients as delay_gradients
+from dcasgd_jax.transforms.explicit import CompensateDelayState as CompensateDelayState
+from dcasgd_jax.transforms.explicit import CompensationNorms as CompensationNorms
+from dcasgd_jax.transforms.explicit import compensate_delay as compensate_delay
+from dcasgd_jax.transforms.explicit import compensation_ratio as compensation_ratio
+from dcasgd_jax.transforms.fixed_delay import CompensateFixedDelayState as CompensateFixedDelayState
+from dcasgd_jax.transforms.fixed_delay import compensate_fixed_delay as compensate_fixed_delay
+from dcasgd_jax.transforms.per_worker import (
+    CompensateWorkerDelayState as CompensateWorkerDelayState,
+)
+from dcasgd_jax.transforms.per_worker import compensate_worker_delay as compensate_worker_delay
+from dcasgd_jax.transforms.per_worker import record_pull as record_pull
