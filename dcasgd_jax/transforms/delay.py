@@ -34,7 +34,7 @@ def delay_gradients(
       delay: τ ≥ 0 in calls: an int, a prefix of the parameter tree with ints as leaves (stages
         of a pipeline), or a function of the parameters that returns one of these. With per-leaf
         delays nothing is applied until the slowest leaf's first gradient is due, and `staleness`
-        is a tree of scalars. The state holds τ + 1 gradients and τ + 1 copies of a leaf whose τ > 0.
+        is a tree of scalars. A leaf whose τ > 0 costs τ + 1 gradients and τ + 1 copies of itself.
 
     Returns:
       A transformation with `update(updates, state, params, **extra_args)`; extra arguments go on

@@ -102,11 +102,11 @@ def compensate_delay(
         mean_square = None
         if ms_decay is not None:
             mean_square = jax.tree.map(lambda p: _zero_square(p, num_workers), params)
-        zero = jnp.zeros((), jnp.float32)
+        zero = lambda: jnp.zeros((), jnp.float32)  # a buffer each: donated states may share none
         return CompensateDelayState(
             num_updates=jnp.zeros((), jnp.int32),
             mean_square=mean_square,
-            norms=CompensationNorms(gradient=zero, compensation=zero),
+            norms=CompensationNorms(gradient=zero(), compensation=zero()),
         )
 
     def strength_at(count, updates, mean_square, worker):

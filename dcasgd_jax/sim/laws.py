@@ -1,0 +1,224 @@
+"""Worker-time laws: how many seconds each gradient takes a worker to compute.
+
+A law is a value. Each number in it is one for all workers, or a sequence with one per worker.
+`law.times(worker, count, generator)` draws the first `count` compute times of one worker; with a
+generator in the same state a larger `count` begins with the same times, so that every protocol
+and every run length meets the same worker.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+PerWorker = float | Sequence[float]
+
+
+class WorkerTimeLaw(Protocol):
+    """What `make_schedule` needs of a law."""
+
+    def check(self, num_workers: int) -> None:
+        """Raises ValueError if the law cannot describe `num_workers` workers."""
+        ...
+
+    def times(self, worker: int, count: int, generator: np.random.Generator) -> np.ndarray:
+        """The first `count` compute times of `worker` in seconds; float64 [count], all > 0."""
+        ...
+
+
+class _NumbersPerWorker:
+    """A law whose fields are positive numbers, each one for all workers or one per worker."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            values = np.atleast_1d(np.asarray(getattr(self, field.name), np.float64))
+            if values.ndim != 1 or not values.size:
+                raise ValueError(
+                    f"{type(self).__name__}.{field.name} must be a number or one number per worker."
+                )
+            for value in values:
+                if not (value > 0 and math.isfinite(value)):
+                    raise ValueError(
+                        f"{type(self).__name__}.{field.name} must be positive and finite, "
+                        f"got {value:g}."
+                    )
+            scalar = np.ndim(getattr(self, field.name)) == 0
+            clean = float(values[0]) if scalar else tuple(values.tolist())
+            object.__setattr__(self, field.name, clean)
+
+    def check(self, num_workers: int) -> None:
+        """Raises ValueError if a field has one number per worker for another number of workers."""
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, tuple) and len(value) != num_workers:
+                raise ValueError(
+                    f"{type(self).__name__}.{field.name} has {len(value)} values, but there are "
+                    f"{num_workers} workers."
+                )
+
+    def of(self, field: str, worker: int) -> float:
+        """The value of `field` for `worker`."""
+        value = getattr(self, field)
+        return value[worker] if isinstance(value, tuple) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantTime(_NumbersPerWorker):
+    """Every gradient takes a worker the same time; equal workers take turns.
+
+    Args:
+      seconds: Compute time > 0.
+
+    Example:
+      >>> from dcasgd_jax import sim
+      >>> sim.make_schedule(sim.ConstantTime([1.0, 2.5]), 2, 4, seed=0).worker.tolist()
+      [0, 0, 1, 0]
+    """
+
+    seconds: PerWorker = 1.0
+
+    def times(self, worker: int, count: int, generator: np.random.Generator) -> np.ndarray:
+        """See `WorkerTimeLaw.times`."""
+        del generator
+        return np.full(count, self.of("seconds", worker))
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundRobin(ConstantTime):
+    """Workers push in turn, 0 to M-1 and again: staleness M-1 after the first round.
+
+    Args:
+      seconds: Compute time > 0; the same for all workers, or the turns would be lost.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.seconds, tuple) and len(set(self.seconds)) > 1:
+            raise ValueError("RoundRobin needs one compute time for all; see ConstantTime.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExponentialTime(_NumbersPerWorker):
+    r"""Memoryless compute times: :math:`p(t) = e^{-t/\mu}/\mu`, the most irregular common choice.
+
+    Equal workers then push in random order, each push by any worker with probability 1/M.
+
+    Args:
+      mean: μ > 0, seconds.
+    """
+
+    mean: PerWorker = 1.0
+
+    def times(self, worker: int, count: int, generator: np.random.Generator) -> np.ndarray:
+        """See `WorkerTimeLaw.times`."""
+        return generator.exponential(self.of("mean", worker), count)
+
+
+@dataclasses.dataclass(frozen=True)
+class GammaTime(_NumbersPerWorker):
+    r"""Gamma compute times, standard deviation :math:`\mu/\sqrt{shape}`.
+
+    Args:
+      shape: > 0; 100 is a homogeneous cluster (10 % deviation), 1 is `ExponentialTime`.
+      mean: μ > 0, seconds.
+    """
+
+    shape: PerWorker = 100.0
+    mean: PerWorker = 1.0
+
+    def times(self, worker: int, count: int, generator: np.random.Generator) -> np.ndarray:
+        """See `WorkerTimeLaw.times`."""
+        shape = self.of("shape", worker)
+        return generator.gamma(shape, self.of("mean", worker) / shape, count)
+
+
+@dataclasses.dataclass(frozen=True)
+class LognormalTime(_NumbersPerWorker):
+    r"""Log-normal compute times: :math:`\exp(\mathcal N(\log\mu - \sigma^2/2, \sigma^2))`.
+
+    Args:
+      mean: μ > 0, seconds.
+      sigma: σ > 0, of the logarithm.
+    """
+
+    mean: PerWorker = 1.0
+    sigma: PerWorker = 0.5
+
+    def times(self, worker: int, count: int, generator: np.random.Generator) -> np.ndarray:
+        """See `WorkerTimeLaw.times`."""
+        sigma = self.of("sigma", worker)
+        return generator.lognormal(
+            math.log(self.of("mean", worker)) - sigma * sigma / 2, sigma, count
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ParetoTime(_NumbersPerWorker):
+    r"""Pareto compute times with heavy tails: :math:`P(T > t) = (t_0/t)^\alpha`, stragglers.
+
+    Args:
+      alpha: α > 1, so that the mean exists; the variance does from α > 2.
+      mean: μ > 0, seconds; :math:`t_0 = \mu (\alpha - 1) / \alpha` is the shortest time.
+    """
+
+    alpha: PerWorker = 2.5
+    mean: PerWorker = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if np.any(np.asarray(self.alpha) <= 1):
+            raise ValueError(f"ParetoTime.alpha must be > 1 for a finite mean, got {self.alpha}.")
+
+    def times(self, worker: int, count: int, generator: np.random.Generator) -> np.ndarray:
+        """See `WorkerTimeLaw.times`."""
+        alpha = self.of("alpha", worker)
+        shortest = self.of("mean", worker) * (alpha - 1) / alpha
+        return shortest * (1 + generator.pareto(alpha, count))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordedTime:
+    """Compute times that were measured, replayed in order and from the start when they run out.
+
+    Args:
+      times_seconds: `[num_gradients, num_workers]`, or `[num_gradients]` for all workers alike.
+
+    Raises:
+      ValueError: If a time is not positive and finite (the first one is named), or none is there.
+    """
+
+    times_seconds: np.ndarray
+
+    def __post_init__(self):
+        recorded = np.array(self.times_seconds, np.float64)
+        if recorded.ndim not in (1, 2) or not recorded.size:
+            raise ValueError(
+                "RecordedTime needs an array [num_gradients, num_workers] or [num_gradients], "
+                f"got shape {recorded.shape}."
+            )
+        bad = np.argwhere(~((recorded > 0) & np.isfinite(recorded)))
+        if len(bad):
+            where = tuple(bad[0].tolist())
+            raise ValueError(
+                f"RecordedTime: the time at {list(where)} is {recorded[where]}; compute times must "
+                "be positive and finite."
+            )
+        recorded.setflags(write=False)
+        object.__setattr__(self, "times_seconds", recorded)
+
+    def check(self, num_workers: int) -> None:
+        """Raises ValueError unless there is one column for each worker."""
+        if self.times_seconds.ndim == 2 and self.times_seconds.shape[1] != num_workers:
+            raise ValueError(
+                f"RecordedTime has {self.times_seconds.shape[1]} columns, but there are "
+                f"{num_workers} workers."
+            )
+
+    def times(self, worker: int, count: int, generator: np.random.Generator) -> np.ndarray:
+        """See `WorkerTimeLaw.times`."""
+        del generator
+        one_column = self.times_seconds.ndim == 1
+        column = self.times_seconds if one_column else self.times_seconds[:, worker]
+        return np.resize(column, count)
