@@ -114,7 +114,8 @@ def _convolves(loss_fn, shapes, structure) -> bool:
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def _scan_chunk(program, state, events, batches, key):
     def body(state, inputs):
-        return step.run_event(program, state, *inputs, key)
+        event, batch = inputs
+        return step.run_event(program, state, event, batch, key)
 
     return jax.lax.scan(body, state, (events, batches))
 

@@ -1,5 +1,6 @@
 """One event of a simulated run: read, gradient, push, update. Every engine runs this step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ class Metrics(NamedTuple):
     compensation_ratio: Any  # None if it was not asked for; nan where no update was made
 
 
+@functools.partial(jax.jit, static_argnames=("program", "num_slots"))
 def initial_state(program: Program, params: PyTree, opt_state: PyTree, num_slots: int) -> SimState:
     """State before the first event, in memory of its own: engines donate it."""
     params = copy_tree(params)
@@ -63,6 +65,7 @@ def initial_state(program: Program, params: PyTree, opt_state: PyTree, num_slots
     )
 
 
+@jax.jit
 def copy_tree(tree: PyTree) -> PyTree:
     """Copies every array, and makes strongly typed ones of Python numbers."""
 
@@ -77,8 +80,8 @@ def run_event(
     program: Program, state: SimState, event: Event, batch: PyTree, key: jax.Array | None
 ) -> tuple[SimState, Metrics]:
     """One push: the gradient at the version that the worker read, then the server's part."""
-    # The server's params are stored at the event after their update, before the read. Storing
-    # them right after the update would make XLA copy all slots at every event.
+    # A version is stored at the event after its update, before the read: outside a loop XLA copies
+    # all slots when one is read first and written later.
     snapshots = jax.tree.map(
         lambda slots, p: rows.write_row(slots, p, event.current_slot), state.snapshots, state.params
     )

@@ -60,7 +60,7 @@ class CompoundingLambda(oracle.Server):
 
     def __init__(self, params, num_workers, **kwargs):
         super().__init__(params, num_workers, **kwargs)
-        self.shrinking = {name: self.lambda0 for name in self.params}
+        self.shrinking = dict.fromkeys(self.params, self.lambda0)
 
     def strength(self, worker, name, grad):
         factor = super().strength(worker, name, grad) / self.lambda0

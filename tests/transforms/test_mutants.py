@@ -1,11 +1,12 @@
 """Known wrong implementations: each differs from ours, so each would be noticed."""
 
-import dcasgd_jax as dc
 import jax.numpy as jnp
 import loops
 import numpy as np
 import oracle
 import pytest
+
+import dcasgd_jax as dc
 from transforms import mutants
 
 PROBLEM = oracle.Problem()

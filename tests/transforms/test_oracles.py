@@ -1,12 +1,13 @@
 """The independent reference runs of tests/data, by the NumPy oracle and by every transformation."""
 
-import dcasgd_jax as dc
 import jax.numpy as jnp
 import loops
 import numpy as np
 import optax
 import oracle
 import pytest
+
+import dcasgd_jax as dc
 
 # Both sides are float64 and 24 events long, |theta| < 10: rounding gives 1e-15 per event, which
 # even the strongest uncapped compensation amplifies by less than 1e4.
@@ -119,9 +120,7 @@ def test_dcasgd(name, x64):
     order, settings, expected = CASES[name]
     rest = {key: value for key, value in settings.items() if key not in ("lr", "clip")}
     rest["momentum"] = rest.get("momentum") or None
-    tx = dc.dcasgd(
-        settings["lr"], num_workers=max(order) + 1, **{"ms_decay": None, **rest}
-    )
+    tx = dc.dcasgd(settings["lr"], num_workers=max(order) + 1, **{"ms_decay": None, **rest})
     if settings.get("clip"):
         tx = optax.chain(optax.clip_by_global_norm(settings["clip"]), tx)
     grad_fn = loops.softmax_grad_fn()

@@ -1,0 +1,131 @@
+"""Methods that are compared: a protocol, and an optimizer whose numbers can be exchanged."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import dcasgd_jax as dc
+from dcasgd_jax import sim
+from dcasgd_jax.sim import protocols
+from dcasgd_jax.typing import PyTree
+
+MS_DECAY = 0.95
+DECAY_FACTOR = 0.1
+DECAY_AT = (0.5, 0.75)  # fractions of the server updates
+
+
+class Hyperparameters(NamedTuple):
+    """What is tuned for each method."""
+
+    learning_rate: float
+    lambda0: float | None = None  # None: this method does not compensate
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to train.
+
+    Args:
+      name: As on the command line.
+      title: One line for the help text.
+      protocol: Who waits for whom.
+      compensates: Whether it has a λ0.
+      ms_decay: As in `dc.compensate_delay`.
+      max_pull: As in `dc.compensate_delay`.
+    """
+
+    name: str
+    title: str
+    protocol: protocols.ServerProtocol
+    compensates: bool = False
+    ms_decay: float | None = None
+    max_pull: float | None = None
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("sgd", "sequential SGD on one worker", sim.Sequential()),
+        Method("ssgd", "synchronous SGD: the mean of M pushes per update", sim.Synchronous()),
+        Method("asgd", "asynchronous SGD without compensation", sim.Asynchronous()),
+        Method(
+            "dcasgd-c",
+            "delay-compensated, constant strength (the paper)",
+            sim.Asynchronous(),
+            compensates=True,
+        ),
+        Method(
+            "dcasgd-a",
+            f"delay-compensated, adaptive strength, ms_decay={MS_DECAY:g} (the paper)",
+            sim.Asynchronous(),
+            compensates=True,
+            ms_decay=MS_DECAY,
+        ),
+        Method(
+            "dcasgd-capped",
+            "dcasgd-a with max_pull=1 (this project's addition)",
+            sim.Asynchronous(),
+            compensates=True,
+            ms_decay=MS_DECAY,
+            max_pull=1.0,
+        ),
+    )
+}
+
+
+def decay_schedule(num_server_updates: int) -> optax.Schedule:
+    """Factor on the learning rate: 1, then 0.1 from half of the updates, 0.01 from 3/4."""
+    boundaries = {int(at * num_server_updates): DECAY_FACTOR for at in DECAY_AT}
+    return optax.piecewise_constant_schedule(1.0, boundaries)
+
+
+def build_chain(
+    method: Method, learning_rate: Any, lambda0: Any, decay: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
+    """The method's optimizer for one learning rate (before decay) and one λ0."""
+    rate = lambda count: learning_rate * decay(count)
+    if not method.compensates:
+        return optax.with_extra_args_support(optax.scale_by_learning_rate(rate))
+    return optax.chain(
+        dc.compensate_delay(
+            lambda0,
+            ms_decay=method.ms_decay,
+            max_pull=method.max_pull,
+            # The cap must see the rate that is applied, decay included.
+            learning_rate=None if method.max_pull is None else rate,
+        ),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+@functools.cache
+def make_tx(method: Method, num_server_updates: int) -> optax.GradientTransformationExtraArgs:
+    """The method's optimizer with its numbers in the state; always the same object.
+
+    One object means one compiled program for all learning rates, λ0 and seeds.
+    """
+    decay = decay_schedule(num_server_updates)
+
+    def factory(learning_rate, lambda0=0.0):
+        return build_chain(method, learning_rate, lambda0, decay)
+
+    return optax.inject_hyperparams(factory)(learning_rate=0.0)
+
+
+def init_opt_state(
+    tx: optax.GradientTransformation, params: PyTree, hyperparameters: Hyperparameters
+) -> PyTree:
+    """State of a `make_tx` optimizer that runs with these hyperparameters."""
+    state: Any = tx.init(params)
+    numbers = {
+        name: value for name, value in hyperparameters._asdict().items() if value is not None
+    }
+    injected = {
+        name: jnp.asarray(numbers.get(name, value), jax.dtypes.result_type(value))
+        for name, value in state.hyperparams.items()
+    }
+    return state._replace(hyperparams=injected)

@@ -1,0 +1,174 @@
+"""One run: a method on a workload, with its numbers."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dcasgd_jax import sim
+from dcasgd_jax.experiments import datasets, methods, settings, tasks
+from dcasgd_jax.sim import protocols
+from dcasgd_jax.typing import PyTree
+
+NUM_CURVE_POINTS = 36  # about
+
+Progress = Callable[[int], None]
+
+
+class Workload(NamedTuple):
+    """What a seed decides, the same for every method."""
+
+    seed: int
+    params: PyTree
+    rows: np.ndarray  # [num_pushes, batch_size], training images of each push
+    schedules: dict[protocols.ServerProtocol, sim.Schedule]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Numbers of one run.
+
+    `diverged` means that the final train loss is not finite or not below the initial one.
+    """
+
+    method: str
+    seed: int
+    learning_rate: float
+    lambda0: float | None
+    initial_train_loss: float
+    final_train_loss: float
+    final_test_error: float  # fraction
+    diverged: bool
+    server_updates: int
+    simulated_seconds: float
+    mean_staleness: float
+    staleness_counts: list[int]  # pushes of staleness 0, 1, ...
+    max_compensation_ratio: float | None  # of |compensation| / |gradient|; None: none measured
+    median_compensation_ratio: float | None
+    curve_pushes: list[int]
+    curve_seconds: list[float]  # simulated
+    curve_train_loss: list[float]
+
+
+def make_workload(setting: settings.Setting, seed: int) -> Workload:
+    """Initial parameters, batches and one schedule per protocol for `seed`."""
+    schedules = {}
+    for method in methods.METHODS.values():
+        if method.protocol not in schedules:
+            schedules[method.protocol] = sim.make_schedule(
+                setting.law,
+                setting.num_workers,
+                num_server_updates(setting, method),
+                seed=seed,
+                protocol=method.protocol,
+            )
+    return Workload(
+        seed=seed,
+        params=tasks.digits_task(setting.model).init(seed),
+        rows=datasets.batch_rows(
+            datasets.NUM_TRAIN_DIGITS, setting.batch_size, setting.num_pushes, seed
+        ),
+        schedules=schedules,
+    )
+
+
+def num_server_updates(setting: settings.Setting, method: methods.Method) -> int:
+    """Server updates that the budget of pushes makes."""
+    averages = isinstance(method.protocol, sim.Synchronous)
+    return setting.num_pushes // setting.num_workers if averages else setting.num_pushes
+
+
+def segment_length(setting: settings.Setting) -> int:
+    """Pushes between two points of a curve: whole rounds of M, and a divisor of all if possible.
+
+    Segments of one length share one compiled program.
+    """
+    rounds = setting.num_pushes // setting.num_workers
+    target = max(rounds // NUM_CURVE_POINTS, 1)
+    near = [n for n in range(max(target // 2, 1), 2 * target + 1) if rounds % n == 0]
+    best = min(near, key=lambda n: abs(n - target), default=target)
+    return best * setting.num_workers
+
+
+def train(
+    setting: settings.Setting,
+    method: methods.Method,
+    hyperparameters: methods.Hyperparameters,
+    workload: Workload,
+    progress: Progress = lambda num_pushes: None,
+    *,
+    curve: bool = True,
+) -> Run:
+    """Trains once; `progress` hears of pushes done, `curve=False` evaluates only both ends."""
+    evaluate = tasks.digits_task(setting.model).evaluate
+    schedule = workload.schedules[method.protocol]
+    length = segment_length(setting)
+    stops = [*(range(length, len(schedule), length) if curve else ()), len(schedule)]
+    end = evaluate(workload.params)
+    losses, traces = [float(end.train_loss)], []
+    for result in _segments(setting, method, hyperparameters, workload, stops):
+        end = evaluate(result.params)
+        losses.append(float(end.train_loss))
+        traces.append(result.trace)
+        progress(len(result.trace.event))
+    return Run(
+        method=method.name,
+        seed=workload.seed,
+        learning_rate=hyperparameters.learning_rate,
+        lambda0=hyperparameters.lambda0,
+        initial_train_loss=losses[0],
+        final_train_loss=losses[-1],
+        final_test_error=float(end.test_error),
+        diverged=not losses[-1] < losses[0],
+        server_updates=schedule.num_updates,
+        curve_pushes=[0, *stops],
+        curve_seconds=[0.0, *schedule.time[np.asarray(stops) - 1].tolist()],
+        curve_train_loss=losses,
+        **_trace_numbers(traces),
+    )
+
+
+def _segments(
+    setting: settings.Setting,
+    method: methods.Method,
+    hyperparameters: methods.Hyperparameters,
+    workload: Workload,
+    stops: Sequence[int],
+) -> Iterator[sim.SimResult]:
+    """The run in pieces that end at `stops`."""
+    tx = methods.make_tx(method, num_server_updates(setting, method))
+    opt_state = methods.init_opt_state(tx, workload.params, hyperparameters)
+    # Chunks as long as a segment, whatever the stops: one compiled program for all.
+    engine = sim.ScanEngine(chunk_size=segment_length(setting))
+    state = None
+    for stop in stops:
+        result = sim.simulate(
+            tasks.digits_task(setting.model).loss_fn,
+            workload.params,
+            tx,
+            workload.schedules[method.protocol],
+            workload.rows,
+            engine=engine,
+            opt_state=opt_state,
+            state=state,
+            stop=stop,
+            measure_compensation=method.compensates,
+        )
+        state = result.state
+        yield result
+
+
+def _trace_numbers(traces: list[sim.Trace]) -> dict[str, Any]:
+    staleness = np.concatenate([trace.staleness for trace in traces])
+    ratios = [t.compensation_ratio for t in traces if t.compensation_ratio is not None]
+    # A diverged run ends in NaN; what it did before still counts.
+    measured = np.concatenate(ratios) if ratios else np.zeros(0)
+    measured = measured[~np.isnan(measured)]
+    return {
+        "simulated_seconds": float(traces[-1].time[-1]),
+        "mean_staleness": float(staleness.mean()),
+        "staleness_counts": np.bincount(staleness).tolist(),
+        "max_compensation_ratio": float(measured.max()) if len(measured) else None,
+        "median_compensation_ratio": float(np.median(measured)) if len(measured) else None,
+    }

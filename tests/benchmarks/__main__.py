@@ -1,0 +1,26 @@
+"""Prints every speed ratio as a Markdown table: `python tests/benchmarks`."""
+
+import datetime
+import os
+import platform
+import sys
+
+import engines
+import jax
+import jaxlib
+import optax
+import server_step
+
+
+def main():
+    rows = [*server_step.rows(), *engines.scan_rows(), *engines.host_rows()]
+    print(f"{datetime.date.today()}, {jax.devices()[0].device_kind} with {os.cpu_count()} cores,")
+    print(f"Python {platform.python_version()}, jax {jax.__version__}, jaxlib", end=" ")
+    print(f"{jaxlib.__version__}, optax {optax.__version__}; medians of alternating runs.\n")
+    print("| what | ours | baseline | ratio | goal |\n|---|---|---|---|---|")
+    for row in rows:
+        print(f"| {row.what} | {row.ours} | {row.baseline} | {row.ratio:.3g} | {row.goal} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

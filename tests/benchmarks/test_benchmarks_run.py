@@ -1,0 +1,29 @@
+"""The benchmarks still run, at toy size; nothing here is timed against a goal."""
+
+import engines
+import pytest
+import server_step
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: server_step.rows({"w": (3, 4), "b": (4,)}, repeats=1),
+        lambda: engines.scan_rows(num_events=16, batch=4, repeats=1),
+        lambda: engines.host_rows(num_events=3, batch=2, width=2, repeats=1),
+    ],
+    ids=["server", "scan", "host"],
+)
+def test_every_benchmark_reports_positive_ratios(measure):
+    rows = measure()
+    assert rows
+    assert all(row.ratio > 0 for row in rows)
+    assert all(row.ratio == 1 for row in rows if row.goal == "= 1")
+
+
+def test_the_server_benchmark_has_the_size_of_resnet50():
+    import math
+
+    shapes = server_step.resnet50_shapes()
+    assert len(shapes) == 161
+    assert sum(math.prod(shape) for shape in shapes.values()) == 25_557_032

@@ -1,0 +1,39 @@
+"""Small training problems for simulator tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dcasgd_jax as dc
+
+
+def softmax_params(dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"w": jnp.asarray(0.1 * rng.normal(size=(6, 3)), dtype), "b": jnp.zeros(3, dtype)}
+
+
+def softmax_batches(num_events, dtype=np.float32, seed=1):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(num_events, 8, 6)).astype(dtype)
+    labels = images[..., :3].argmax(axis=-1).astype(np.int32)
+    return images, labels
+
+
+def softmax_loss(params, batch):
+    images, labels = batch
+    logits = images @ params["w"] + params["b"][None]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def noisy_loss(params, batch, key):
+    images, labels = batch
+    keep = jax.random.bernoulli(key, 0.8, images.shape).astype(images.dtype)
+    return softmax_loss(params, (images * keep, labels))
+
+
+def adaptive(learning_rate=0.3, lambda0=2.0, momentum=0.5, **options):
+    return optax.chain(
+        dc.compensate_delay(lambda0, ms_decay=0.95, **options),
+        optax.sgd(learning_rate, momentum=momentum),
+    )
