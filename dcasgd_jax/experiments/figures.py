@@ -24,57 +24,75 @@ def save_comparison(path: str | os.PathLike, all_runs: Sequence[runs.Run], title
 
     picture = figure.Figure(figsize=(13.5, 4.6), dpi=130, layout="constrained")
     by_push, by_time, histogram = picture.subplots(1, 3, width_ratios=(1.15, 1.15, 0.8))
-    for name in dict.fromkeys(run.method for run in all_runs):
-        of_method = [run for run in all_runs if run.method == name]
-        _draw_curves(by_push, of_method, "curve_pushes")
-        _draw_curves(by_time, of_method, "curve_seconds")
-    _finish_curves(by_push, all_runs, "pushed gradients")
-    _finish_curves(by_time, all_runs, "simulated seconds (log)")
+    _draw_curves(by_push, all_runs, "curve_pushes", "pushed gradients")
     by_time.set_xscale("log")
+    _draw_curves(by_time, all_runs, "curve_seconds", "simulated seconds (log)")
     _draw_staleness(histogram, all_runs)
     handles, labels = by_push.get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    picture.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 7), frameon=False
+    )
     picture.suptitle(title, fontsize=11)
     with files.replacing(path) as stream:
         picture.savefig(stream, format="png")
 
 
-def _draw_curves(axes, of_method: list[runs.Run], along: str) -> None:
-    """Mean and range over the runs that finished, each diverged run by itself."""
-    name = of_method[0].method
-    colour = COLOURS[name]
-    finished = [run for run in of_method if not run.diverged]
-    if finished:
-        losses = np.asarray([run.curve_train_loss for run in finished])
-        position = np.mean([getattr(run, along) for run in finished], axis=0)
-        if along == "curve_seconds":  # its axis is logarithmic: no room for time 0
-            losses, position = losses[:, 1:], position[1:]
-        axes.plot(position, losses.mean(axis=0), color=colour, label=name, lw=1.8)
-        axes.fill_between(
-            position, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.18, lw=0
-        )
-    diverged = [run for run in of_method if run.diverged]
-    for index, run in enumerate(diverged):
-        losses = np.asarray(run.curve_train_loss)
-        shown = np.cumprod(np.isfinite(losses)).astype(bool)
-        position = np.asarray(getattr(run, along))[shown]
-        count = f"{name} ({len(diverged)}/{len(of_method)} diverged)"
-        label = count if index == 0 else None
-        axes.plot(position, losses[shown], color=colour, ls=":", lw=1.2, label=label)
-        axes.plot(position[-1:], losses[shown][-1:], "x", color=colour, ms=8, mew=2)
-
-
-def _finish_curves(axes, all_runs: Sequence[runs.Run], along: str) -> None:
+def _draw_curves(axes, all_runs: Sequence[runs.Run], along: str, label: str) -> None:
     axes.set_yscale("log")
-    start = max(run.initial_train_loss for run in all_runs)
-    finished = [run.curve_train_loss for run in all_runs if not run.diverged] or [[start]]
-    # A diverged run may pass 1e30; the picture is about the others.
-    top = min(max(map(max, finished)), 30 * start)
-    axes.set_ylim(0.7 * min(map(min, finished)), 2 * top)
-    axes.set_xlabel(along)
+    low, high = _loss_range(all_runs)
+    axes.set_ylim(low, high)
+    for name in dict.fromkeys(run.method for run in all_runs):
+        of_method = [run for run in all_runs if run.method == name]
+        finished = [run for run in of_method if not run.diverged]
+        if finished:
+            _draw_finished(axes, finished, along)
+        diverged = [run for run in of_method if run.diverged]
+        for index, run in enumerate(diverged):
+            count = f"{name} ({len(diverged)}/{len(of_method)} diverged)"
+            _draw_diverged(axes, run, along, high, None if index else count)
+    axes.set_xlabel(label)
     axes.set_ylabel("train loss (all images)")
     axes.grid(alpha=0.25, which="major")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _loss_range(all_runs: Sequence[runs.Run]) -> tuple[float, float]:
+    """Limits that show the runs that finished; a diverged one may pass 1e30."""
+    start = max(run.initial_train_loss for run in all_runs)
+    finished = [run.curve_train_loss for run in all_runs if not run.diverged] or [[start]]
+    top = min(max(map(max, finished)), 30 * start)
+    return 0.7 * min(map(min, finished)), 2 * top
+
+
+def _points(run: runs.Run, along: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and losses up to the first loss that is not finite."""
+    losses = np.asarray(run.curve_train_loss)
+    shown = np.cumprod(np.isfinite(losses)).astype(bool)
+    if along == "curve_seconds":
+        shown[0] = False  # a logarithmic axis has no room for time 0
+    return np.asarray(getattr(run, along))[shown], losses[shown]
+
+
+def _draw_finished(axes, finished: Sequence[runs.Run], along: str) -> None:
+    """Mean and range over runs of one method."""
+    colour = COLOURS[finished[0].method]
+    positions, losses = zip(*(_points(run, along) for run in finished), strict=True)
+    position, losses = np.mean(positions, axis=0), np.asarray(losses)
+    axes.plot(position, losses.mean(axis=0), color=colour, label=finished[0].method, lw=1.8)
+    axes.fill_between(
+        position, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.18, lw=0
+    )
+
+
+def _draw_diverged(axes, run: runs.Run, along: str, top: float, label: str | None) -> None:
+    """One run, to a cross where it ends, stops being finite or leaves the picture."""
+    position, losses = _points(run, along)
+    outside = np.flatnonzero(losses >= top)
+    stop = outside[0] + 1 if len(outside) else len(losses)
+    # A little below the edge, so that the cross is seen whole.
+    losses = np.minimum(losses, 0.8 * top)
+    style = {"color": COLOURS[run.method], "ls": ":", "lw": 1.2, "marker": "x", "ms": 8, "mew": 2}
+    axes.plot(position[:stop], losses[:stop], markevery=[-1], label=label, **style)
 
 
 def _draw_staleness(axes, all_runs: Sequence[runs.Run]) -> None:

@@ -47,9 +47,13 @@ def given_values(
     for_all, for_one = {}, {}
     for text in texts:
         name, equals, values = text.rpartition("=")
+        if not names:
+            raise errors.UsageError(
+                f"{option} {text}: none of --methods has a lambda0, leave it out"
+            )
         if equals and name not in names:
             why = _why_not(name, option)
-            raise errors.UsageError(f"{option} {text}: {why}; use {', '.join(names) or 'none'}")
+            raise errors.UsageError(f"{option} {text}: {why}; use {', '.join(names)}")
         numbers = _numbers(option, text, values)
         if len(numbers) > 1 and not tune:
             raise errors.UsageError(f"{option} {text}: give one value, or several with --tune")

@@ -55,7 +55,8 @@ def summary_table(console: "Console", summaries: Sequence[report.Summary], title
     """The table of a comparison."""
     table = _table(title)
     table.add_column("method", no_wrap=True)
-    for name in ("lr", "lambda0", "train loss", "test\nerror %", "simul.\nseconds"):
+    lambda0 = "λ0" if _plus_minus(console) == "±" else "lam0"
+    for name in ("lr", lambda0, "train loss", "test\nerror %", "simul.\nseconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("stale-\nness", "max\nratio", "runs"):
         table.add_column(name, justify="right", no_wrap=True)

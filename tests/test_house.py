@@ -1,0 +1,142 @@
+"""The house: who may import whom, what is public, what every public thing must say."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pathlib
+import re
+
+import jax
+import pytest
+
+import dcasgd_jax as dc
+from dcasgd_jax import sim
+
+PACKAGE = pathlib.Path(dc.__file__).parent
+MODULES = sorted(path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py"))
+NAMES = [".".join(path.parts).removesuffix(".__init__") for path in MODULES]
+
+
+def imports(name):
+    """Every module that a module imports, at the top or inside functions."""
+    path = PACKAGE.parent / (name.replace(".", "/") + ".py")
+    if not path.exists():
+        path = PACKAGE.parent / name.replace(".", "/") / "__init__.py"
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def of_ours(name, *allowed):
+    """Imports of this package that are not on the list."""
+    return {
+        found
+        for found in imports(name)
+        if found.startswith("dcasgd_jax.")
+        and not any(found == a or found.startswith(a + ".") for a in allowed)
+    }
+
+
+def below(*prefixes):
+    return [name for name in NAMES if any(name == p or name.startswith(p + ".") for p in prefixes)]
+
+
+TYPES = "dcasgd_jax.typing"
+FORMULA = "dcasgd_jax.compensation"
+TRANSFORMS = "dcasgd_jax.transforms"
+SIM = "dcasgd_jax.sim"
+
+
+def test_floors():
+    assert not of_ours(TYPES)
+    assert not of_ours(FORMULA, TYPES)
+    for name in below(TRANSFORMS):
+        assert not of_ours(name, TYPES, FORMULA, TRANSFORMS), name
+    assert not of_ours("dcasgd_jax.alias", TYPES, TRANSFORMS)
+    for name in below(SIM):
+        assert not of_ours(name, TYPES, FORMULA, TRANSFORMS, SIM), name
+
+
+@pytest.mark.parametrize(
+    "name", [f"{SIM}.{part}" for part in ("laws", "protocols", "slots", "schedule", "files")]
+)
+def test_the_schedule_is_plain_numpy(name):
+    assert not {found for found in imports(name) if re.match(r"(jax|optax|chex|flax)\b", found)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_of_every_module(name):
+    found = imports(name)
+    assert not {f for f in found if "._src" in f}, "private modules of jax or optax"
+    if not name.startswith("dcasgd_jax.integrations"):
+        assert not {f for f in found if re.match(r"flax\b", f)}
+    if not name.startswith("dcasgd_jax.runtime"):
+        assert not {f for f in found if re.match(r"ray\b", f)}
+    if not name.startswith("dcasgd_jax.experiments"):
+        assert not {f for f in found if re.match(r"(sklearn|matplotlib|rich)\b", f)}
+    assert name.rpartition(".")[2] != "utils"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_file_holds_one_idea(path):
+    lines = (PACKAGE.parent / path).with_suffix(".py").read_text().splitlines()
+    assert len(lines) <= 300
+
+
+def public(module):
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+
+
+def test_public_names_are_the_ones_promised():
+    assert set(public(dc)) == {
+        *("adaptive_strength", "compensate_delay", "compensate_fixed_delay"),
+        *("compensate_worker_delay", "compensated_gradient", "compensation_ratio", "dcasgd"),
+        *("delay_gradients", "record_pull", "update_mean_square"),
+        *("CompensateDelayState", "CompensateFixedDelayState", "CompensateWorkerDelayState"),
+        *("CompensationNorms", "DelayGradientsState"),
+    }
+    assert set(public(sim)) == {
+        *("Asynchronous", "ConstantTime", "ExponentialTime", "GammaTime", "HostEngine"),
+        *("LognormalTime", "ParetoTime", "RecordedTime", "RoundRobin", "ScanEngine", "Schedule"),
+        *("Sequential", "SimResult", "SimState", "Synchronous", "Trace"),
+        *("make_schedule", "simulate"),
+    }
+
+
+@pytest.mark.parametrize(
+    "function",
+    [f for m in (dc, sim) for f in public(m).values() if inspect.isfunction(f)],
+    ids=lambda f: f.__name__,
+)
+def test_public_functions_say_what_they_take_return_and_show(function):
+    text = inspect.getdoc(function)
+    for section in ("Args:", "Returns:", "Example:", ">>>"):
+        assert section in text, section
+    for argument in inspect.signature(function).parameters:
+        assert re.search(rf"^  {argument}:", text, re.MULTILINE), argument
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("__main__")])
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+def test_examples_in_the_readme():
+    readme = pathlib.Path(__file__).parents[1] / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        assert len(block.strip().splitlines()) <= 14
+        with jax.numpy_rank_promotion("allow"):  # as a reader's interpreter has it
+            exec(compile(block, "README.md", "exec"), {})
