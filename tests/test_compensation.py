@@ -121,14 +121,14 @@ def test_another_structure_is_an_error():
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_16_bit_gradients_are_compensated_in_float32(dtype):
-    """g*g of 1e-4 is 0 in float16; the compensation must survive it."""
+    """λ g² = 1e-8 is 0 in float16; times a displacement of 1000 it is a tenth of g."""
     grad = jnp.asarray([1e-4], dtype)
-    params, stale = jnp.asarray([2.0], dtype), jnp.asarray([1.0], dtype)
+    params, stale = jnp.asarray([1000.0], dtype), jnp.asarray([0.0], dtype)
     assert float(jnp.float16(1e-4) * jnp.float16(1e-4)) == 0.0
-    compensated = dc.compensated_gradient(grad, params, stale, 1e4)
+    compensated = dc.compensated_gradient(grad, params, stale, 1.0)
     assert compensated.dtype == dtype
-    # g + 1e4 g² (2 - 1) is about 2e-4; the result is rounded once to the 16-bit dtype.
-    exact = float(grad[0]) + 1e4 * float(grad[0]) ** 2
+    exact = float(grad[0]) + float(grad[0]) ** 2 * 1000
+    # The result is rounded once to the 16-bit dtype.
     np.testing.assert_allclose(float(compensated[0]), exact, rtol=float(jnp.finfo(dtype).eps))
 
 

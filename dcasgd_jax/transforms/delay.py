@@ -30,7 +30,8 @@ def delay_gradients(
     gradient is due the updates are zero and the state of `inner` is left alone.
 
     Args:
-      inner: Any optimizer. A compensating one finds its `stale_params` there.
+      inner: Any optimizer. A compensating one finds its `stale_params` there. Call `update` inside
+        `jax.jit`: one by one, JAX compiles the wait for the first gradient again at every call.
       delay: τ ≥ 0 in calls: an int, a prefix of the parameter tree with ints as leaves (stages
         of a pipeline), or a function of the parameters that returns one of these. With per-leaf
         delays nothing is applied until the slowest leaf's first gradient is due, and `staleness`
@@ -74,9 +75,14 @@ def delay_gradients(
                 "delay_gradients makes the gradients stale itself, but update() was given "
                 "stale_params= or staleness=. In the simulator prescribe the delay in the schedule."
             )
-        delays = rows.ring_delays(state.in_flight, (updates, params))[1]
+        # The ring has a place for every parameter, also for those without a gradient.
+        pushed = _replace_none(updates, by=optax.tree.zeros_like(params))
+        delays = rows.ring_delays(state.in_flight, (pushed, params))[1]
         slowest = max(jax.tree.leaves(delays), default=0)
-        (grads, stale_params), in_flight = rows.rotate_ring(state.in_flight, (updates, params))
+        (grads, stale_params), in_flight = rows.rotate_ring(state.in_flight, (pushed, params))
+        grads = jax.tree.map(
+            lambda new, old: old if new is not None else None, updates, grads, is_leaf=_is_none
+        )
         applied = state.num_calls - slowest  # updates that `inner` has made
         of_leaf = lambda leaf_delay: jnp.minimum(applied, leaf_delay)
         same = len(set(jax.tree.leaves(delays))) <= 1
@@ -104,3 +110,14 @@ def delay_gradients(
         return updates, DelayGradientsState(num_calls, in_flight, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _replace_none(tree: PyTree, *, by: PyTree) -> PyTree:
+    """`tree` with every `None` leaf replaced by the leaf of `by`."""
+    return jax.tree.map(
+        lambda leaf, other: other if leaf is None else leaf, tree, by, is_leaf=_is_none
+    )
+
+
+def _is_none(leaf) -> bool:
+    return leaf is None

@@ -295,6 +295,24 @@ def test_a_second_call_neither_traces_nor_compiles(engine):
     assert len(traces) == after_first
 
 
+def test_long_runs_compile_one_chunk_and_one_rest():
+    def traces_of(num_events):
+        traces = []
+
+        def loss_fn(w, target):
+            traces.append(1)
+            return (w - target) ** 2
+
+        schedule = schedule_for(num_updates=num_events)
+        engine = sim.ScanEngine(chunk_size=50)
+        sim.simulate(
+            loss_fn, 0.0, optax.sgd(0.1), schedule, np.ones(num_events, np.float32), engine=engine
+        )
+        return len(traces)
+
+    assert traces_of(5_030) == traces_of(80)
+
+
 def test_choosing_the_engine_does_not_trace_again_either():
     traces = []
 
