@@ -75,14 +75,16 @@ def delay_gradients(
                 "delay_gradients makes the gradients stale itself, but update() was given "
                 "stale_params= or staleness=. In the simulator prescribe the delay in the schedule."
             )
-        # The ring has a place for every parameter, also for those without a gradient.
-        pushed = _replace_none(updates, by=optax.tree.zeros_like(params))
+        # The ring and the state of `inner` have a place for every parameter: without a gradient it
+        # holds zeros, and the parameter gets no update.
+        is_none = lambda leaf: leaf is None
+        has_gradient = jax.tree.map(lambda g: g is not None, updates, is_leaf=is_none)
+        pushed = jax.tree.map(
+            lambda given, g, p: g if given else jnp.zeros_like(p), has_gradient, updates, params
+        )
         delays = rows.ring_delays(state.in_flight, (pushed, params))[1]
         slowest = max(jax.tree.leaves(delays), default=0)
         (grads, stale_params), in_flight = rows.rotate_ring(state.in_flight, (pushed, params))
-        grads = jax.tree.map(
-            lambda new, old: old if new is not None else None, updates, grads, is_leaf=_is_none
-        )
         applied = state.num_calls - slowest  # updates that `inner` has made
         of_leaf = lambda leaf_delay: jnp.minimum(applied, leaf_delay)
         same = len(set(jax.tree.leaves(delays))) <= 1
@@ -106,18 +108,8 @@ def delay_gradients(
             updates, inner_state = jax.lax.cond(applied >= 0, apply, wait, state.inner_state)
         else:
             updates, inner_state = apply(state.inner_state)
+        updates = jax.tree.map(lambda given, u: u if given else None, has_gradient, updates)
         num_calls = jnp.asarray(optax.safe_increment(state.num_calls))
         return updates, DelayGradientsState(num_calls, in_flight, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _replace_none(tree: PyTree, *, by: PyTree) -> PyTree:
-    """`tree` with every `None` leaf replaced by the leaf of `by`."""
-    return jax.tree.map(
-        lambda leaf, other: other if leaf is None else leaf, tree, by, is_leaf=_is_none
-    )
-
-
-def _is_none(leaf) -> bool:
-    return leaf is None
