@@ -79,9 +79,8 @@ def delay_gradients(
         # holds zeros, and the parameter gets no update.
         is_none = lambda leaf: leaf is None
         has_gradient = jax.tree.map(lambda g: g is not None, updates, is_leaf=is_none)
-        pushed = jax.tree.map(
-            lambda given, g, p: g if given else jnp.zeros_like(p), has_gradient, updates, params
-        )
+        fill = lambda given, g, p: g if given or p is None else jnp.zeros_like(p)
+        pushed = jax.tree.map(fill, has_gradient, updates, params)
         delays = rows.ring_delays(state.in_flight, (pushed, params))[1]
         slowest = max(jax.tree.leaves(delays), default=0)
         (grads, stale_params), in_flight = rows.rotate_ring(state.in_flight, (pushed, params))
