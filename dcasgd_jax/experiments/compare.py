@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     if tuned:
         new = {job.setting.model: tuning.record(job.setting, tuned)}
         records.write_json(job.out / TUNED, old_tuned | new)
-        terminal.print_text(console, f"Saved the grid: {job.out / TUNED}")
+        terminal.print_text(console, f"Saved the grid: {job.out / TUNED}", wrap=False)
     chosen = {result.method: result.chosen for result in tuned} or {
         name: methods.Hyperparameters(grid.learning_rates[0], grid.lambda0s[0])
         for name, grid in job.grids.items()
@@ -64,11 +64,9 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     content["wall_seconds"] = time.perf_counter() - started
     records.write_json(job.out / RESULTS, content)
     figures.save_comparison(job.out / PICTURE, all_runs, _title(job))
-    terminal.print_text(
-        console,
-        f"Saved {job.out / RESULTS} and {job.out / PICTURE} "
-        f"({time.perf_counter() - started:.1f} s in all).",
-    )
+    seconds = time.perf_counter() - started
+    saved = f"Saved {job.out / RESULTS} and {PICTURE} beside it ({seconds:.1f} s in all)."
+    terminal.print_text(console, saved, wrap=False)
 
 
 def _prepare_folder(job: options.Job) -> dict[str, Any]:
@@ -114,7 +112,8 @@ def _tune(job: options.Job, console: "Console") -> list[tuning.Tuned]:
             result = tuning.tune(job.setting, method, job.grids[method.name], workloads, progress)
             tuned.append(result)
     for result in tuned:
-        console.print(terminal.grid_table(result))
+        title = f"{result.method}: mean final train loss over {num_seeds} seeds"
+        terminal.print_table(console, title, terminal.grid_table(result))
     for warning in (text for result in tuned for text in result.warnings()):
         terminal.print_text(console, f"Note: {warning}")
     return tuned
@@ -152,12 +151,12 @@ def _progress(advance: terminal.Advance, text: str) -> runs.Progress:
 def _print_report(
     job: options.Job, summaries: Sequence[report.Summary], console: "Console"
 ) -> None:
-    console.print(terminal.summary_table(console, summaries, _title(job)))
+    terminal.print_table(console, _title(job), terminal.summary_table(console, summaries))
     terminal.print_text(
         console,
         "mean and sample std over seeds; loss over all training images; ratio: largest "
-        "|compensation|/|gradient|; diverged: final train loss not finite or not below the initial "
-        "one, left out of loss, error and ratio.",
+        "|compensation|/|gradient|; diverged: final train loss not finite, or not below both the "
+        "initial one and chance (ln 10); left out of loss, error and ratio.",
     )
     for sentence in report.findings(summaries):
         terminal.print_text(console, sentence)
@@ -166,7 +165,8 @@ def _print_report(
 def _title(job: options.Job) -> str:
     setting = job.setting
     return (
-        f"{setting.model} on digits, {setting.num_workers} workers, {setting.law_name} times, "
+        f"{setting.model} on digits, {setting.num_workers} worker"
+        f"{'s' * (setting.num_workers > 1)}, {setting.law_name} times, "
         f"{setting.num_pushes} pushes of {setting.batch_size} images, {job.num_seeds} "
         f"seed{'s' * (job.num_seeds > 1)}"
     )

@@ -123,16 +123,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
     """
     workers = arguments.workers
     pushes = _budget(arguments.updates, workers)
-    if arguments.batch > datasets.NUM_TRAIN_DIGITS:
-        raise errors.UsageError(
-            f"--batch {arguments.batch}: there are only {datasets.NUM_TRAIN_DIGITS} training "
-            "images, use fewer"
-        )
-    if arguments.seeds > tuning.TUNING_SEEDS[0]:
-        raise errors.UsageError(
-            f"--seeds {arguments.seeds}: seeds from {tuning.TUNING_SEEDS[0]} on are for tuning, "
-            f"use at most {tuning.TUNING_SEEDS[0]}"
-        )
+    _check_limits(arguments)
     setting = settings.Setting(
         model=arguments.model,
         num_workers=workers,
@@ -159,6 +150,19 @@ def make_job(arguments: argparse.Namespace) -> Job:
     if not arguments.tune:
         notes += _untuned_note(setting, chosen, rates, lambda0s)
     return Job(setting, chosen, arguments.seeds, grids, arguments.tune, arguments.out, tuple(notes))
+
+
+def _check_limits(arguments: argparse.Namespace) -> None:
+    if arguments.batch > datasets.NUM_TRAIN_DIGITS:
+        raise errors.UsageError(
+            f"--batch {arguments.batch}: there are only {datasets.NUM_TRAIN_DIGITS} training "
+            "images, use fewer"
+        )
+    if arguments.seeds > tuning.TUNING_SEEDS[0]:
+        raise errors.UsageError(
+            f"--seeds {arguments.seeds}: seeds from {tuning.TUNING_SEEDS[0]} on are for tuning, "
+            f"use at most {tuning.TUNING_SEEDS[0]}"
+        )
 
 
 def _budget(updates: int, workers: int) -> int:

@@ -120,6 +120,7 @@ def fixed_numbers() -> dict[str, Any]:
         },
         "ms_decay": {name: method.ms_decay for name, method in methods.METHODS.items()},
         "max_pull": {name: method.max_pull for name, method in methods.METHODS.items()},
-        "diverged_means": "final train loss not finite, or not below the initial one",
+        "diverged_means": "final train loss not finite, or not below both the initial one and "
+        "chance (ln 10)",
         "std_means": "sample standard deviation over the seeds that did not diverge",
     }

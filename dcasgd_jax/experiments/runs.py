@@ -29,7 +29,8 @@ class Workload(NamedTuple):
 class Run:
     """Numbers of one run.
 
-    `diverged` means that the final train loss is not finite or not below the initial one.
+    `diverged` means that the final train loss is not finite, or not below both the initial one and
+    that of a uniform guess.
     """
 
     method: str
@@ -120,7 +121,7 @@ def train(
         initial_train_loss=losses[0],
         final_train_loss=losses[-1],
         final_test_error=float(end.test_error),
-        diverged=not losses[-1] < losses[0],
+        diverged=not losses[-1] < min(losses[0], tasks.CHANCE_LOSS),
         server_updates=schedule.num_updates,
         curve_pushes=[0, *stops],
         curve_seconds=[0.0, *schedule.time[np.asarray(stops) - 1].tolist()],

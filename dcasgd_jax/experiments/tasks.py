@@ -1,6 +1,7 @@
 """Tasks: a model on a data set, as the functions that the simulator and the reports call."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ MODELS = {
     "mlp": (64, 64, 10),
 }
 """Layer widths; softmax regression is a network without a hidden layer."""
+
+CHANCE_LOSS = math.log(10)
+"""Cross entropy of giving each of the ten digits the same probability: nothing was learnt."""
 
 
 class Evaluation(NamedTuple):

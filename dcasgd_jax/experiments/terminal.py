@@ -46,14 +46,26 @@ def progress_bar(num_pushes: int) -> Iterator[Advance]:
         yield lambda text, done: bar.update(task, description=text, advance=done)
 
 
-def print_text(console: "Console", text: str) -> None:
-    """One paragraph, wrapped, without markup."""
-    console.print(text, markup=False)
+def print_text(console: "Console", text: str, *, wrap: bool = True) -> None:
+    """One paragraph without markup; `wrap=False` keeps a path in one piece."""
+    console.print(text, markup=False, soft_wrap=not wrap)
 
 
-def summary_table(console: "Console", summaries: Sequence[report.Summary], title: str) -> "Table":
+def print_table(console: "Console", title: str, table: "Table") -> None:
+    """The title, not wrapped to the table's width, and the table."""
+    console.print()
+    print_text(console, title)
+    console.print()
+    # A terminal too narrow folds the lines; rich would cut the numbers.
+    width, console.width = console.width, MAX_WIDTH
+    console.print(table)
+    console.width = width
+    console.print()
+
+
+def summary_table(console: "Console", summaries: Sequence[report.Summary]) -> "Table":
     """The table of a comparison."""
-    table = _table(title)
+    table = _table()
     table.add_column("method", no_wrap=True)
     lambda0 = "λ0" if _plus_minus(console) == "±" else "lam0"
     for name in ("lr", lambda0, "train loss", "test\nerror %", "simul.\nseconds"):
@@ -82,8 +94,8 @@ def summary_cells(summary: report.Summary, plus_minus: str = "±") -> list[str]:
 
 
 def grid_table(result: tuning.Tuned) -> "Table":
-    """What `--tune` found for one method: mean final train loss, the choice in brackets."""
-    table = _table(f"{result.method}: mean final train loss over {result.losses.shape[2]} seeds")
+    """Mean final train loss of every combination tried for one method, the choice in brackets."""
+    table = _table()
     table.add_column("learning rate", justify="right", no_wrap=True)
     for lambda0 in result.grid.lambda0s:
         heading = "train loss" if lambda0 is None else f"lambda0 {lambda0:g}"
@@ -101,11 +113,11 @@ def _grid_cell(result: tuning.Tuned, row: int, column: int) -> str:
     return f"\\[{text}]" if (row, column) == result.best else text
 
 
-def _table(title: str) -> "Table":
+def _table() -> "Table":
     from rich import box
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
 
 
 def _plus_minus(console: "Console") -> str:
@@ -121,9 +133,10 @@ def _loss_cell(statistic: report.Statistic, plus_minus: str) -> str:
 def _error_cell(statistic: report.Statistic | None, plus_minus: str) -> str:
     if statistic is None:
         return "-"
-    spread = "" if statistic.std is None else f" {plus_minus} {statistic.std:.2f}"
-    return f"{statistic.mean:.2f}{spread}"
+    form = ".2f" if statistic.mean < 10 else ".1f"
+    spread = "" if statistic.std is None else f" {plus_minus} {statistic.std:{form}}"
+    return f"{statistic.mean:{form}}{spread}"
 
 
 def _ratio_cell(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.3g}"
+    return "-" if ratio is None else f"{ratio:{'.3g' if ratio < 100 else '.1e'}}"
