@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 import dcasgd_jax as dc
+from dcasgd_jax import sim
 
 
 def softmax_params(dtype=np.float32, seed=0):
@@ -36,4 +37,32 @@ def adaptive(learning_rate=0.3, lambda0=2.0, momentum=0.5, **options):
     return optax.chain(
         dc.compensate_delay(lambda0, ms_decay=0.95, **options),
         optax.sgd(learning_rate, momentum=momentum),
+    )
+
+
+ENGINES = [
+    sim.ScanEngine(),
+    sim.ScanEngine(chunk_size=7),
+    sim.HostEngine(),
+    sim.HostEngine(chunk_size=5),
+    sim.HostEngine(jit=False),
+]
+NUM_EVENTS = 60
+
+
+def schedule_for(protocol=None, law=None, num_updates=NUM_EVENTS, seed=0):
+    return sim.make_schedule(
+        law or sim.ExponentialTime(), 4, num_updates, seed=seed, protocol=protocol
+    )
+
+
+def run(schedule, tx=None, **options):
+    dtype = options.pop("dtype", np.float32)
+    return sim.simulate(
+        options.pop("loss_fn", softmax_loss),
+        softmax_params(dtype),
+        adaptive() if tx is None else tx,
+        schedule,
+        softmax_batches(len(schedule), dtype),
+        **options,
     )

@@ -205,7 +205,7 @@ def compensation_ratio(opt_state: optax.OptState) -> jax.Array:
 def _zero_square(param, num_workers: int | None) -> jax.Array:
     """Zero mean square for one parameter; built from it so that it inherits its sharding."""
     wide = jnp.zeros_like(param, dtype=jnp.promote_types(jnp.result_type(param), jnp.float32))
-    return wide if num_workers is None else jnp.stack([wide] * num_workers)
+    return wide if num_workers is None else rows.repeat_row(wide, num_workers)
 
 
 def _norms(gradient, compensated) -> CompensationNorms:
