@@ -23,7 +23,6 @@ class Dataset(NamedTuple):
 
     train: Split
     test: Split
-    num_classes: int
 
 
 @functools.cache
@@ -43,11 +42,7 @@ def load_digits() -> Dataset:
     train_images, test_images, train_labels, test_labels = model_selection.train_test_split(
         images, labels, test_size=NUM_TEST_DIGITS, stratify=labels, random_state=0
     )
-    return Dataset(
-        train=_split(train_images, train_labels),
-        test=_split(test_images, test_labels),
-        num_classes=10,
-    )
+    return Dataset(train=_split(train_images, train_labels), test=_split(test_images, test_labels))
 
 
 def batch_rows(num_images: int, batch_size: int, num_batches: int, seed: int) -> np.ndarray:

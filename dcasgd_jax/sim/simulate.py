@@ -99,17 +99,14 @@ def simulate(
       [1. 1. 1.]
     """
     batch_fn = batches if callable(batches) else None
-    updates = schedule.updates
-    program = step.Program(loss_fn, tx, batch_fn, not bool(updates.all()), measure_compensation)
+    averages = not bool(schedule.updates.all())
+    program = step.Program(loss_fn, tx, batch_fn, averages, measure_compensation)
     for name, function in (("loss_fn", loss_fn), ("batch_fn", batch_fn)):
         _check_hashable(name, function)
     _check_averages(schedule)
-    if state is None:
-        current = step.initial_state(program, params, opt_state, schedule.num_slots)
-    else:
+    if state is not None:
         _check_state(state, schedule, program)
-        current = step.copy_tree(state)
-    start = int(current.event)
+    start = 0 if state is None else int(state.event)
     stop = len(schedule) if stop is None else stop
     if not start < stop <= len(schedule):
         raise ValueError(
@@ -118,6 +115,11 @@ def simulate(
         )
     if batch_fn is None:
         _check_batches(batches, stop)
+
+    if state is None:
+        current = step.initial_state(program, params, opt_state, schedule.num_slots)
+    else:
+        current = step.copy_tree(state)
     if engine is None:
         first = batch_fn(jnp.int32(0), jnp.int32(0)) if batch_fn else engines.take_rows(batches, 0)
         engine = engines.choose_engine(program, current.params, first, key)

@@ -89,6 +89,10 @@ def check_real(params: PyTree) -> None:
 
 def check_like_params(name: str, tree: PyTree, params: PyTree) -> None:
     """Raises ValueError, naming the first differing path, unless `tree` is shaped like `params`."""
+    leaves, structure = jax.tree.flatten(tree)
+    param_leaves, param_structure = jax.tree.flatten(params)
+    if structure == param_structure and all(map(_same_shape, leaves, param_leaves)):
+        return
     hint = (
         " Inside optax.masked or optax.partition, pass them mask_compatible_extra_args=True."
         if _has_masked_node(params) and not _has_masked_node(tree)
@@ -99,7 +103,7 @@ def check_like_params(name: str, tree: PyTree, params: PyTree) -> None:
     for path, leaf in expected.items():
         if path not in given:
             raise ValueError(f"{name} has no leaf {_name(path)}, but params do.{hint}")
-        if jnp.shape(given[path]) != jnp.shape(leaf):
+        if not _same_shape(given[path], leaf):
             raise ValueError(
                 f"{name}{_name(path)} has shape {jnp.shape(given[path])}, but the parameter has "
                 f"shape {jnp.shape(leaf)}."
@@ -107,11 +111,14 @@ def check_like_params(name: str, tree: PyTree, params: PyTree) -> None:
     for path in given:
         if path not in expected:
             raise ValueError(f"{name} has a leaf {_name(path)}, but params do not.{hint}")
-    if jax.tree.structure(tree) != jax.tree.structure(params):
-        raise ValueError(
-            f"{name} and params have the same leaves in different containers: "
-            f"{jax.tree.structure(tree)} against {jax.tree.structure(params)}.{hint}"
-        )
+    raise ValueError(
+        f"{name} and params have the same leaves in different containers: "
+        f"{structure} against {param_structure}.{hint}"
+    )
+
+
+def _same_shape(one, other) -> bool:
+    return jnp.shape(one) == jnp.shape(other)
 
 
 def _has_masked_node(tree) -> bool:
