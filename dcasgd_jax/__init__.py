@@ -11,11 +11,13 @@ from dcasgd_jax.compensation import update_mean_square as update_mean_square
 from dcasgd_jax.transforms import CompensateDelayState as CompensateDelayState
 from dcasgd_jax.transforms import CompensateFixedDelayState as CompensateFixedDelayState
 from dcasgd_jax.transforms import CompensateWorkerDelayState as CompensateWorkerDelayState
-from dcasgd_jax.transforms import CompensationNorms as CompensationNorms
+from dcasgd_jax.transforms import CompensationMetrics as CompensationMetrics
+from dcasgd_jax.transforms import CompensationSums as CompensationSums
 from dcasgd_jax.transforms import DelayGradientsState as DelayGradientsState
 from dcasgd_jax.transforms import compensate_delay as compensate_delay
 from dcasgd_jax.transforms import compensate_fixed_delay as compensate_fixed_delay
 from dcasgd_jax.transforms import compensate_worker_delay as compensate_worker_delay
+from dcasgd_jax.transforms import compensation_metrics as compensation_metrics
 from dcasgd_jax.transforms import compensation_ratio as compensation_ratio
 from dcasgd_jax.transforms import delay_gradients as delay_gradients
 from dcasgd_jax.transforms import record_pull as record_pull

@@ -8,15 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import compensation
-from dcasgd_jax.transforms import checks, rows
+from dcasgd_jax.transforms import checks, measurement, rows
 from dcasgd_jax.typing import PyTree, Scalar
-
-
-class CompensationNorms(NamedTuple):
-    """Euclidean norms of one update's gradient and of the term added to it; float32 scalars."""
-
-    gradient: chex.Array
-    compensation: chex.Array
 
 
 class CompensateDelayState(NamedTuple):
@@ -24,7 +17,7 @@ class CompensateDelayState(NamedTuple):
 
     num_updates: chex.Array  # int32 scalar: what schedules are read at
     mean_square: PyTree | None  # like params, or [num_workers, ...]; None if λ is constant
-    norms: CompensationNorms  # of the last update that was measured
+    sums: measurement.CompensationSums  # of the last update that was measured
 
 
 def compensate_delay(
@@ -61,8 +54,8 @@ def compensate_delay(
     Returns:
       A transformation with `update(updates, state, params, *, stale_params, worker=None)`.
       `stale_params` is a tree like `params`: the parameters this gradient was taken at. With
-      `measure_compensation=True` (a Python bool) the state also keeps the norms that
-      `compensation_ratio` reads. Unknown extra arguments are ignored. Inside `optax.masked` or
+      `measure_compensation=True` (a Python bool) the state also keeps the sums that
+      `compensation_metrics` reads. Unknown extra arguments are ignored. Inside `optax.masked` or
       `optax.partition` set their `mask_compatible_extra_args=True`.
 
     Raises:
@@ -102,18 +95,17 @@ def compensate_delay(
         mean_square = None
         if ms_decay is not None:
             mean_square = jax.tree.map(lambda p: _zero_square(p, num_workers), params)
-        zero = lambda: jnp.zeros((), jnp.float32)  # a buffer each: donated states may share none
         return CompensateDelayState(
             num_updates=jnp.zeros((), jnp.int32),
             mean_square=mean_square,
-            norms=CompensationNorms(gradient=zero(), compensation=zero()),
+            sums=measurement.zero_sums(),
         )
 
     def strength_at(count, updates, mean_square, worker):
-        """λ for this update, and the mean square to keep."""
+        """λ for this update, the mean square it comes from (None: constant), and that to keep."""
         lambda0_now = lambda0(count) if callable(lambda0) else lambda0
         if ms_decay is None:
-            return lambda0_now, None
+            return lambda0_now, None, None
         if num_workers is None:
             mean_square = current = compensation.update_mean_square(mean_square, updates, ms_decay)
         else:
@@ -123,7 +115,7 @@ def compensate_delay(
             mean_square = jax.tree.map(
                 lambda per_worker, new: rows.write_row(per_worker, new, row), mean_square, current
             )
-        return compensation.adaptive_strength(current, lambda0_now, eps), mean_square
+        return compensation.adaptive_strength(current, lambda0_now, eps), current, mean_square
 
     def max_curvature_at(count):
         if max_pull is None:
@@ -150,7 +142,9 @@ def compensate_delay(
                 "If the server keeps them per worker, use compensate_worker_delay instead."
             )
         checks.check_like_params("stale_params", stale_params, params)
-        strength, mean_square = strength_at(state.num_updates, updates, state.mean_square, worker)
+        strength, current_square, mean_square = strength_at(
+            state.num_updates, updates, state.mean_square, worker
+        )
         compensated = compensation.compensated_gradient(
             updates,
             params,
@@ -158,59 +152,17 @@ def compensate_delay(
             strength,
             max_curvature=max_curvature_at(state.num_updates),
         )
-        norms = _norms(updates, compensated) if measure_compensation else state.norms
+        sums = state.sums
+        if measure_compensation:
+            sums = measurement.measure(updates, compensated, current_square, eps)
         return compensated, CompensateDelayState(
-            jnp.asarray(optax.safe_increment(state.num_updates)), mean_square, norms
+            jnp.asarray(optax.safe_increment(state.num_updates)), mean_square, sums
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def compensation_ratio(opt_state: optax.OptState) -> jax.Array:
-    r"""|compensation| / |gradient| of the last update that was measured: does it do anything?
-
-    .. math:: \|\tilde g - g\|_2 / \|g\|_2
-
-    Args:
-      opt_state: State of any chain that holds a compensating transformation whose last
-        `update` was given `measure_compensation=True`. Several of them (`optax.partition`) are
-        taken together.
-
-    Returns:
-      A float32 scalar; 0 where the gradient is zero or nothing was measured yet.
-
-    Raises:
-      ValueError: If the state holds no compensating transformation.
-
-    Example:
-      >>> import dcasgd_jax as dc, jax.numpy as jnp
-      >>> tx = dc.compensate_delay(lambda0=2.0)
-      >>> _, state = tx.update(jnp.asarray(0.2), tx.init(1.0), 1.0, stale_params=0.5,
-      ...                      measure_compensation=True)
-      >>> print(f"{dc.compensation_ratio(state):.2f}")  # 2 * 0.2**2 * 0.5 / 0.2
-      0.20
-    """
-    is_state = lambda node: isinstance(node, CompensateDelayState)
-    found = [node.norms for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
-    if not found:
-        raise ValueError(
-            "This optimizer state holds no compensating transformation, so there is no "
-            "compensation to measure: chain dc.compensate_delay or use dc.dcasgd."
-        )
-    gradient = jnp.sqrt(sum(norms.gradient**2 for norms in found))
-    added = jnp.sqrt(sum(norms.compensation**2 for norms in found))
-    return jnp.where(gradient == 0, 0.0, added / jnp.where(gradient == 0, 1.0, gradient))
 
 
 def _zero_square(param, num_workers: int | None) -> jax.Array:
     """Zero mean square for one parameter; built from it so that it inherits its sharding."""
     wide = jnp.zeros_like(param, dtype=jnp.promote_types(jnp.result_type(param), jnp.float32))
     return wide if num_workers is None else rows.repeat_row(wide, num_workers)
-
-
-def _norms(gradient, compensated) -> CompensationNorms:
-    to_float32 = lambda tree: optax.tree.cast(tree, jnp.float32)
-    added = jax.tree.map(jnp.subtract, to_float32(compensated), to_float32(gradient))
-    return CompensationNorms(
-        gradient=optax.tree.norm(to_float32(gradient)), compensation=optax.tree.norm(added)
-    )

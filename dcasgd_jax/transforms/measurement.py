@@ -1,0 +1,145 @@
+"""What a compensation did to a gradient, in numbers: measured on request, read from the state."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcasgd_jax.typing import PyTree, Scalar
+
+
+class CompensationSums(NamedTuple):
+    """Sums over the coordinates of one update, float32 scalars; those of two trees add up."""
+
+    gradient_square: chex.Array
+    compensated_square: chex.Array
+    compensation_square: chex.Array
+    inner_product: chex.Array  # of the gradient and the compensated gradient
+    below_eps: chex.Array  # coordinates whose mean square is below eps
+    num_adaptive: chex.Array  # coordinates with a mean square
+
+
+class CompensationMetrics(NamedTuple):
+    """What `compensation_metrics` returns; float32 scalars."""
+
+    ratio: jax.Array  # |compensation| / |gradient|
+    cosine: jax.Array  # of the angle between the gradient and the compensated gradient
+    below_eps: jax.Array  # share of the coordinates whose mean square is below eps
+
+
+def zero_sums() -> CompensationSums:
+    """The sums over no coordinates, in a buffer each: donated states may share none."""
+    return CompensationSums(*(jnp.zeros((), jnp.float32) for _ in CompensationSums._fields))
+
+
+def measure(
+    gradient: PyTree, compensated: PyTree, mean_square: PyTree | None, eps: Scalar
+) -> CompensationSums:
+    """The sums of one update; `mean_square` is the one it was made with, None if λ is constant."""
+    # Of the compensated gradient as it was rounded: what 16 bits lose was not compensated.
+    gradient = optax.tree.cast(gradient, jnp.float32)
+    compensated = optax.tree.cast(compensated, jnp.float32)
+    added = jax.tree.map(jnp.subtract, compensated, gradient)
+    below_eps = num_adaptive = 0
+    if mean_square is not None:
+        leaves, structure = jax.tree.flatten(gradient, is_leaf=lambda leaf: leaf is None)
+        pairs = zip(leaves, structure.flatten_up_to(mean_square), strict=True)
+        squares = [square for leaf, square in pairs if leaf is not None]
+        below_eps = sum(jnp.sum(square < eps, dtype=jnp.float32) for square in squares)
+        num_adaptive = sum(square.size for square in squares)
+    return CompensationSums(
+        gradient_square=_sum_of_products(gradient, gradient),
+        compensated_square=_sum_of_products(compensated, compensated),
+        compensation_square=_sum_of_products(added, added),
+        inner_product=_sum_of_products(gradient, compensated),
+        below_eps=jnp.asarray(below_eps, jnp.float32),
+        num_adaptive=jnp.asarray(num_adaptive, jnp.float32),
+    )
+
+
+def compensation_metrics(opt_state: optax.OptState) -> CompensationMetrics:
+    r"""What the compensation did to the last gradient that was measured.
+
+    .. math:: ratio = \|\tilde g - g\|_2 / \|g\|_2, \quad
+              cosine = \langle g, \tilde g \rangle / (\|g\|_2 \|\tilde g\|_2)
+
+    and the share of coordinates whose mean square is below `eps`: there the adaptive strength is
+    in effect the constant λ0/sqrt(eps), or at least 0.7 of it.
+
+    Args:
+      opt_state: State of any chain that holds a compensating transformation whose last
+        `update` was given `measure_compensation=True`. Several of them (`optax.partition`) are
+        taken together.
+
+    Returns:
+      Three float32 scalars. Where the gradient is zero or nothing was measured yet, `ratio` is 0
+      and `cosine` 1; where only the compensated gradient is zero, `cosine` is 0. `below_eps` counts
+      the coordinates with an adaptive strength that had a gradient; nan if there are none.
+
+    Raises:
+      ValueError: If the state holds no compensating transformation.
+
+    Example:
+      >>> import dcasgd_jax as dc, jax.numpy as jnp
+      >>> tx = dc.compensate_delay(lambda0=2.0)
+      >>> params, stale_params = jnp.asarray([1.0, 1.0]), jnp.asarray([0.5, 1.0])
+      >>> grads = jnp.asarray([0.3, 0.4])  # compensation: (2 * 0.3**2 * 0.5, 0)
+      >>> _, state = tx.update(grads, tx.init(params), params, stale_params=stale_params,
+      ...                      measure_compensation=True)
+      >>> print(*(f"{metric:.3f}" for metric in dc.compensation_metrics(state)))
+      0.180 0.992 nan
+    """
+    is_sums = lambda node: isinstance(node, CompensationSums)
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_sums) if is_sums(node)]
+    if not found:
+        raise ValueError(
+            "This optimizer state holds no compensating transformation, so there is no "
+            "compensation to measure: chain dc.compensate_delay or use dc.dcasgd."
+        )
+    sums = jax.tree.map(lambda *parts: sum(parts), *found)
+    # Roots before the product: a product of two squares leaves the range of float32.
+    gradient, compensated = jnp.sqrt(sums.gradient_square), jnp.sqrt(sums.compensated_square)
+    cosine = jnp.clip(_quotient(sums.inner_product, gradient * compensated, 0.0), -1.0, 1.0)
+    return CompensationMetrics(
+        ratio=_quotient(jnp.sqrt(sums.compensation_square), gradient, 0.0),
+        cosine=jnp.where(gradient == 0, 1.0, cosine),
+        below_eps=_quotient(sums.below_eps, sums.num_adaptive, jnp.nan),
+    )
+
+
+def compensation_ratio(opt_state: optax.OptState) -> jax.Array:
+    r"""|compensation| / |gradient| of the last update that was measured: does it do anything?
+
+    Args:
+      opt_state: As in `compensation_metrics`.
+
+    Returns:
+      The `ratio` of `compensation_metrics`, a float32 scalar; 0 where the gradient is zero or
+      nothing was measured yet.
+
+    Raises:
+      ValueError: If the state holds no compensating transformation.
+
+    Example:
+      >>> import dcasgd_jax as dc, jax.numpy as jnp
+      >>> tx = dc.compensate_delay(lambda0=2.0)
+      >>> _, state = tx.update(jnp.asarray(0.2), tx.init(1.0), 1.0, stale_params=0.5,
+      ...                      measure_compensation=True)
+      >>> print(f"{dc.compensation_ratio(state):.2f}")  # 2 * 0.2**2 * 0.5 / 0.2
+      0.20
+    """
+    return compensation_metrics(opt_state).ratio
+
+
+def _sum_of_products(one: PyTree, other: PyTree) -> jax.Array:
+    """Inner product of two float32 trees; XLA reduces it while it reads them."""
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), one, other)
+    return jnp.asarray(sum(jax.tree.leaves(products)), jnp.float32)
+
+
+def _quotient(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
+    """The quotient, or `otherwise` where it would be divided by zero."""
+    is_zero = denominator == 0
+    return jnp.where(is_zero, otherwise, numerator / jnp.where(is_zero, 1.0, denominator))
