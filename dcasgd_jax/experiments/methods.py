@@ -10,7 +10,7 @@ import optax
 
 import dcasgd_jax as dc
 from dcasgd_jax import sim
-from dcasgd_jax.sim import protocols
+from dcasgd_jax.sim.schedules import protocols
 from dcasgd_jax.typing import PyTree
 
 MS_DECAY = 0.95

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dcasgd_jax import sim
 from dcasgd_jax.experiments import datasets, methods, settings, tasks
-from dcasgd_jax.sim import protocols
+from dcasgd_jax.sim.schedules import protocols
 from dcasgd_jax.typing import PyTree
 
 NUM_CURVE_POINTS = 36  # about
@@ -121,13 +122,61 @@ def train(
         initial_train_loss=losses[0],
         final_train_loss=losses[-1],
         final_test_error=float(end.test_error),
-        diverged=not losses[-1] < min(losses[0], tasks.CHANCE_LOSS),
+        diverged=has_diverged(losses[0], losses[-1]),
         server_updates=schedule.num_updates,
         curve_pushes=[0, *stops],
         curve_seconds=[0.0, *schedule.time[np.asarray(stops) - 1].tolist()],
         curve_train_loss=losses,
         **_trace_numbers(traces),
     )
+
+
+def final_train_losses(
+    setting: settings.Setting,
+    method: methods.Method,
+    members: Sequence[tuple[methods.Hyperparameters, Workload]],
+    progress: Progress = lambda num_pushes: None,
+) -> np.ndarray:
+    """Final train loss of each member [num_members], nan if it diverged; trains all at once.
+
+    What `train` says of each, but for rounding; `progress` hears of pushes done.
+    """
+    numbers = [hyperparameters for hyperparameters, _ in members]
+    workloads = [workload for _, workload in members]
+    hyperparams = {"learning_rate": np.array([n.learning_rate for n in numbers])}
+    if method.compensates:
+        hyperparams["lambda0"] = np.array([n.lambda0 for n in numbers])
+    done = 0
+
+    def advance(num_events: int) -> None:
+        nonlocal done
+        progress(num_events - done)
+        done = num_events
+
+    task = tasks.digits_task(setting.model)
+    result = sim.sweep(
+        task.loss_fn,
+        sim.PerMember(workload.params for workload in workloads),
+        methods.make_tx(method, num_server_updates(setting, method)),
+        sim.PerMember(workload.schedules[method.protocol] for workload in workloads),
+        sim.PerMember(workload.rows for workload in workloads),
+        hyperparams=hyperparams,
+        progress=advance,
+    )
+    params = jax.device_get(result.params)
+    losses = np.full(len(members), np.nan)
+    for i, workload in enumerate(workloads):
+        initial = float(task.evaluate(workload.params).train_loss)
+        of_member = jax.tree.map(lambda leaf: leaf[i], params)  # noqa: B023
+        final = float(task.evaluate(of_member).train_loss)
+        if not has_diverged(initial, final):
+            losses[i] = final
+    return losses
+
+
+def has_diverged(initial_train_loss: float, final_train_loss: float) -> bool:
+    """Whether the final loss is not finite, or not below both the initial one and chance."""
+    return not final_train_loss < min(initial_train_loss, tasks.CHANCE_LOSS)
 
 
 def _segments(
@@ -154,7 +203,7 @@ def _segments(
             opt_state=opt_state,
             state=state,
             stop=stop,
-            measure_compensation=method.compensates,
+            metrics=["compensation_ratio"] if method.compensates else [],
         )
         state = result.state
         yield result

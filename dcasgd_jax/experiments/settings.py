@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from dcasgd_jax import sim
-from dcasgd_jax.sim import laws
+from dcasgd_jax.sim.schedules import laws
 
 LAWS = {
     "gamma": sim.GammaTime,

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,15 +98,16 @@ def tune(
     workloads: Sequence[runs.Workload],
     progress: runs.Progress = lambda num_pushes: None,
 ) -> Tuned:
-    """Trains every combination on every workload."""
+    """Trains every combination on every workload, all in one sweep."""
+    members = [
+        (methods.Hyperparameters(rate, lambda0), workload)
+        for rate, lambda0, workload in itertools.product(
+            grid.learning_rates, grid.lambda0s, workloads
+        )
+    ]
+    losses = runs.final_train_losses(setting, method, members, progress)
     shape = (len(grid.learning_rates), len(grid.lambda0s), len(workloads))
-    losses = np.full(shape, math.nan)
-    for row, column, seed in itertools.product(*map(range, shape)):
-        numbers = methods.Hyperparameters(grid.learning_rates[row], grid.lambda0s[column])
-        run = runs.train(setting, method, numbers, workloads[seed], progress, curve=False)
-        if not run.diverged:
-            losses[row, column, seed] = run.final_train_loss
-    return Tuned(method.name, grid, losses)
+    return Tuned(method.name, grid, losses.reshape(shape))
 
 
 def record(setting: settings.Setting, tuned: Sequence[Tuned]) -> dict[str, Any]:

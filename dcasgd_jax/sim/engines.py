@@ -4,33 +4,36 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from dcasgd_jax.sim import step
-from dcasgd_jax.typing import PyTree
+from dcasgd_jax.sim import batches as sources
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim import recording, step
+from dcasgd_jax.sim.schedules import schedule as schedules
 
-Progress = Callable[[int], None]
+
+class Run(NamedTuple):
+    """Consecutive events of a schedule and what they need."""
+
+    program: programs.Program
+    schedule: schedules.Schedule
+    span: slice  # these events of the schedule
+    events: programs.Event  # NumPy arrays [num_events] of the span
+    batches: sources.Batches  # of the span
+    shared: programs.Shared
+    trace_every: int  # events between two that are kept in the trace
 
 
 class Engine(Protocol):
     """What `simulate` needs of an engine."""
 
     def run(
-        self,
-        program: step.Program,
-        state: step.SimState,
-        events: step.Event,
-        batches: PyTree,
-        key: jax.Array | None,
-        progress: Progress | None,
-    ) -> tuple[step.SimState, step.Metrics]:
-        """Runs `events` (arrays [num_events]) on `batches`; donates `state`.
-
-        Returns the state after them and the metrics, NumPy arrays [num_events].
-        """
+        self, run: Run, state: programs.SimState, progress: recording.Progress | None
+    ) -> tuple[programs.SimState, recording.Record]:
+        """Runs the events; donates `state`. Returns the state after them and what they report."""
         ...
 
 
@@ -46,17 +49,20 @@ class ScanEngine:
     chunk_size: int = 4096
 
     def __post_init__(self):
-        _check_chunk_size(self.chunk_size)
+        check_size("chunk_size", self.chunk_size)
 
-    def run(self, program, state, events, batches, key, progress):
+    def run(self, run: Run, state: programs.SimState, progress: recording.Progress | None):
         """See `Engine.run`."""
-        log = _MetricLog(progress)
-        for chunk in _chunks(len(events.worker), self.chunk_size):
-            state, metrics = _scan_chunk(
-                program, state, take_rows(events, chunk), take_rows(batches, chunk), key
+        log = recording.Log(run.events, run.trace_every, progress)
+        for chunk in chunks(len(run.events.event), self.chunk_size):
+            events = sources.take_rows(run.events, chunk)
+            state, reports = _scan_chunk(
+                run.program, state, events, run.batches.chunk(chunk), run.shared
             )
-            log.add(metrics, chunk.stop)
-        return state, log.concatenated()
+            log.add(chunk, *reports)
+            if log.is_lost(state.params):
+                break
+        return state, log.record(state.params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,96 +82,67 @@ class HostEngine:
     chunk_size: int = 256
 
     def __post_init__(self):
-        _check_chunk_size(self.chunk_size)
+        check_size("chunk_size", self.chunk_size)
 
-    def run(self, program, state, events, batches, key, progress):
+    def run(self, run: Run, state: programs.SimState, progress: recording.Progress | None):
         """See `Engine.run`."""
         run_event: Callable = _compiled_event if self.jit else step.run_event
-        log = _MetricLog(progress)
+        evaluate: Callable = compiled_evaluation if self.jit else step.evaluate
+        log = recording.Log(run.events, run.trace_every, progress)
         with contextlib.nullcontext() if self.jit else jax.disable_jit():
-            for chunk in _chunks(len(events.worker), self.chunk_size):
-                metrics = []
+            for chunk in chunks(len(run.events.event), self.chunk_size):
+                metrics, evaluations = [], []
                 for k in range(chunk.start, chunk.stop):
+                    event = sources.take_rows(run.events, k)
                     state, event_metrics = run_event(
-                        program, state, take_rows(events, k), take_rows(batches, k), key
+                        run.program, state, event, run.batches.one(k), run.shared
                     )
                     metrics.append(event_metrics)
-                log.add(metrics, chunk.stop)
-            return state, log.concatenated()
+                    if event.evaluates:
+                        evaluations.append(evaluate(run.program, state))
+                log.add(chunk, metrics, evaluations)
+                if log.is_lost(state.params):
+                    break
+            return state, log.record(state.params)
 
 
-def choose_engine(program: step.Program, params: PyTree, batch: PyTree, key) -> Engine:
+def choose_engine(convolves: bool) -> Engine:
     """`HostEngine` for convolutions on the CPU, `ScanEngine` for everything else."""
-    if jax.default_backend() != "cpu":
-        return ScanEngine()
-    arguments = (params, batch) if key is None else (params, batch, key)
-    leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple(jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x)) for x in leaves)
-    return HostEngine() if _convolves(program.loss_fn, shapes, structure) else ScanEngine()
+    return HostEngine() if convolves and jax.default_backend() == "cpu" else ScanEngine()
 
 
-@functools.lru_cache(maxsize=128)
-def _convolves(loss_fn, shapes, structure) -> bool:
-    """Whether a loss function uses convolutions; traces it, once for each kind of argument."""
-    jaxpr = jax.make_jaxpr(loss_fn)(*jax.tree.unflatten(structure, shapes))
-    return "conv_general_dilated" in str(jaxpr)
+def scan_events(program, state, events, batches, shared):
+    """Runs events in one `lax.scan`; returns the state, and the reports of every event."""
 
-
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
-def _scan_chunk(program, state, events, batches, key):
     def body(state, inputs):
-        event, batch = inputs
-        return step.run_event(program, state, event, batch, key)
+        event, row = inputs
+        state, metrics = step.run_event(program, state, event, row, shared)
+        return state, (metrics, evaluation_or_zeros(program, state, event))
 
     return jax.lax.scan(body, state, (events, batches))
 
 
+def evaluation_or_zeros(program, state, event):
+    """The evaluation of the version after an event that asks for one, else zeros."""
+    if event.evaluates is None:
+        return None
+    shape = jax.eval_shape(functools.partial(step.evaluate, program), state)
+    zeros = lambda state: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    return jax.lax.cond(event.evaluates, functools.partial(step.evaluate, program), zeros, state)
+
+
+_scan_chunk = jax.jit(scan_events, static_argnames="program", donate_argnames="state")
 _compiled_event = jax.jit(step.run_event, static_argnames="program", donate_argnames="state")
+compiled_evaluation = jax.jit(step.evaluate, static_argnames="program")
 
 
-class _MetricLog:
-    """Collects metrics on the host, one chunk late so that the device never waits for it."""
-
-    def __init__(self, progress: Progress | None):
-        self._progress = progress
-        self._on_host: list[step.Metrics] = []
-        self._on_device: tuple | None = None
-
-    def add(self, metrics, events_done: int) -> None:
-        self._fetch()
-        self._on_device = metrics, events_done
-
-    def concatenated(self) -> step.Metrics:
-        self._fetch()
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *self._on_host)
-
-    def _fetch(self) -> None:
-        if self._on_device is None:
-            return
-        metrics, events_done = jax.device_get(self._on_device[0]), self._on_device[1]
-        if isinstance(metrics, list):
-            metrics = jax.tree.map(lambda *scalars: np.stack(scalars), *metrics)
-        self._on_host.append(metrics)
-        self._on_device = None
-        if self._progress is not None:
-            self._progress(events_done)
-
-
-def _chunks(num_events: int, size: int) -> Iterator[slice]:
+def chunks(num_events: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` events."""
     for start in range(0, num_events, size):
         yield slice(start, min(start + size, num_events))
 
 
-def take_rows(tree: PyTree, index: slice | int) -> PyTree:
-    """Row or rows `index` of every leaf; a leaf that is taken whole is not copied."""
-
-    def take(leaf):
-        whole = isinstance(index, slice) and index.start == 0 and index.stop == len(leaf)
-        return leaf if whole else leaf[index]
-
-    return jax.tree.map(take, tree)
-
-
-def _check_chunk_size(chunk_size: int) -> None:
-    if not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ValueError(f"chunk_size must be an integer >= 1, got {chunk_size!r}.")
+def check_size(name: str, size: int) -> None:
+    """Raises ValueError unless `size` is a positive integer."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {size!r}.")

@@ -1,55 +1,41 @@
 """`simulate`: a schedule, a loss and an optimizer in, trained parameters and a trace out."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from dcasgd_jax.sim import engines, step
-from dcasgd_jax.sim import schedule as schedules
+from dcasgd_jax.sim import engines, preconditions, preparation, results, step
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.checkpoints import checkpoint as checkpoints
+from dcasgd_jax.sim.checkpoints import identity
+from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.typing import PyTree
 
 
-class Trace(NamedTuple):
-    """What happened at each event that this call ran; NumPy arrays [num_events]."""
-
-    event: np.ndarray  # index into the schedule
-    worker: np.ndarray
-    version: np.ndarray  # the server's version when the push arrived
-    staleness: np.ndarray  # versions
-    time: np.ndarray  # simulated seconds
-    loss: np.ndarray  # of the batch, at the params that the worker had read
-    compensation_ratio: np.ndarray | None  # |compensation| / |gradient|, if it was asked for
-
-
-class SimResult(NamedTuple):
-    """What `simulate` returns."""
-
-    params: PyTree
-    opt_state: optax.OptState
-    losses: np.ndarray  # [num_events], as in the trace
-    trace: Trace
-    state: step.SimState  # give it to `simulate` to go on from here
-
-
 def simulate(
-    loss_fn: Callable[..., jax.Array],
+    loss_fn: Callable[..., Any],
     params: PyTree,
     tx: optax.GradientTransformation,
     schedule: schedules.Schedule,
-    batches: PyTree | Callable[[jax.Array, jax.Array], PyTree],
+    batches: PyTree | Callable[[jax.Array, jax.Array], PyTree] | Iterable[PyTree],
     *,
     key: jax.Array | None = None,
     engine: engines.Engine | None = None,
+    per_push: optax.GradientTransformation | None = None,
+    model_state: PyTree | None = None,
+    model_state_policy: Literal["per_worker", "server"] = "per_worker",
+    eval_fn: Callable[..., PyTree] | None = None,
+    eval_versions: int | Sequence[int] | None = None,
+    metrics: Collection[str] = (),
+    trace_every: int = 1,
     opt_state: optax.OptState | None = None,
-    state: step.SimState | None = None,
+    state: programs.SimState | None = None,
     stop: int | None = None,
-    measure_compensation: bool = False,
+    checkpoint: checkpoints.Checkpoint | None = None,
     progress: Callable[[int], None] | None = None,
-) -> SimResult:
+) -> results.SimResult:
     r"""Trains with stale gradients exactly as a schedule says, in compiled code.
 
     Event k evaluates one gradient at the version that the worker had read, and hands it to `tx`:
@@ -61,31 +47,56 @@ def simulate(
 
     Args:
       loss_fn: `loss_fn(params, batch)`, or `loss_fn(params, batch, key)` if `key` is given; returns
-        a scalar. Pass the same function object again to reuse the compiled program.
+        a scalar. With `model_state`: `loss_fn(params, model_state, batch[, key])` returns the
+        scalar and the new model state. Pass the same function object again to reuse the compiled
+        program.
       params: Initial parameters; copied, never changed.
       tx: Any optax transformation; the same object again reuses the compiled program.
       schedule: Who pushes what and when; from `make_schedule`, a file, or built by hand.
-      batches: A tree of arrays `[num_events, ...]` (longer is fine), row k for event k; or
-        `batch_fn(event, worker)`, traced into the program, with int32 scalars.
+      batches: One of: a tree of arrays `[num_events, ...]` (longer is fine), row k for event k;
+        `sim.Indexed(examples, rows)`, rows that point into examples on the device;
+        `batch_fn(event, worker)`, traced into the program, with int32 scalars; an iterator of
+        batches in the order of the events that this call runs, fetched ahead.
       key: PRNG key; event k gets `fold_in(key, k)`, whatever the engine.
-      engine: `ScanEngine()`, `HostEngine()`, or `None` to choose: the host engine for convolutions
-        on the CPU, else the scan engine.
+      engine: `ScanEngine()`, `HostEngine()`, `LanesEngine(mesh)`, or `None` to choose: the host
+        engine for convolutions on the CPU, else the scan engine.
+      per_push: A transformation of each push before it is averaged with others (`Buffered`):
+        compensate there, because each push has a stale point of its own. It is offered the same
+        extra arguments as `tx`, which then gets neither `stale_params` nor `staleness` if the
+        averaged pushes read different versions.
+      model_state: Mutable state of the model, such as running statistics of batch normalisation.
+      model_state_policy: "per_worker": each worker keeps its own and evaluation takes their mean
+        (integers: worker 0's). "server": workers pull it with the params, and the last push that
+        the server uses overwrites it.
+      eval_fn: `eval_fn(params)`, or `eval_fn(params, model_state)`; returns a tree of arrays. Runs
+        inside the compiled loop.
+      eval_versions: Versions to evaluate: a sequence, or n for every n-th and the last. Default:
+        the last.
+      metrics: What else to trace, of "gap" (root mean square of w - w_stale),
+        "compensation_ratio" (|compensation| / |gradient|), "cosine" (of raw and compensated
+        gradient), "below_eps" (share of coordinates whose mean square is below eps).
+      trace_every: n ≥ 1; keep only every n-th event in the trace, for runs of millions.
       opt_state: Initial optimizer state, e.g. with other injected hyperparameters. Default:
         `tx.init(params)`.
-      state: The state of an earlier result, to go on from; `params` and `opt_state` are then not
-        read.
+      state: The state of an earlier result, to go on from; `params`, `opt_state` and `model_state`
+        are then only read for their structure.
       stop: Event to stop before. Default: the end of the schedule.
-      measure_compensation: Put |compensation| / |gradient| of every update into the trace.
+      checkpoint: `sim.Checkpoint(directory)`: saves the run there, and goes on with it if it is
+        there already; the result is always that of the whole run. Pass the other arguments as at
+        the first call, also `state` if the run began with one, and an iterator of batches from
+        its beginning.
       progress: Called with the number of events done in this call, now and then.
 
     Returns:
-      A `SimResult`.
+      A `SimResult`. A run whose params are no longer finite is given up: `non_finite` names the
+      first push with such a loss, and the trace ends there.
 
     Raises:
       ValueError: For batches shorter than the run, a schedule whose averaged pushes read several
-        versions, a state of another schedule, or `measure_compensation` without a compensating
-        transformation in `tx`.
-      TypeError: If `loss_fn` or `batch_fn` cannot be hashed.
+        versions while `tx` compensates, a state of another schedule, a checkpoint of another run,
+        or metrics of a compensation that there is not.
+      TypeError: If a function cannot be hashed.
+      OSError: If checkpoints cannot be written where they should.
 
     Example:
       >>> import dcasgd_jax as dc, jax.numpy as jnp, optax
@@ -98,104 +109,63 @@ def simulate(
       >>> print(jnp.round(result.params, 3))
       [1. 1. 1.]
     """
-    batch_fn = batches if callable(batches) else None
-    averages = not bool(schedule.updates.all())
-    program = step.Program(loss_fn, tx, batch_fn, averages, measure_compensation)
-    for name, function in (("loss_fn", loss_fn), ("batch_fn", batch_fn)):
-        _check_hashable(name, function)
-    _check_averages(schedule)
-    if state is not None:
-        _check_state(state, schedule, program)
-    start = 0 if state is None else int(state.event)
-    stop = len(schedule) if stop is None else stop
-    if not start < stop <= len(schedule):
-        raise ValueError(
-            f"Nothing to run: the state is at event {start}, stop is {stop}, and the schedule has "
-            f"{len(schedule)} events."
-        )
-    if batch_fn is None:
-        _check_batches(batches, stop)
-
+    preconditions.check_metrics(metrics)
+    has_model_state = model_state is not None or getattr(state, "model_state", None) is not None
+    program = preparation.make_program(
+        schedule,
+        params,
+        programs.Program(
+            loss_fn=loss_fn,
+            tx=tx,
+            per_push=per_push,
+            batch_fn=batches if callable(batches) else None,
+            eval_fn=eval_fn,
+            model_state=model_state_policy if has_model_state else "none",
+            metrics=tuple(metrics),
+        ),
+    )
+    start, stop = preparation.find_span(program, schedule, state, stop)
+    if checkpoint is not None:
+        checkpoint.prepare()
+    evaluated = preparation.evaluated_versions(schedule, eval_fn, eval_versions)
+    run = preparation.make_run(
+        program,
+        schedule,
+        slice(start, stop),
+        batches,
+        key=key,
+        evaluated=evaluated,
+        trace_every=trace_every,
+    )
     if state is None:
-        current = step.initial_state(program, params, opt_state, schedule.num_slots)
+        current = step.initial_state(
+            program, params, opt_state, model_state, schedule.num_slots, schedule.num_workers
+        )
     else:
         current = step.copy_tree(state)
-    if engine is None:
-        first = batch_fn(jnp.int32(0), jnp.int32(0)) if batch_fn else engines.take_rows(batches, 0)
-        engine = engines.choose_engine(program, current.params, first, key)
-
-    run = slice(start, stop)
-    events = engines.take_rows(_events(schedule), run)
-    rows = None if batch_fn else engines.take_rows(batches, run)
-    current, metrics = engine.run(program, current, events, rows, key, progress)
-    trace = Trace(
-        event=np.arange(start, stop),
-        worker=schedule.worker[run],
-        version=schedule.version[run],
-        staleness=schedule.staleness[run],
-        time=schedule.time[run],
-        loss=metrics.loss,
-        compensation_ratio=metrics.compensation_ratio,
-    )
-    return SimResult(current.params, current.opt_state, metrics.loss, trace, current)
-
-
-def _events(schedule: schedules.Schedule) -> step.Event:
-    """The schedule as the compiled step reads it; arrays [num_events]."""
-    pushes = np.bincount(schedule.version).astype(np.int32)
-    return step.Event(
-        worker=schedule.worker,
-        current_slot=schedule.slots.current,
-        read_slot=schedule.slots.read,
-        staleness=schedule.staleness,
-        updates=schedule.updates,
-        num_pushes=pushes[schedule.version],
-    )
-
-
-def _check_hashable(name: str, function) -> None:
+    preconditions.check_num_workers(current, schedule)
     try:
-        hash(function)
-    except TypeError:
-        raise TypeError(
-            f"{name} cannot be hashed, so its compiled program could not be found again: wrap it "
-            "in a plain function."
-        ) from None
-
-
-def _check_averages(schedule: schedules.Schedule) -> None:
-    same_update = schedule.version[1:] == schedule.version[:-1]
-    mixed = same_update & (schedule.read_version[1:] != schedule.read_version[:-1])
-    if mixed.any():
-        event = int(np.argmax(mixed)) + 1
-        raise ValueError(
-            f"The pushes averaged into update {schedule.version[event]} read different versions "
-            f"(event {event}): there is no single stale point to compensate."
-        )
-
-
-def _check_batches(batches: PyTree, num_events: int) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(batches)
-    if not leaves:
-        raise ValueError("batches holds no arrays; pass a tree of arrays [num_events, ...].")
-    for path, leaf in leaves:
-        name = f"batches{jax.tree_util.keystr(path)}"
-        shape = np.shape(leaf)
-        if not shape:
-            raise ValueError(f"{name} is a scalar, but needs a leading axis of events.")
-        if shape[0] < num_events:
-            raise ValueError(
-                f"{name} has {shape[0]} rows, but the run has {num_events} events: pass one batch "
-                "per event (with averaging, per push, not per update)."
+        first = preparation.first_batch(run)
+        convolves = preparation.convolves(run, current, first)
+        engine = engines.choose_engine(convolves) if engine is None else engine
+        if checkpoint is None:
+            current, record = engine.run(run, current, progress)
+        else:
+            this_run = identity.identify(run, current, first, evaluated)
+            current, record = checkpoints.run_with_checkpoints(
+                checkpoint, engine, run, current, progress, this_run
             )
-
-
-def _check_state(state: step.SimState, schedule: schedules.Schedule, program: step.Program) -> None:
-    slots = {leaf.shape[0] for leaf in jax.tree.leaves(state.snapshots)}
-    averages = state.gradient_sum is not None
-    if slots - {schedule.num_slots} or averages != program.averages:
-        raise ValueError(
-            f"This state belongs to another schedule: it keeps {max(slots, default=0)} snapshots "
-            f"({'with' if averages else 'without'} averaging), this schedule needs "
-            f"{schedule.num_slots} ({'with' if program.averages else 'without'})."
-        )
+    finally:
+        run.batches.close()
+    samples = results.samples_seen(schedule, preparation.batch_size(first))
+    trace = results.make_trace(schedule, start, record, samples)
+    return results.SimResult(
+        params=current.params,
+        opt_state=current.opt_state,
+        model_state=step.model_state_to_evaluate(program, current),
+        losses=trace.loss,
+        trace=trace,
+        evaluations=results.make_evaluations(schedule, start, record, samples),
+        non_finite=results.find_non_finite(schedule, start, record),
+        state=current,
+    )

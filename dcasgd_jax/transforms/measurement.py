@@ -41,6 +41,8 @@ def measure(
     # Of the compensated gradient as it was rounded: what 16 bits lose was not compensated.
     gradient = optax.tree.cast(gradient, jnp.float32)
     compensated = optax.tree.cast(compensated, jnp.float32)
+    # Without the barrier XLA computes the compensated gradient again for each of the sums.
+    gradient, compensated = jax.lax.optimization_barrier((gradient, compensated))
     added = jax.tree.map(jnp.subtract, compensated, gradient)
     below_eps = num_adaptive = 0
     if mean_square is not None:

@@ -8,12 +8,17 @@ import sys
 import engines
 import jax
 import jaxlib
+import lanes
 import optax
+import schedules
 import server_step
+import sweep
 
 
 def main():
-    rows = [*server_step.rows(), *engines.scan_rows(), *engines.host_rows()]
+    rows = [*server_step.rows(), *engines.scan_rows(), *engines.host_rows(), *schedules.rows()]
+    rows += lanes.rows_of_8_devices()
+    rows += sweep.rows()
     print(f"{datetime.date.today()}, {jax.devices()[0].device_kind} with {os.cpu_count()} cores,")
     print(f"Python {platform.python_version()}, jax {jax.__version__}, jaxlib", end=" ")
     print(f"{jaxlib.__version__}, optax {optax.__version__}; medians of alternating runs.\n")

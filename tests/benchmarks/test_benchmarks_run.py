@@ -1,8 +1,11 @@
 """The benchmarks still run, at toy size; nothing here is timed against a goal."""
 
 import engines
+import lanes
 import pytest
+import schedules
 import server_step
+import sweep
 
 
 @pytest.mark.parametrize(
@@ -11,8 +14,11 @@ import server_step
         lambda: server_step.rows({"w": (3, 4), "b": (4,)}, repeats=1),
         lambda: engines.scan_rows(num_events=16, batch=4, repeats=1),
         lambda: engines.host_rows(num_events=3, batch=2, width=2, repeats=1),
+        lambda: schedules.rows(num_events=500, repeats=1),
+        lambda: lanes.rows(num_events=16, batch=2, repeats=1, cases=lanes.CASES[:1]),
+        lambda: sweep.rows(num_events=8, num_members=3, batch=2, repeats=1),
     ],
-    ids=["server", "scan", "host"],
+    ids=["server", "scan", "host", "schedules", "lanes", "sweep"],
 )
 def test_every_benchmark_reports_positive_ratios(measure):
     rows = measure()

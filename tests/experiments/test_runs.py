@@ -123,3 +123,22 @@ def test_new_numbers_and_seeds_compile_nothing(caplog):
         runs.train(SMALL, method, methods.Hyperparameters(0.1, 8.0), second)
         runs.train(SMALL, method, methods.Hyperparameters(0.2, 0.0), first, curve=False)
     assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+
+
+@pytest.mark.parametrize("name", ["asgd", "ssgd", "dcasgd-capped"])
+def test_members_trained_at_once_end_like_runs_of_their_own(name):
+    method = methods.METHODS[name]
+    workloads = [runs.make_workload(SMALL, seed) for seed in (0, 1)]
+    lambda0 = 2.0 if method.compensates else None
+    members = [
+        (methods.Hyperparameters(rate, lambda0), workload)
+        for rate in (0.2, 0.4, 1e30)
+        for workload in workloads
+    ]
+    pushes = []
+    losses = runs.final_train_losses(SMALL, method, members, pushes.append)
+    alone = [runs.train(SMALL, method, *member, curve=False) for member in members]
+    expected = [np.nan if run.diverged else run.final_train_loss for run in alone]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert np.isnan(losses).tolist() == [False] * 4 + [True] * 2
+    assert sum(pushes) == 6 * SMALL.num_pushes

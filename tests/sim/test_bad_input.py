@@ -6,6 +6,7 @@ import optax
 import problems
 import pytest
 
+import dcasgd_jax as dc
 from dcasgd_jax import sim
 
 SCHEDULE = sim.make_schedule(sim.ExponentialTime(), 3, 20, seed=0)
@@ -65,12 +66,12 @@ def test_a_state_of_another_schedule():
 def test_averaged_pushes_of_different_versions():
     mixed = sim.Schedule([0, 1, 0, 1], [0, 0, 0, 1], [0, 0, 1, 1])
     with pytest.raises(ValueError, match=r"averaged into update 1 .*\(event 3\)"):
-        simulate(mixed)
+        simulate(mixed, tx=problems.adaptive())
 
 
 def test_measuring_without_a_compensating_transformation():
     with pytest.raises(ValueError, match="holds no compensating transformation"):
-        simulate(measure_compensation=True)
+        simulate(metrics=["compensation_ratio"])
 
 
 def test_an_unhashable_loss():
@@ -89,3 +90,24 @@ def test_an_unhashable_loss():
 def test_chunk_sizes(make, chunk_size):
     with pytest.raises(ValueError, match="chunk_size must be an integer >= 1"):
         make(chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        dc.dcasgd(0.1, num_workers=2),
+        dc.compensate_delay(1.0, ms_decay=0.9, num_workers=2),
+        dc.compensate_worker_delay(1.0, num_workers=2),
+        optax.masked(
+            dc.compensate_delay(1.0, ms_decay=0.9, num_workers=2),
+            {"w": True, "b": False},
+            mask_compatible_extra_args=True,
+        ),
+    ],
+    ids=["alias", "mean square", "backups", "masked"],
+)
+@pytest.mark.parametrize("where", ["tx", "per_push"])
+def test_an_optimizer_for_fewer_workers(tx, where):
+    """A traced worker out of range would silently use the last row."""
+    with pytest.raises(ValueError, match="num_workers=2, but the schedule has 3 workers"):
+        simulate(**{where: tx})

@@ -6,7 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcasgd_jax import sim
-from dcasgd_jax.sim.slots import assign_slots
+from dcasgd_jax.sim.schedules.slots import assign_slots
+
+FIELDS = ("worker", "read_version", "version", "time", "applied", "batch", "corrupt", "read_time")
+
+# Event 1 repeats event 0, event 2 is dropped, event 4 arrives as NaN.
+EVERYTHING = sim.Schedule(
+    worker=[0, 0, 1, 0, 1],
+    read_version=[0, 0, 0, 1, 2],
+    version=[0, 1, 2, 2, 2],
+    time=[1.0, 1.0, 2.0, 3.0, 4.0],
+    num_workers=3,
+    applied=[True, True, False, True, True],
+    batch=[0, 0, 2, 3, 4],
+    corrupt=[False, False, False, False, True],
+    read_time=[0.0, 0.0, 0.5, 1.0, 2.0],
+)
 
 
 def recorded(columns):
@@ -167,6 +182,37 @@ def test_slots_of_a_long_lived_version():
         (dict(worker=[0.5], read_version=[0]), "worker must hold 32-bit integers"),
         (dict(worker=[[0]], read_version=[0]), "worker must be one-dimensional"),
         (dict(worker=[0], read_version=[0], num_workers=0), "num_workers must be >= 1"),
+        (
+            dict(worker=[0] * 2, read_version=[0] * 2, version=[0, 1], applied=[False, True]),
+            r"event 1 the server goes up by one after a push that it dropped \(applied is False at "
+            "event 0",
+        ),
+        (dict(worker=[0, 0], read_version=[0, 0], applied=[True]), "differ in length"),
+        (dict(worker=[0, 0], read_version=[0, 0], batch=[0]), "differ in length"),
+        (dict(worker=[0, 0], read_version=[0, 0], corrupt=[True]), "differ in length"),
+        (dict(worker=[0, 0], read_version=[0, 0], read_time=[0.0]), "differ in length"),
+        (dict(worker=[0, 0], read_version=[0, 0], applied=[0, 2]), "applied must hold booleans"),
+        (dict(worker=[0], read_version=[0], batch=[0.5]), "batch must hold 32-bit integers"),
+        (dict(worker=[0, 0], read_version=[0, 0], batch=[1, 1]), "event 0 batch is 1, but must be"),
+        (dict(worker=[0, 0], read_version=[0, 0], batch=[-1, 1]), "event 0 batch is -1, but must"),
+        (
+            dict(worker=[0] * 3, read_version=[0] * 3, batch=[0, 0, 1]),
+            "event 2 it repeats event 1, which is a repetition itself",
+        ),
+        (
+            dict(worker=[0, 1], read_version=[0, 0], batch=[0, 0]),
+            "event 1 it repeats event 0, but worker is 1 here and 0 there",
+        ),
+        (
+            dict(worker=[0, 0], read_version=[0, 1], batch=[0, 0]),
+            "event 1 it repeats event 0, but read_version is 1 here and 0 there",
+        ),
+        (
+            dict(worker=[0, 0], read_version=[0, 1], read_time=[0.0, 2.5]),
+            r"event 1 its read_time is 2.5 s, but must be in \[0, 2.0\] s",
+        ),
+        (dict(worker=[0], read_version=[0], read_time=[-0.5]), "event 0 its read_time is -0.5 s"),
+        (dict(worker=[0], read_version=[0], read_time=[np.nan]), "event 0 its read_time is nan s"),
     ],
 )
 def test_impossible_schedules_name_the_first_impossible_event(fields, message):
@@ -177,6 +223,59 @@ def test_impossible_schedules_name_the_first_impossible_event(fields, message):
 def test_of_two_faults_the_first_event_is_named():
     with pytest.raises(ValueError, match="event 1 it reads version 9"):
         sim.Schedule(worker=[0, 0, 7], read_version=[0, 9, 0], num_workers=1)
+
+
+def test_the_defaults_of_the_optional_fields():
+    schedule = sim.Schedule([0, 1, 0, 1], [0, 0, 1, 2], time=[1.0, 2.0, 2.5, 4.0])
+    assert schedule.applied.tolist() == [True] * 4
+    assert schedule.batch.tolist() == [0, 1, 2, 3]
+    assert schedule.corrupt.tolist() == [False] * 4
+    assert schedule.read_time.tolist() == [0, 0, 1.0, 2.0]
+
+
+def test_a_repeated_push_was_read_when_the_first_was():
+    schedule = sim.Schedule([0, 1, 0, 1, 0], [0, 0, 1, 0, 3], batch=[0, 1, 2, 1, 4])
+    assert schedule.read_time.tolist() == [0, 0, 1, 0, 3]
+
+
+def test_a_dropped_push_makes_no_update():
+    schedule = sim.Schedule([0, 1, 0], [0, 0, 1], applied=[True, False, True])
+    assert schedule.version.tolist() == [0, 1, 1]
+    assert schedule.updates.tolist() == [True, False, True]
+    assert schedule.num_pushes.tolist() == [1, 1, 1]
+    assert schedule.num_updates == 2
+
+
+def test_a_dropped_last_push_makes_no_last_update():
+    schedule = sim.Schedule([0, 1], [0, 0], version=[0, 1], applied=[True, False])
+    assert schedule.updates.tolist() == [True, False]
+    assert schedule.num_updates == 1
+
+
+def test_an_update_averages_the_applied_pushes_of_its_version():
+    assert EVERYTHING.updates.tolist() == [True, True, False, False, True]
+    assert EVERYTHING.num_pushes.tolist() == [1, 1, 2, 2, 2]
+    assert EVERYTHING.num_pushes.dtype == np.int32
+    assert EVERYTHING.num_updates == 3
+
+
+def test_only_a_repeated_delivery_may_carry_an_old_read():
+    fields = dict(worker=[0, 0, 0], read_version=[0, 1, 0])
+    assert sim.Schedule(**fields, batch=[0, 1, 0]).staleness.tolist() == [0, 0, 2]
+    with pytest.raises(ValueError, match="event 2 worker 0 reads version 0, older than one"):
+        sim.Schedule(**fields)
+
+
+def test_a_schedule_is_summed_up_in_one_line():
+    assert repr(EVERYTHING) == str(EVERYTHING)
+    assert str(EVERYTHING) == (
+        "Schedule: 5 events, 3 updates, 3 workers, staleness mean 0.5 max 1, 3 slots, "
+        "3 waves of 1.67 events"
+    )
+    nothing = sim.Schedule([0], [0], applied=[False])
+    assert str(nothing) == (
+        "Schedule: 1 event, 0 updates, 1 worker, staleness mean 0 max 0, 1 slot, 1 wave of 1 events"
+    )
 
 
 def test_a_worker_that_never_pushes_is_fine():
@@ -211,9 +310,27 @@ def test_save_and_load(tmp_path):
     schedule = sim.make_schedule(sim.ParetoTime(), 3, 50, seed=0, protocol=sim.Synchronous())
     schedule.save(path)
     loaded = sim.Schedule.load(path)
-    for field in ("worker", "read_version", "version", "time", "num_workers"):
+    for field in (*FIELDS, "num_workers"):
         np.testing.assert_array_equal(getattr(loaded, field), getattr(schedule, field))
     assert [p.name for p in tmp_path.iterdir()] == ["race.npz"]
+
+
+def test_every_field_survives_save_and_load(tmp_path):
+    path = tmp_path / "race.npz"
+    EVERYTHING.save(path)
+    loaded = sim.Schedule.load(path)
+    for field in (*FIELDS, "num_workers"):
+        np.testing.assert_array_equal(getattr(loaded, field), getattr(EVERYTHING, field))
+
+
+def test_files_of_older_releases_are_read(tmp_path):
+    path = tmp_path / "race.npz"
+    old = dict(worker=[0, 1, 0], read_version=[0, 0, 1], version=[0, 1, 2], time=[1.0, 2.0, 3.0])
+    np.savez_compressed(path, **old, num_workers=2)
+    loaded = sim.Schedule.load(path)
+    expected = sim.Schedule(**old, num_workers=2)
+    for field in (*FIELDS, "num_workers"):
+        np.testing.assert_array_equal(getattr(loaded, field), getattr(expected, field))
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -196,7 +196,7 @@ def test_compensation_ratio_by_hand():
     tx = optax.chain(dc.compensate_delay(2.0), optax.sgd(0.1))
     result = sim.simulate(
         lambda w, h: 0.5 * h * w**2, jnp.float32(1.0), tx, schedule, np.float32([0.5, 0.5]),
-        measure_compensation=True,
+        metrics=["compensation_ratio"],
     )  # fmt: skip
     assert result.trace.compensation_ratio[0] == 0
     # Event 0 moves w to 0.95; event 1 compensates by 2 * 0.5^2 * (-0.05) against g = 0.5.
@@ -204,7 +204,8 @@ def test_compensation_ratio_by_hand():
 
 
 def test_averaged_pushes_report_a_ratio_only_where_they_update():
-    ratio = run(schedule_for(sim.Synchronous(), num_updates=3), measure_compensation=True).trace
+    schedule = schedule_for(sim.Synchronous(), num_updates=3)
+    ratio = run(schedule, metrics=["compensation_ratio"]).trace
     expected = [np.nan, np.nan, np.nan, 0.0] * 3
     np.testing.assert_array_equal(ratio.compensation_ratio, expected)
 

@@ -31,8 +31,12 @@ class WorkerTimeLaw(Protocol):
 class _NumbersPerWorker:
     """A law whose fields are positive numbers, each one for all workers or one per worker."""
 
+    def _number_fields(self) -> list[dataclasses.Field]:
+        # `MarkovTime` also has a law in it.
+        return [f for f in dataclasses.fields(self) if f.name != "law"]  # type: ignore[arg-type]
+
     def __post_init__(self):
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in self._number_fields():
             values = np.atleast_1d(np.asarray(getattr(self, field.name), np.float64))
             if values.ndim != 1 or not values.size:
                 raise ValueError(
@@ -50,7 +54,7 @@ class _NumbersPerWorker:
 
     def check(self, num_workers: int) -> None:
         """Raises ValueError if a field has one number per worker for another number of workers."""
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in self._number_fields():
             value = getattr(self, field.name)
             if isinstance(value, tuple) and len(value) != num_workers:
                 raise ValueError(
@@ -178,47 +182,65 @@ class ParetoTime(_NumbersPerWorker):
         return shortest * (1 + generator.pareto(alpha, count))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RecordedTime:
-    """Compute times that were measured, replayed in order and from the start when they run out.
+@dataclasses.dataclass(frozen=True)
+class MarkovTime(_NumbersPerWorker):
+    r"""Workers that turn slow for a while and recover, on top of any other law.
+
+    Before each gradient a healthy worker turns slow with probability `turns_slow` and a slow one
+    recovers with probability `recovers`: slow spells last 1/`recovers` gradients on average. The
+    first gradient is slow with the long-run probability
+    :math:`\pi = turns\_slow / (turns\_slow + recovers)`, so that the mean time is that of `law`
+    times :math:`1 + \pi (slowdown - 1)` from the start.
 
     Args:
-      times_seconds: `[num_gradients, num_workers]`, or `[num_gradients]` for all workers alike.
+      law: The law of a healthy worker.
+      slowdown: Compute times of a slow worker are this many times longer; ≥ 1.
+      turns_slow: Probability in (0, 1].
+      recovers: Probability in (0, 1].
 
-    Raises:
-      ValueError: If a time is not positive and finite (the first one is named), or none is there.
+    Example:
+      >>> from dcasgd_jax import sim
+      >>> law = sim.MarkovTime(sim.GammaTime(100, 1.0), slowdown=5.0)
+      >>> sim.make_schedule(law, 8, 1000, seed=0).num_updates
+      1000
     """
 
-    times_seconds: np.ndarray
+    law: WorkerTimeLaw
+    slowdown: PerWorker = 5.0
+    turns_slow: PerWorker = 0.01
+    recovers: PerWorker = 0.1
 
     def __post_init__(self):
-        recorded = np.array(self.times_seconds, np.float64)
-        if recorded.ndim not in (1, 2) or not recorded.size:
-            raise ValueError(
-                "RecordedTime needs an array [num_gradients, num_workers] or [num_gradients], "
-                f"got shape {recorded.shape}."
-            )
-        bad = np.argwhere(~((recorded > 0) & np.isfinite(recorded)))
-        if len(bad):
-            where = tuple(bad[0].tolist())
-            raise ValueError(
-                f"RecordedTime: the time at {list(where)} is {recorded[where]}; compute times must "
-                "be positive and finite."
-            )
-        recorded.setflags(write=False)
-        object.__setattr__(self, "times_seconds", recorded)
+        super().__post_init__()
+        if np.any(np.asarray(self.slowdown) < 1):
+            raise ValueError(f"MarkovTime.slowdown must be >= 1, got {self.slowdown}.")
+        for name in ("turns_slow", "recovers"):
+            if np.any(np.asarray(getattr(self, name)) > 1):
+                raise ValueError(
+                    f"MarkovTime.{name} is a probability and must be <= 1, "
+                    f"got {getattr(self, name)}."
+                )
 
     def check(self, num_workers: int) -> None:
-        """Raises ValueError unless there is one column for each worker."""
-        if self.times_seconds.ndim == 2 and self.times_seconds.shape[1] != num_workers:
-            raise ValueError(
-                f"RecordedTime has {self.times_seconds.shape[1]} columns, but there are "
-                f"{num_workers} workers."
-            )
+        """Raises ValueError unless both this law and the one below can describe the workers."""
+        super().check(num_workers)
+        self.law.check(num_workers)
 
     def times(self, worker: int, count: int, generator: np.random.Generator) -> np.ndarray:
         """See `WorkerTimeLaw.times`."""
-        del generator
-        one_column = self.times_seconds.ndim == 1
-        column = self.times_seconds if one_column else self.times_seconds[:, worker]
-        return np.resize(column, count)
+        # Each gets a stream of its own: how many numbers one takes must not shift the other's.
+        base, chain = (np.random.default_rng(s) for s in generator.integers(2**63, size=2))
+        slow = self._slow(worker, chain.random(count))
+        return self.law.times(worker, count, base) * np.where(slow, self.of("slowdown", worker), 1)
+
+    def _slow(self, worker: int, uniform: np.ndarray) -> np.ndarray:
+        """Whether each gradient is a slow one; bool [count]."""
+        turns_slow, recovers = self.of("turns_slow", worker), self.of("recovers", worker)
+        if_healthy = uniform < turns_slow
+        if_slow = uniform < 1 - recovers
+        if_healthy[:1] = if_slow[:1] = uniform[:1] < turns_slow / (turns_slow + recovers)
+        # Where the next state depends on the last one it is the same, or always the other one.
+        known = if_healthy == if_slow
+        last_known = np.maximum.accumulate(np.where(known, np.arange(len(uniform)), 0))
+        flips = np.cumsum(if_healthy & ~if_slow)
+        return if_healthy[last_known] ^ ((flips - flips[last_known]) % 2 == 1)

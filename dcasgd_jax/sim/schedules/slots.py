@@ -29,7 +29,7 @@ def assign_slots(read_version: np.ndarray, version: np.ndarray) -> Slots:
       The slots. At each event the server's version is put into `current` *before* `read` is read.
 
     Example:
-      >>> from dcasgd_jax.sim.slots import assign_slots
+      >>> from dcasgd_jax.sim.schedules.slots import assign_slots
       >>> import numpy as np
       >>> assign_slots(np.array([0, 0, 1, 2]), np.array([0, 1, 2, 3])).read.tolist()
       [0, 0, 1, 0]

@@ -1,0 +1,74 @@
+"""Leaves of a state as NumPy arrays of their own: named, described, compared, and put back."""
+
+import hashlib
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcasgd_jax.typing import PyTree
+
+
+def to_host(leaf: jax.Array) -> np.ndarray:
+    """A copy on the host; of a typed PRNG key, its bits."""
+    # The copy on the device first: on the CPU the NumPy array is a view of it, and a view of the
+    # leaf itself would be in the way when the leaf is donated.
+    return np.asarray(jax.device_get(jnp.copy(_bits(leaf))))
+
+
+def to_device(value: np.ndarray, like: jax.Array) -> jax.Array:
+    """What `to_host` took off: of the kind and at the place of `like`, in memory of its own."""
+    array = jnp.copy(jnp.asarray(value))
+    if is_key(like):
+        array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return jax.device_put(array, like.sharding) if like.committed else array
+
+
+def is_key(leaf: jax.Array) -> bool:
+    """Whether a leaf is a typed PRNG key, as `jax.random.key` makes them."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def describe(leaf) -> str:
+    """Dtype and shape of an array or of a `ShapeDtypeStruct`."""
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def describe_tree(tree: PyTree, root: str) -> dict[str, str]:
+    """Dtype and shape of every leaf by its name, such as `params['w']`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {root + jax.tree_util.keystr(path): describe(leaf) for path, leaf in leaves}
+
+
+def digest(arrays: Iterable[np.ndarray]) -> str:
+    """A short fingerprint of the values, dtypes and shapes of arrays."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(describe(array).encode())
+        total.update(to_bytes(array).data)
+    return as_digest(total)
+
+
+def as_digest(total) -> str:
+    """What a hash has come to, marked as something that can be compared but not read."""
+    return f"#{total.hexdigest()[:16]}"
+
+
+def is_digest(text) -> bool:
+    """Whether this is what `digest` returns."""
+    return isinstance(text, str) and text.startswith("#")
+
+
+def digest_tree(tree: PyTree) -> str:
+    """A short fingerprint of the values on a tree."""
+    return digest(to_host(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def to_bytes(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array, uint8; a view if its elements lie in a row."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _bits(leaf: jax.Array) -> jax.Array:
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf

@@ -1,0 +1,1 @@
+"""The engine that computes the gradients of a wave in parallel on many devices."""

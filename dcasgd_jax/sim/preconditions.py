@@ -1,0 +1,156 @@
+"""What must hold before a run starts; each violation is an error that says what to do."""
+
+from collections.abc import Collection
+
+import jax
+import numpy as np
+
+from dcasgd_jax import transforms
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.schedules import schedule as schedules
+from dcasgd_jax.typing import PyTree
+
+
+def check_hashable(**functions) -> None:
+    """Functions must be found again by the compilation cache."""
+    for name, function in functions.items():
+        try:
+            hash(function)
+        except TypeError:
+            raise TypeError(
+                f"{name} cannot be hashed, so its compiled program could not be found again: wrap "
+                "it in a plain function."
+            ) from None
+
+
+def check_metrics(metrics: Collection[str]) -> None:
+    """Only metrics that exist can be asked for."""
+    if isinstance(metrics, str):
+        raise ValueError(f"metrics must be a collection of names, such as [{metrics!r}].")
+    unknown = [name for name in metrics if name not in programs.METRICS]
+    if unknown:
+        raise ValueError(f"Unknown metric {unknown[0]!r}; there are {list(programs.METRICS)}.")
+
+
+def first_mixed_event(schedule: schedules.Schedule) -> int | None:
+    """The first applied push that read another version than one averaged with it."""
+    applied = np.flatnonzero(schedule.applied)
+    version, read = schedule.version[applied], schedule.read_version[applied]
+    mixed = (version[1:] == version[:-1]) & (read[1:] != read[:-1])
+    return int(applied[np.argmax(mixed) + 1]) if mixed.any() else None
+
+
+def check_mixed(
+    schedule: schedules.Schedule, event: int, program: programs.Program, params: PyTree
+) -> None:
+    """An average of gradients taken at several versions has no stale point for `tx`."""
+    try:
+        jax.eval_shape(lambda p: program.tx.update(p, program.tx.init(p), p), params)
+    except TypeError as error:
+        raise ValueError(
+            f"The pushes averaged into update {schedule.version[event]} read different versions "
+            f"(event {event}), so the mean has no single stale point to compensate: take the "
+            "compensating transformation out of tx and pass it as per_push=, which transforms "
+            f"each push before the mean is taken. ({error})"
+        ) from error
+
+
+def check_batches(batches: PyTree, num_rows: int) -> None:
+    """One row of batches per event."""
+    leaves = jax.tree_util.tree_leaves_with_path(batches)
+    if not leaves:
+        raise ValueError("batches holds no arrays; pass a tree of arrays [num_events, ...].")
+    for path, leaf in leaves:
+        name = f"batches{jax.tree_util.keystr(path)}"
+        shape = np.shape(leaf)
+        if not shape:
+            raise ValueError(f"{name} is a scalar, but needs a leading axis of events.")
+        if shape[0] < num_rows:
+            raise ValueError(
+                f"{name} has {shape[0]} rows, but the run has {num_rows} events: pass one batch "
+                "per event (with averaging, per push, not per update)."
+            )
+
+
+def check_rows(rows, examples: PyTree) -> None:
+    """`Indexed` rows must point into the examples: a traced index out of range would clamp."""
+    sizes = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(examples)}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"Indexed.examples must be arrays with one common leading axis, got lengths "
+            f"{sorted(sizes)}."
+        )
+    index = np.asarray(rows)
+    if not np.issubdtype(index.dtype, np.integer) or index.ndim < 1:
+        raise ValueError(
+            f"Indexed.rows must be integers [num_events, batch_size], got {index.dtype} "
+            f"{index.shape}."
+        )
+    bad = np.argwhere((index < 0) | (index >= min(sizes)))
+    if len(bad):
+        where = tuple(bad[0].tolist())
+        raise ValueError(
+            f"Indexed.rows{list(where)} is {index[where]}, but there are {min(sizes)} examples."
+        )
+
+
+def check_state(
+    state: programs.SimState, schedule: schedules.Schedule, program: programs.Program
+) -> None:
+    """A state to go on from must be one of this schedule and these options."""
+    slots = {leaf.shape[0] for leaf in jax.tree.leaves(state.snapshots)}
+    averages = state.gradient_sum is not None
+    needs = program.flow == "mean"
+    if slots - {schedule.num_slots} or averages != needs:
+        raise ValueError(
+            f"This state belongs to another schedule: it keeps {max(slots, default=0)} snapshots "
+            f"({'with' if averages else 'without'} averaging), this schedule needs "
+            f"{schedule.num_slots} ({'with' if needs else 'without'})."
+        )
+    for name, has, wants in (
+        ("per_push", state.push_state is not None, program.per_push is not None),
+        ("model_state", state.model_state is not None, program.model_state != "none"),
+    ):
+        if has != wants:
+            raise ValueError(
+                f"This state was made {'with' if has else 'without'} {name}, but this call is "
+                f"{'with' if wants else 'without'} it."
+            )
+
+
+def check_num_workers(state: programs.SimState, schedule: schedules.Schedule) -> None:
+    """A transformation with rows per worker needs one for each: a traced index would clamp."""
+    kinds = (transforms.CompensateDelayState, transforms.CompensateWorkerDelayState)
+    is_state = lambda node: isinstance(node, kinds)
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    dimensions: dict = {path: leaf.ndim for path, leaf in leaves}
+    for node in jax.tree.leaves((state.opt_state, state.push_state), is_leaf=is_state):
+        if not is_state(node):
+            continue
+        per_worker = node.backups if hasattr(node, "backups") else node.mean_square
+        for path, leaf in jax.tree_util.tree_leaves_with_path(per_worker):
+            has_rows = leaf.ndim == dimensions.get(path, leaf.ndim) + 1
+            if has_rows and leaf.shape[0] < schedule.num_workers:
+                raise ValueError(
+                    f"The optimizer was made for num_workers={leaf.shape[0]}, but the schedule has "
+                    f"{schedule.num_workers} workers."
+                )
+
+
+def check_policy(policy: str) -> None:
+    """There are two policies for the model state."""
+    if policy not in ("none", "per_worker", "server"):
+        raise ValueError(f'model_state_policy must be "per_worker" or "server", got {policy!r}.')
+
+
+def check_model_state(returned: PyTree, model_state: PyTree) -> None:
+    """`loss_fn` must return the model state as it got it."""
+    describe = lambda tree: jax.tree.map(
+        lambda leaf: (tuple(leaf.shape), np.dtype(jax.dtypes.result_type(leaf)).name), tree
+    )
+    got, given = describe(returned), describe(model_state)
+    if got != given:
+        raise ValueError(
+            "loss_fn must return (loss, model_state) with the model state shaped as it was given: "
+            f"given {given}, got {got}."
+        )

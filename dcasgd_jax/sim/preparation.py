@@ -1,0 +1,187 @@
+"""From what the user gave to what an engine runs."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcasgd_jax.sim import batches as sources
+from dcasgd_jax.sim import engines, preconditions, worker
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.schedules import schedule as schedules
+from dcasgd_jax.typing import PyTree
+
+
+def make_program(
+    schedule: schedules.Schedule, params: PyTree, given: programs.Program
+) -> programs.Program:
+    """The program that a schedule needs, from what the user asked for."""
+    preconditions.check_hashable(
+        loss_fn=given.loss_fn, batch_fn=given.batch_fn, eval_fn=given.eval_fn
+    )
+    preconditions.check_policy(given.model_state)
+    mixed = preconditions.first_mixed_event(schedule)
+    if mixed is not None:
+        preconditions.check_mixed(schedule, mixed, given, params)
+    flow: programs.Flow = "each" if schedule.applied.all() else "some"
+    if np.any(schedule.num_pushes[schedule.applied] > 1):
+        flow = "mean"
+    return given._replace(
+        flow=flow,
+        mixes=mixed is not None,
+        corrupts=bool(schedule.corrupt.any()),
+        metrics=tuple(name for name in programs.METRICS if name in given.metrics),
+    )
+
+
+def find_span(
+    program: programs.Program,
+    schedule: schedules.Schedule,
+    state: programs.SimState | None,
+    stop: int | None,
+) -> tuple[int, int]:
+    """The first event to run and the one to stop before."""
+    if state is not None:
+        preconditions.check_state(state, schedule, program)
+    start = 0 if state is None else int(state.event)
+    stop = len(schedule) if stop is None else stop
+    if not start < stop <= len(schedule):
+        raise ValueError(
+            f"Nothing to run: the state is at event {start}, stop is {stop}, and the schedule has "
+            f"{len(schedule)} events."
+        )
+    return start, stop
+
+
+def make_run(
+    program: programs.Program,
+    schedule: schedules.Schedule,
+    span: slice,
+    batches: Any,
+    *,
+    key: jax.Array | None,
+    evaluated: np.ndarray | None,
+    trace_every: int,
+) -> engines.Run:
+    """What an engine runs."""
+    engines.check_size("trace_every", trace_every)
+    index = schedule.batch[span]
+    examples = None
+    if program.batch_fn is not None:
+        source: sources.Batches = sources.NoBatches()
+    elif isinstance(batches, sources.Indexed):
+        preconditions.check_batches(batches.rows, span.stop)
+        preconditions.check_rows(batches.rows, batches.examples)
+        examples = jax.tree.map(jnp.asarray, batches.examples)
+        source = sources.ArrayBatches(batches.rows, index)
+    elif sources.iterates(batches):
+        source = sources.IteratorBatches(batches, index, span.start)
+    else:
+        preconditions.check_batches(batches, span.stop)
+        source = sources.ArrayBatches(batches, index)
+    return engines.Run(
+        program=program,
+        schedule=schedule,
+        span=span,
+        events=sources.take_rows(make_events(program, schedule, evaluated), span),
+        batches=source,
+        shared=programs.Shared(key=key, examples=examples),
+        trace_every=trace_every,
+    )
+
+
+def make_events(
+    program: programs.Program, schedule: schedules.Schedule, evaluated: np.ndarray | None
+) -> programs.Event:
+    """The schedule as the compiled step reads it; arrays [num_events]."""
+    return programs.Event(
+        event=np.arange(len(schedule), dtype=np.int32),
+        worker=schedule.worker,
+        current_slot=schedule.slots.current,
+        read_slot=schedule.slots.read,
+        staleness=schedule.staleness,
+        batch=schedule.batch,
+        applied=None if program.flow == "each" else schedule.applied,
+        updates=schedule.updates if program.flow == "mean" else None,
+        num_pushes=schedule.num_pushes if program.flow == "mean" else None,
+        corrupt=schedule.corrupt if program.corrupts else None,
+        evaluates=None if evaluated is None else evaluated,
+    )
+
+
+def evaluated_versions(
+    schedule: schedules.Schedule,
+    eval_fn: Callable | None,
+    eval_versions: int | Sequence[int] | None,
+) -> np.ndarray | None:
+    """Whether the version that each event makes is to be evaluated; bool [num_events]."""
+    if eval_fn is None:
+        if eval_versions is not None:
+            raise ValueError("eval_versions needs an eval_fn to evaluate them with.")
+        return None
+    last = schedule.num_updates
+    if isinstance(eval_versions, int | np.integer):
+        engines.check_size("eval_versions", int(eval_versions))
+        chosen = {*range(eval_versions, last + 1, eval_versions), last}
+    else:
+        chosen = {last} if eval_versions is None else {int(v) for v in eval_versions}
+    outside = sorted(v for v in chosen if not 1 <= v <= last)
+    if outside:
+        raise ValueError(
+            f"eval_versions asks for version {outside[0]}, but the updates of this schedule make "
+            f"versions 1 to {last}. (Version 0 are the params that you pass: call eval_fn on them.)"
+        )
+    return schedule.updates & np.isin(schedule.version + 1, sorted(chosen))
+
+
+def first_batch(run: engines.Run) -> PyTree:
+    """Shapes and dtypes of one event's batch."""
+    if isinstance(run.batches, sources.IteratorBatches):
+        row = run.batches.peek()
+    elif isinstance(run.batches, sources.ArrayBatches):
+        row = run.batches.one(0)
+    else:
+        row = None
+    event, row, shared = _shapes((_first_event(run), row, run.shared))
+    return jax.eval_shape(functools.partial(worker.batch_of, run.program), event, row, shared)
+
+
+def convolves(run: engines.Run, state: programs.SimState, batch: PyTree) -> bool:
+    """Whether a gradient uses convolutions; checks the model state that comes with it."""
+    pulled = programs.Pulled(state.params, state.model_state)
+    if run.program.model_state == "per_worker":
+        pulled = pulled._replace(model_state=sources.take_rows(state.model_state, 0))
+    arguments = _shapes((_first_event(run), pulled, batch, run.shared.key))
+    leaves, structure = jax.tree.flatten(arguments)
+    uses_convolutions, model_state = _traced_gradient(run.program, tuple(leaves), structure)
+    preconditions.check_model_state(model_state, pulled.model_state)
+    return uses_convolutions
+
+
+@functools.lru_cache(maxsize=128)
+def _traced_gradient(program, shapes, structure):
+    """Traces a gradient, once for each kind of argument."""
+    gradient = functools.partial(worker.gradient_on_batch, program)
+    jaxpr, result = jax.make_jaxpr(gradient, return_shape=True)(
+        *jax.tree.unflatten(structure, shapes)
+    )
+    return "conv_general_dilated" in str(jaxpr), result.model_state
+
+
+def batch_size(batch: PyTree) -> int:
+    """The leading axis that all arrays of a batch share; 1 if they share none."""
+    sizes = {leaf.shape[0] if leaf.shape else 1 for leaf in jax.tree.leaves(batch)}
+    return sizes.pop() if len(sizes) == 1 else 1
+
+
+def _first_event(run: engines.Run) -> programs.Event:
+    return sources.take_rows(run.events, 0)
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.result_type(leaf)), tree
+    )

@@ -1,0 +1,90 @@
+"""What a run is made of: the program that is compiled, its state, its inputs, its reports."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+
+from dcasgd_jax.typing import PyTree
+
+# Each push is an update; or some pushes are dropped; or updates take the mean of several pushes.
+Flow = Literal["each", "some", "mean"]
+# Mutable model state: none, one per worker, or one on the server where the last push wins.
+ModelStatePolicy = Literal["none", "per_worker", "server"]
+METRICS = ("gap", "compensation_ratio", "cosine", "below_eps")
+
+
+class Program(NamedTuple):
+    """What is compiled: equal programs share one compilation, also across calls of `simulate`."""
+
+    loss_fn: Callable[..., Any]
+    tx: optax.GradientTransformation
+    per_push: optax.GradientTransformation | None = None
+    batch_fn: Callable[[jax.Array, jax.Array], PyTree] | None = None
+    eval_fn: Callable[..., PyTree] | None = None
+    flow: Flow = "each"
+    mixes: bool = False  # some updates average pushes that read different versions
+    corrupts: bool = False  # some pushes arrive as NaN
+    model_state: ModelStatePolicy = "none"
+    metrics: tuple[str, ...] = ()  # of METRICS
+
+
+class Pulled(NamedTuple):
+    """What a worker gets when it pulls."""
+
+    params: PyTree
+    model_state: PyTree | None  # under the policy "server"
+
+
+class SimState(NamedTuple):
+    """Everything a run needs to go on from an event."""
+
+    event: jax.Array  # int32 scalar, events done
+    params: PyTree
+    opt_state: PyTree
+    snapshots: Pulled  # leaf [num_slots, ...], the versions that may still be read
+    push_state: PyTree | None  # of the per-push transformation
+    gradient_sum: PyTree | None  # of the pushes since the last update; None if none is averaged
+    model_state: PyTree | None  # like the model's, or leaf [num_workers, ...]
+
+
+class Event(NamedTuple):
+    """One event of the schedule as the step sees it; int32 and bool scalars, None if not needed."""
+
+    event: Any
+    worker: Any
+    current_slot: Any
+    read_slot: Any
+    staleness: Any
+    batch: Any  # the event whose batch and random key this gradient uses
+    applied: Any = None  # whether the server uses this push
+    updates: Any = None  # whether the server updates after this push
+    num_pushes: Any = None  # pushes that this update averages
+    corrupt: Any = None  # whether this push arrives as NaN
+    evaluates: Any = None  # whether the version after this event is evaluated
+
+
+class Shared(NamedTuple):
+    """Inputs that all events share."""
+
+    key: jax.Array | None
+    examples: PyTree | None  # that the rows of `sim.Indexed` point into
+
+
+class Gradient(NamedTuple):
+    """What a worker computes."""
+
+    loss: jax.Array
+    grads: PyTree
+    model_state: PyTree | None
+
+
+class Metrics(NamedTuple):
+    """What one event reports; None if it was not asked for, nan where there is nothing."""
+
+    loss: Any
+    gap: Any = None  # root mean square of w - w_stale
+    compensation_ratio: Any = None
+    cosine: Any = None
+    below_eps: Any = None

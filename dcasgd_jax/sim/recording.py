@@ -1,0 +1,109 @@
+"""What a run reports, collected on the host without making the device wait."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.typing import PyTree
+
+Progress = Callable[[int], None]
+
+
+class Record(NamedTuple):
+    """What the events of a run reported; NumPy arrays."""
+
+    kept: np.ndarray  # int64 [num_kept], positions in the run of the events in the trace
+    metrics: programs.Metrics  # arrays [num_kept]
+    evaluated: np.ndarray  # int64 [num_evaluations], positions of the evaluated versions' events
+    evaluations: PyTree | None  # leaf [num_evaluations, ...]
+    first_non_finite: int | None  # position of the first loss that is not finite
+    lost: bool  # the run was given up: its params are not finite
+
+
+class Log:
+    """Collects reports one chunk late, so that the device never waits for the host."""
+
+    def __init__(self, events: programs.Event, trace_every: int, progress: Progress | None):
+        self._events, self._trace_every, self._progress = events, trace_every, progress
+        self._waiting: tuple | None = None
+        self._kept: list[np.ndarray] = []
+        self._metrics: list[programs.Metrics] = []
+        self._evaluated: list[np.ndarray] = []
+        self._evaluations: list[PyTree] = []
+        self._first_non_finite: int | None = None
+
+    def add(self, chunk: slice, metrics, evaluations) -> None:
+        """Takes the reports of a chunk: stacked trees, or lists with a tree per event.
+
+        Stacked trees may be longer than the chunk: what comes after it is nothing.
+        """
+        self._fetch()
+        self._waiting = chunk, metrics, evaluations
+
+    def is_lost(self, params: PyTree) -> bool:
+        """Whether a loss was not finite and the params are not either: nothing will recover."""
+        return self._first_non_finite is not None and not bool(_all_finite(params))
+
+    def record(self, params: PyTree) -> Record:
+        """Everything; of a run that is lost, up to its first loss that was not finite."""
+        self._fetch()
+        lost = self.is_lost(params)
+        kept = np.concatenate(self._kept)
+        metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *self._metrics)
+        if lost and self._first_non_finite is not None:
+            until = int(np.searchsorted(kept, self._first_non_finite, "right"))
+            kept = kept[:until]
+            metrics = jax.tree.map(lambda column: column[:until], metrics)
+        evaluated = np.concatenate([*self._evaluated, np.zeros(0, np.int64)])
+        evaluations = None
+        if self._evaluations:
+            evaluations = jax.tree.map(lambda *parts: np.concatenate(parts), *self._evaluations)
+        return Record(kept, metrics, evaluated, evaluations, self._first_non_finite, lost)
+
+    def _fetch(self) -> None:
+        if self._waiting is None:
+            return
+        chunk, metrics, evaluations = self._waiting
+        self._waiting = None
+        positions = np.arange(chunk.start, chunk.stop)
+        metrics = _stacked(jax.device_get(metrics))
+        metrics = jax.tree.map(lambda column: column[: len(positions)], metrics)
+        self._suspect(positions, metrics.loss)
+        keep = self._events.event[chunk] % self._trace_every == 0
+        self._kept.append(positions[keep])
+        self._metrics.append(jax.tree.map(lambda column: column[keep], metrics))
+        self._fetch_evaluations(positions, evaluations)
+        if self._progress is not None:
+            self._progress(chunk.stop)
+
+    def _suspect(self, positions: np.ndarray, loss: np.ndarray) -> None:
+        bad = ~np.isfinite(loss.astype(np.float64))
+        if bad.any() and self._first_non_finite is None:
+            self._first_non_finite = int(positions[np.argmax(bad)])
+
+    def _fetch_evaluations(self, positions: np.ndarray, evaluations) -> None:
+        if self._events.evaluates is None:
+            return
+        asked = np.flatnonzero(self._events.evaluates[positions])
+        if not len(asked):
+            return
+        if not isinstance(evaluations, list):
+            evaluations = jax.tree.map(lambda leaf: leaf[asked], evaluations)
+        self._evaluated.append(positions[asked])
+        self._evaluations.append(_stacked(jax.device_get(evaluations)))
+
+
+def _stacked(reports):
+    if isinstance(reports, list):
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *reports)
+    return reports
+
+
+@jax.jit
+def _all_finite(params: PyTree) -> jax.Array:
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)

@@ -1,0 +1,1 @@
+"""Who pushes what and when: laws, protocols, faults; NumPy only."""

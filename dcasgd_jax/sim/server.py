@@ -1,0 +1,130 @@
+"""The server's part of an event: receive a push, and update if it is time to."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcasgd_jax import transforms
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.transforms import rows
+from dcasgd_jax.typing import PyTree
+
+_MEASURED = ("compensation_ratio", "cosine", "below_eps")
+
+
+def receive(
+    program: programs.Program,
+    state: programs.SimState,
+    event: programs.Event,
+    gradient: programs.Gradient,
+    stale_params: PyTree,
+) -> tuple[programs.SimState, programs.Metrics]:
+    """The state after a push, and what is to be reported of it."""
+    gap = _gap(state.params, stale_params) if "gap" in program.metrics else None
+    # The snapshots stay outside the branches below, through which XLA might copy them.
+    snapshots, state = state.snapshots, state._replace(snapshots=None)
+
+    def accept(state):
+        push = _add_to_mean if program.flow == "mean" else _update_with_push
+        return push(program, state, event, gradient, stale_params)
+
+    if program.model_state == "per_worker":
+        state = _keep_model_state_of_worker(state, event, gradient)
+    if program.flow == "each":
+        state, measured = accept(state)
+    else:
+        ignore = lambda state: (state, _nothing_measured(program))
+        state, measured = jax.lax.cond(event.applied, accept, ignore, state)
+    metrics = programs.Metrics(loss=gradient.loss, gap=gap)._replace(**measured)
+    return state._replace(event=state.event + 1, snapshots=snapshots), metrics
+
+
+def _keep_model_state_of_worker(state, event, gradient):
+    kept = jax.tree.map(
+        lambda per_worker, new: rows.write_row(per_worker, new, event.worker),
+        state.model_state,
+        gradient.model_state,
+    )
+    return state._replace(model_state=kept)
+
+
+def _update_with_push(program, state, event, gradient, stale_params):
+    """The server updates with this push alone."""
+    grads, push_state = _transform_push(program, state, event, gradient.grads, stale_params)
+    state = state._replace(push_state=push_state)
+    state = _update(program, state, event, gradient, grads, stale_params, event.worker)
+    return state, _measured(program, state)
+
+
+def _add_to_mean(program, state, event, gradient, stale_params):
+    """The server adds this push to the others and, at the last one, updates with their mean."""
+    grads, push_state = _transform_push(program, state, event, gradient.grads, stale_params)
+    total = jax.tree.map(jnp.add, state.gradient_sum, grads)
+    state = state._replace(push_state=push_state)
+
+    def update():
+        mean = jax.tree.map(lambda g: (g / event.num_pushes).astype(g.dtype), total)
+        # The mean comes from no worker in particular: for the transformations it is worker 0's.
+        after = _update(program, state, event, gradient, mean, stale_params, jnp.int32(0))
+        after = after._replace(gradient_sum=optax.tree.zeros_like(total))
+        return after, _measured(program, after)
+
+    def wait():
+        waiting = state._replace(gradient_sum=total)
+        per_push = program.per_push is not None
+        return waiting, _measured(program, state) if per_push else _nothing_measured(program)
+
+    return jax.lax.cond(event.updates, update, wait)
+
+
+def _transform_push(program, state, event, grads, stale_params):
+    """The push as the per-push transformation leaves it."""
+    if program.per_push is None:
+        return grads, state.push_state
+    extra_args = {
+        "stale_params": stale_params,
+        "staleness": event.staleness,
+        "worker": event.worker,
+        **_measure(program),
+    }
+    per_push = optax.with_extra_args_support(program.per_push)
+    return per_push.update(grads, state.push_state, state.params, **extra_args)
+
+
+def _update(program, state, event, gradient, grads, stale_params, worker):
+    """The next version: the params after an update with `grads`, the model state of this push."""
+    extra_args = {"worker": worker, **_measure(program)}
+    if not program.mixes:
+        extra_args |= {"stale_params": stale_params, "staleness": event.staleness}
+    tx = optax.with_extra_args_support(program.tx)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra_args)
+    state = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    if program.model_state == "server":
+        state = state._replace(model_state=gradient.model_state)
+    return state
+
+
+def _measure(program):
+    return {"measure_compensation": True} if set(_MEASURED) & set(program.metrics) else {}
+
+
+def _measured(program, state):
+    """What the compensating transformation measured at its last update."""
+    names = [name for name in _MEASURED if name in program.metrics]
+    if not names:
+        return {}
+    measuring = state.opt_state if program.per_push is None else state.push_state
+    measured = transforms.compensation_metrics(measuring)
+    values: dict[str, jax.Array] = dict(zip(_MEASURED, measured, strict=True))
+    return {name: values[name] for name in names}
+
+
+def _nothing_measured(program):
+    return {name: jnp.float32(jnp.nan) for name in _MEASURED if name in program.metrics}
+
+
+def _gap(params, stale_params):
+    """Root mean square of w - w_stale over all parameters, in float32."""
+    moved = jax.tree.map(lambda w, stale: (w - stale).astype(jnp.float32), params, stale_params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(moved))
+    return optax.tree.norm(moved) / jnp.sqrt(jnp.float32(max(count, 1)))

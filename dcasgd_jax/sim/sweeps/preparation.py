@@ -1,0 +1,123 @@
+"""From what the user gave to `sweep` to what its members run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcasgd_jax.sim import batches as sources
+from dcasgd_jax.sim import engines, preparation
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.sweeps import hyperparams as injected
+from dcasgd_jax.sim.sweeps import vectorized
+
+
+def check_batches(of_members: list[Any]) -> None:
+    """Batches that every member can read, in one program."""
+    if any(sources.iterates(batches) for batches in of_members):
+        raise TypeError(
+            "The members of a sweep cannot share an iterator, which is read once: pass the batches "
+            "as arrays, sim.Indexed or a batch_fn."
+        )
+    different = any(batches is not of_members[0] for batches in of_members)
+    if different and any(map(callable, of_members)):
+        raise TypeError(
+            "There is one batch_fn for all members, traced into their one program: let it draw on "
+            "what differs through loss_fn's key, or pass the batches as arrays."
+        )
+
+
+def make_program(of_members: dict[str, list], given: programs.Program) -> programs.Program:
+    """The program that suits the schedules of all members."""
+    different = list({id(schedule): schedule for schedule in of_members["schedule"]}.values())
+    first = different[0]
+    made = [
+        preparation.make_program(schedule, of_members["params"][0], given) for schedule in different
+    ]
+    for i, (schedule, program) in enumerate(zip(different, made, strict=True)):
+        properties = {
+            "events": (len(schedule), len(first)),
+            "updates": (schedule.num_updates, first.num_updates),
+            "ways to take pushes": (program.flow, made[0].flow),
+        }
+        if given.model_state == "per_worker":
+            properties["workers"] = schedule.num_workers, first.num_workers
+        for what, (of_this, of_first) in properties.items():
+            if of_this != of_first:
+                raise ValueError(
+                    f"The schedules of a sweep must be alike, but the first has {of_first} {what} "
+                    f"and another ({i} of {len(different)}) has {of_this}: sweep them apart."
+                )
+    return made[0]._replace(
+        mixes=any(program.mixes for program in made),
+        corrupts=any(program.corrupts for program in made),
+    )
+
+
+def check_hyperparams(
+    program: programs.Program, start: vectorized.Start, values: Mapping[str, Any]
+) -> None:
+    """The names must be there to be set, with values of the right shape."""
+    opt_state, params = start.opt_state, start.params
+    if opt_state is None:
+        opt_state = jax.eval_shape(program.tx.init, params)
+    push_state = None
+    if program.per_push is not None:
+        push_state = jax.eval_shape(program.per_push.init, params)
+    injected.check((opt_state, push_state), values)
+
+
+def make_runs(
+    program: programs.Program,
+    of_members: dict[str, list],
+    eval_versions: int | Sequence[int] | None,
+    trace_every: int,
+) -> list[engines.Run]:
+    """The run of each member; members with the same inputs share them."""
+    made, examples = {}, {}
+    runs = []
+    columns = [of_members[name] for name in ("schedule", "batches", "key")]
+    for schedule, batches, key in zip(*columns, strict=True):
+        known = id(schedule), id(batches)
+        if known not in made:
+            if isinstance(batches, sources.Indexed):
+                # Moved to the device once, whoever uses them.
+                given = batches.examples
+                if id(given) not in examples:
+                    examples[id(given)] = jax.tree.map(jnp.asarray, given)
+                batches = batches._replace(examples=examples[id(given)])
+            made[known] = preparation.make_run(
+                program,
+                schedule,
+                slice(0, len(schedule)),
+                batches,
+                key=None,
+                evaluated=preparation.evaluated_versions(schedule, program.eval_fn, eval_versions),
+                trace_every=trace_every,
+            )
+        run = made[known]
+        runs.append(run._replace(shared=run.shared._replace(key=key)))
+    batches, index = of_members["batches"], runs[0].schedule.batch
+    if all(b is batches[0] for b in batches) and all(
+        np.array_equal(run.schedule.batch, index) for run in made.values()
+    ):
+        runs = [run._replace(batches=runs[0].batches) for run in runs]
+    return runs
+
+
+def state_for_a_look(program: programs.Program, start: vectorized.Start) -> programs.SimState:
+    """What is needed of a state to look at the gradient."""
+    model_state = start.model_state
+    if program.model_state == "per_worker":
+        model_state = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model_state)
+    return programs.SimState(
+        event=jnp.int32(0),
+        params=start.params,
+        opt_state=None,
+        snapshots=programs.Pulled(None, None),
+        push_state=None,
+        gradient_sum=None,
+        model_state=model_state,
+    )

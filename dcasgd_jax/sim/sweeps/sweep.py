@@ -1,0 +1,201 @@
+"""`sweep`: one simulation for many members, that differ in numbers, seeds or schedules, at once."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+
+from dcasgd_jax.sim import engines, preparation, results
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.schedules import schedule as schedules
+from dcasgd_jax.sim.simulate import simulate
+from dcasgd_jax.sim.sweeps import layout as layouts
+from dcasgd_jax.sim.sweeps import members, vectorized
+from dcasgd_jax.sim.sweeps import preparation as sweep_preparation
+from dcasgd_jax.sim.sweeps import results as sweep_results
+from dcasgd_jax.sim.sweeps.members import PerMember
+from dcasgd_jax.typing import PyTree
+
+
+def sweep(
+    loss_fn: Callable[..., Any],
+    params: PyTree | PerMember,
+    tx: optax.GradientTransformation,
+    schedule: schedules.Schedule | PerMember,
+    batches: PyTree | Callable[[jax.Array, jax.Array], PyTree] | PerMember,
+    *,
+    hyperparams: Mapping[str, Any] | None = None,
+    key: jax.Array | PerMember | None = None,
+    engine: engines.Engine | None = None,
+    devices: Sequence[Any] | None = None,
+    at_once: int | None = None,
+    chunk_size: int = 1024,
+    per_push: optax.GradientTransformation | None = None,
+    model_state: PyTree | PerMember | None = None,
+    model_state_policy: Literal["per_worker", "server"] = "per_worker",
+    eval_fn: Callable[..., PyTree] | None = None,
+    eval_versions: int | Sequence[int] | None = None,
+    metrics: Collection[str] = (),
+    trace_every: int = 1,
+    opt_state: optax.OptState | PerMember | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> sweep_results.SweepResult:
+    r"""Simulates many members at once; each is what `simulate` makes of it alone.
+
+    Members differ in injected hyperparameters, and in everything that is wrapped in
+    `sim.PerMember`; whatever is not wrapped is one for all. One compiled program runs them: groups
+    of `at_once` members vectorized, the groups spread over the devices and, on the CPU, over
+    threads for the cores that are left, without any communication. A member whose loss is no longer
+    finite disturbs no other.
+
+    Convolutions on the CPU are far slower inside a loop, and again when vectorized, so there the
+    members run one after another with `HostEngine`, as they do if an engine is given.
+
+    Args:
+      loss_fn: As in `simulate`; so is every argument below that is not explained here.
+      params: Initial parameters.
+      tx: Built with `optax.inject_hyperparams` if hyperparameters are swept.
+      schedule: One, or one for each member with as many events and updates as the others.
+      batches: A tree of arrays, `sim.Indexed` or a `batch_fn`; no iterator, and one `batch_fn` for
+        all members. Trees that differ are copied to the devices by the chunk; rows of `sim.Indexed`
+        into the same examples are not much to copy.
+      hyperparams: Names and values `[num_members]`, set wherever the name occurs among the injected
+        hyperparameters of `tx` and `per_push`; `sim.grid` makes all combinations.
+      key: PRNG key.
+      engine: An engine runs the members one after another. Default: all at once, as above.
+      devices: To spread members over. Default: all local ones.
+      at_once: Members that one device vectorizes. Default: all that it has; on the CPU as many as
+        have 10,000 parameters together, so one by one from 5,000 on, which is faster there.
+      chunk_size: Events per compiled scan ≥ 1; bounds the memory of batches and reports.
+      per_push: As in `simulate`.
+      model_state: Initial state of the model.
+      model_state_policy: As in `simulate`.
+      eval_fn: As in `simulate`.
+      eval_versions: As in `simulate`.
+      metrics: As in `simulate`.
+      trace_every: As in `simulate`.
+      opt_state: Initial optimizer state, before the hyperparameters are set.
+      progress: Called with the number of events done by all members together, now and then.
+
+    Returns:
+      A `SweepResult`: stacked, and `member(i)` as `simulate` would have returned it.
+
+    Raises:
+      ValueError: For lengths that differ, an unknown or scheduled hyperparameter, no members,
+        schedules that do not fit together, and as in `simulate`.
+      TypeError: For batches that are an iterator, and as in `simulate`.
+
+    Example:
+      >>> import dcasgd_jax as dc, jax.numpy as jnp, optax
+      >>> from dcasgd_jax import sim
+      >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=100, seed=0)
+      >>> @optax.inject_hyperparams
+      ... def tx(learning_rate, lambda0):
+      ...     return optax.chain(dc.compensate_delay(lambda0), optax.sgd(learning_rate))
+      >>> result = sim.sweep(
+      ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3),
+      ...     tx(learning_rate=0.0, lambda0=0.0), schedule, jnp.ones((100, 3)),
+      ...     hyperparams=sim.grid(learning_rate=[0.01, 0.05], lambda0=[0.0, 0.1]))
+      >>> result.params.shape, result.losses.shape
+      ((4, 3), (4, 100))
+    """
+    hyperparams = {name: np.asarray(values) for name, values in (hyperparams or {}).items()}
+    given = {
+        "params": params,
+        "schedule": schedule,
+        "batches": batches,
+        "key": key,
+        "model_state": model_state,
+        "opt_state": opt_state,
+    }
+    num_members = members.count(hyperparams, **given)
+    of_members = {name: members.spread(value, num_members) for name, value in given.items()}
+    engines.check_size("chunk_size", chunk_size)
+    if at_once is not None:
+        engines.check_size("at_once", at_once)
+    if devices is not None and not len(devices):
+        raise ValueError("devices is empty: give at least one, or None for all local ones.")
+    sweep_preparation.check_batches(of_members["batches"])
+    program = sweep_preparation.make_program(
+        of_members,
+        programs.Program(
+            loss_fn=loss_fn,
+            tx=tx,
+            per_push=per_push,
+            batch_fn=of_members["batches"][0] if callable(of_members["batches"][0]) else None,
+            eval_fn=eval_fn,
+            model_state="none" if model_state is None else model_state_policy,
+            metrics=tuple(metrics),
+        ),
+    )
+    starts = [
+        vectorized.Start(
+            of_members["params"][i],
+            of_members["opt_state"][i],
+            of_members["model_state"][i],
+            {name: values[i] for name, values in hyperparams.items()},
+        )
+        for i in range(num_members)
+    ]
+    sweep_preparation.check_hyperparams(program, starts[0], hyperparams)
+    runs = sweep_preparation.make_runs(program, of_members, eval_versions, trace_every)
+    first = preparation.first_batch(runs[0])
+    convolves = preparation.convolves(
+        runs[0], sweep_preparation.state_for_a_look(program, starts[0]), first
+    )
+    batch_size = preparation.batch_size(first)
+    platform = jax.default_backend() if devices is None else devices[0].platform
+    if engine is None and convolves and platform == "cpu":
+        engine = engines.HostEngine()
+    if engine is not None:
+        finished = _one_by_one(
+            program, runs, starts, of_members, engine, eval_versions, trace_every, progress
+        )
+        return sweep_results.from_members(hyperparams, runs, batch_size, finished)
+    together = vectorized.Members(
+        program=program,
+        runs=runs,
+        starts=starts,
+        num_slots=max(run.schedule.num_slots for run in runs),
+        num_workers=runs[0].schedule.num_workers,
+    )
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(starts[0].params))
+    layout = layouts.make_layout(num_members, devices, at_once, size)
+    states, records = vectorized.run(together, layout, chunk_size, progress)
+    return sweep_results.from_records(hyperparams, runs, batch_size, states, records)
+
+
+def _one_by_one(
+    program, runs, starts, of_members, engine, eval_versions, trace_every, progress
+) -> list[results.SimResult]:
+    """What `simulate` returns for each member."""
+    finished = []
+    policy = "server" if program.model_state == "server" else "per_worker"
+    for i, (run, start) in enumerate(zip(runs, starts, strict=True)):
+        schedule = run.schedule
+        done = i * len(schedule)
+        finished.append(
+            simulate(
+                program.loss_fn,
+                start.params,
+                program.tx,
+                schedule,
+                of_members["batches"][i],
+                key=of_members["key"][i],
+                engine=engine,
+                per_push=program.per_push,
+                model_state=start.model_state,
+                model_state_policy=policy,
+                eval_fn=program.eval_fn,
+                eval_versions=eval_versions,
+                metrics=program.metrics,
+                trace_every=trace_every,
+                state=vectorized.initial_state(
+                    program, schedule.num_slots, schedule.num_workers, start
+                ),
+                progress=progress and (lambda events, done=done: progress(done + events)),
+            )
+        )
+    return finished

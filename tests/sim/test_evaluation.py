@@ -1,0 +1,174 @@
+"""eval_fn inside the run, the trace's metrics, and traces that are thinned."""
+
+import chex
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+from problems import run, schedule_for
+
+from dcasgd_jax import sim
+
+ENGINES = [sim.ScanEngine(), sim.ScanEngine(chunk_size=7), sim.HostEngine(chunk_size=9)]
+
+
+def square_norm(params):
+    return {"norm": sum(jnp.sum(p**2) for p in jax.tree.leaves(params)), "b": params["b"]}
+
+
+def params_at(schedule, version, tx):
+    """Params at a version, by stopping there."""
+    stop = int(np.flatnonzero(schedule.version == version - 1)[-1]) + 1
+    return run(schedule, tx, stop=stop).params
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+@pytest.mark.parametrize("protocol", [sim.Asynchronous(), sim.Synchronous(), sim.DropStale(2)])
+def test_the_chosen_versions_are_evaluated(engine, protocol):
+    schedule = schedule_for(protocol, num_updates=14)
+    tx = problems.adaptive()
+    result = run(
+        schedule, tx, engine=engine, eval_fn=square_norm, eval_versions=[1, 6, 14]
+    ).evaluations
+    assert result.version.tolist() == [1, 6, 14]
+    for i, version in enumerate(result.version):
+        expected = square_norm(params_at(schedule, version, tx))
+        found = jax.tree.map(lambda leaf: leaf[i], result.values)  # noqa: B023
+        chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+        event = int(np.flatnonzero(schedule.version == version - 1)[-1])
+        while not schedule.applied[event]:
+            event -= 1
+        assert result.time[i] == schedule.time[event]
+        assert result.samples[i] == 8 * (event + 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "versions"),
+    [(5, [5, 10, 14]), (7, [7, 14]), (None, [14]), (100, [14]), (1, list(range(1, 15)))],
+)
+def test_which_versions(asked, versions):
+    result = run(schedule_for(num_updates=14), eval_fn=square_norm, eval_versions=asked)
+    assert result.evaluations.version.tolist() == versions
+
+
+def test_evaluations_survive_stopping_and_going_on():
+    schedule, tx = schedule_for(num_updates=20), problems.adaptive()
+    options = dict(eval_fn=square_norm, eval_versions=4)
+    first = run(schedule, tx, **options, stop=9)
+    second = run(schedule, tx, **options, state=first.state)
+    assert first.evaluations.version.tolist() == [4, 8]
+    assert second.evaluations.version.tolist() == [12, 16, 20]
+    assert run(schedule, tx, **options, stop=3).evaluations is None
+
+
+def test_with_model_state_the_mean_over_workers_is_evaluated():
+    def loss_fn(params, count, batch):
+        return problems.softmax_loss(params, batch), count + 1
+
+    schedule = schedule_for(num_updates=20)
+    result = run(
+        schedule,
+        loss_fn=loss_fn,
+        model_state=jnp.float32(0),
+        eval_fn=lambda params, count: count,
+        eval_versions=5,
+    )
+    np.testing.assert_allclose(result.evaluations.values, [5 / 4, 10 / 4, 15 / 4, 20 / 4])
+
+
+def test_evaluation_costs_nothing_where_it_is_not_asked_for():
+    calls = []
+
+    def eval_fn(params):
+        jax.debug.callback(lambda: calls.append(1))
+        return params["b"]
+
+    run(schedule_for(), eval_fn=eval_fn, eval_versions=[3, 50], engine=sim.ScanEngine())
+    jax.effects_barrier()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(eval_versions=3), "needs an eval_fn"),
+        (dict(eval_fn=square_norm, eval_versions=[0]), r"version 0, .* 1 to 60.*call eval_fn"),
+        (dict(eval_fn=square_norm, eval_versions=[9, 61]), "version 61"),
+        (dict(eval_fn=square_norm, eval_versions=0), "eval_versions must be an integer >= 1"),
+        (dict(metrics=["gap", "speed"]), "Unknown metric 'speed'; there are"),
+        (dict(metrics="gap"), "metrics must be a collection of names"),
+        (dict(trace_every=0), "trace_every must be an integer >= 1"),
+    ],
+)
+def test_bad_input(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(schedule_for(), **options)
+
+
+ALL_METRICS = ["gap", "compensation_ratio", "cosine", "below_eps"]
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+def test_metrics_against_numpy(engine, x64):
+    schedule = schedule_for(num_updates=25)
+    lambda0, eps, lr = 2.0, 0.003, 0.3
+    tx = problems.adaptive(lr, lambda0, momentum=0.0, eps=eps)
+    trace = run(schedule, tx, dtype=np.float64, engine=engine, metrics=ALL_METRICS).trace
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    params = problems.softmax_params(np.float64)
+    _, unflatten = jax.flatten_util.ravel_pytree(params)
+    grad_fn = jax.jit(jax.grad(problems.softmax_loss))
+    images, labels = problems.softmax_batches(25, np.float64)
+    versions, mean_square = [flat(params)], 0.0
+    for k in range(25):
+        stale = versions[schedule.read_version[k]]
+        g = flat(grad_fn(unflatten(jnp.asarray(stale)), (images[k], labels[k])))
+        mean_square = 0.95 * mean_square + 0.05 * g * g
+        moved = versions[k] - stale
+        added = lambda0 / np.sqrt(mean_square + eps) * g * g * moved
+        total = g + added
+        # The transformation measures in float32.
+        np.testing.assert_allclose(trace.gap[k], np.sqrt(np.mean(moved**2)), rtol=1e-5)
+        norm = np.linalg.norm
+        np.testing.assert_allclose(
+            trace.compensation_ratio[k], norm(added) / norm(g), rtol=1e-4, atol=1e-7
+        )
+        np.testing.assert_allclose(trace.cosine[k], g @ total / norm(g) / norm(total), rtol=1e-5)
+        assert trace.below_eps[k] == pytest.approx(np.mean(mean_square < eps))
+        versions.append(versions[k] - lr * total)
+    assert 0 < trace.below_eps.mean() < 1
+    np.testing.assert_array_equal(trace.gap == 0, schedule.staleness == 0)
+
+
+def test_metrics_that_were_not_asked_for_cost_no_column():
+    trace = run(schedule_for(), metrics=["gap"]).trace
+    assert "gap" in trace.columns()
+    assert not {"cosine", "compensation_ratio", "below_eps"} & set(trace.columns())
+    assert {column.shape for column in trace.columns().values()} == {(60,)}
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+def test_a_thinned_trace_is_every_nth_event(engine):
+    schedule, tx = schedule_for(), problems.adaptive()
+    whole = run(schedule, tx, metrics=ALL_METRICS, engine=engine)
+    thin = run(schedule, tx, metrics=ALL_METRICS, engine=engine, trace_every=8)
+    assert thin.trace.event.tolist() == list(range(0, 60, 8))
+    chex.assert_trees_all_equal(thin.trace, jax.tree.map(lambda column: column[::8], whole.trace))
+    chex.assert_trees_all_equal(thin.params, whole.params)
+    first = run(schedule, tx, engine=engine, trace_every=8, stop=20)
+    second = run(schedule, tx, engine=engine, trace_every=8, state=first.state)
+    events = np.concatenate([first.trace.event, second.trace.event])
+    assert events.tolist() == thin.trace.event.tolist()
+
+
+def test_a_trace_as_a_data_frame():
+    pd = pytest.importorskip("pandas")
+    result = run(schedule_for(), metrics=["gap"])
+    frame = result.to_pandas()
+    assert isinstance(frame, pd.DataFrame)
+    assert list(frame.columns) == list(result.trace.columns())
+    assert frame["loss"].to_numpy() == pytest.approx(result.losses)
+    by_worker = frame.groupby("worker")["staleness"].mean()
+    assert by_worker[0] == pytest.approx(result.trace.staleness[result.trace.worker == 0].mean())

@@ -1,0 +1,174 @@
+"""Mutable model state: one per worker, or one on the server where the last push wins."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+from problems import schedule_for
+
+from dcasgd_jax import sim
+
+DECAY = 0.8
+ENGINES = [sim.ScanEngine(chunk_size=7), sim.HostEngine()]
+
+
+def normalised_loss(params, model_state, batch):
+    """Softmax regression on batch-normalised inputs, with running statistics and a counter."""
+    images, labels = batch
+    mean = images.mean(axis=0)
+    new = {
+        "mean": DECAY * model_state["mean"] + (1 - DECAY) * mean,
+        "count": model_state["count"] + 1,
+    }
+    return problems.softmax_loss(params, (images - mean[None], labels)), new
+
+
+def model_state(dtype=np.float32):
+    return {"mean": jnp.ones(6, dtype), "count": jnp.int32(0)}
+
+
+def simulate(schedule, policy, *, tx=None, dtype=np.float64, loss_fn=normalised_loss, **options):
+    return sim.simulate(
+        loss_fn,
+        problems.softmax_params(dtype),
+        tx or problems.adaptive(),
+        schedule,
+        problems.softmax_batches(len(schedule), dtype),
+        model_state=model_state(dtype),
+        model_state_policy=policy,
+        **options,
+    )
+
+
+def input_mean(schedule, k):
+    return problems.softmax_batches(len(schedule), np.float64)[0][k].mean(axis=0)
+
+
+SCHEDULES = {
+    "asynchronous": {},
+    "dropping": dict(protocol=sim.DropStale(2)),
+    "synchronous": dict(protocol=sim.Synchronous(), num_updates=8),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_each_worker_keeps_its_own(name, engine, x64):
+    schedule = schedule_for(**{"num_updates": 30, **SCHEDULES[name]})
+    result = simulate(schedule, "per_worker", engine=engine)
+    means = np.ones((4, 6))
+    for k in range(len(schedule)):
+        worker = schedule.worker[k]
+        means[worker] = DECAY * means[worker] + (1 - DECAY) * input_mean(schedule, k)
+    np.testing.assert_allclose(result.state.model_state["mean"], means, rtol=1e-12)
+    np.testing.assert_allclose(result.model_state["mean"], means.mean(axis=0), rtol=1e-12)
+    pushes = np.bincount(schedule.worker, minlength=4)
+    assert result.state.model_state["count"].tolist() == pushes.tolist()
+    assert int(result.model_state["count"]) == pushes[0]
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_on_the_server_the_last_push_wins(name, engine, x64):
+    schedule = schedule_for(**{"num_updates": 30, **SCHEDULES[name]})
+    result = simulate(schedule, "server", engine=engine)
+    # versions[v]: the statistics that a worker gets when it pulls version v.
+    versions, current, count = [(np.ones(6), 0)], np.ones(6), 0
+    for k in range(len(schedule)):
+        mean, read_count = versions[schedule.read_version[k]]
+        if schedule.applied[k]:
+            current = DECAY * mean + (1 - DECAY) * input_mean(schedule, k)
+            count = read_count + 1
+        if k + 1 == len(schedule) or schedule.version[k + 1] > schedule.version[k]:
+            versions.append((current, count))
+    np.testing.assert_allclose(result.model_state["mean"], versions[-1][0], rtol=1e-12)
+    assert int(result.model_state["count"]) == versions[-1][1]
+    if name == "asynchronous":  # most pushes are overwritten by one that did not see them
+        assert versions[-1][1] < len(schedule) / 2
+
+
+def test_the_params_do_not_depend_on_the_policy_when_the_loss_does_not():
+    schedule = schedule_for()
+    per_worker, server = (simulate(schedule, p, dtype=np.float32) for p in ("per_worker", "server"))
+    chex.assert_trees_all_close(per_worker.params, server.params, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("policy", ["per_worker", "server"])
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+def test_going_on_keeps_the_model_state(policy, engine):
+    schedule = schedule_for()
+    options = dict(dtype=np.float32, engine=engine, tx=problems.adaptive())
+    whole = simulate(schedule, policy, **options)
+    first = simulate(schedule, policy, **options, stop=28)
+    second = simulate(schedule, policy, **options, state=first.state)
+    chex.assert_trees_all_close(second.state, whole.state, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("policy", ["per_worker", "server"])
+def test_dropout_keys_are_folded_with_the_event(policy):
+    keys = []
+
+    def loss_fn(params, state, batch, key):
+        jax.debug.callback(lambda k: keys.append(tuple(k.tolist())), jax.random.key_data(key))
+        return normalised_loss(params, state, batch)
+
+    schedule = schedule_for(num_updates=9)
+    simulate(
+        schedule, policy, dtype=np.float32, loss_fn=loss_fn, key=jax.random.key(5),
+        engine=sim.ScanEngine(),
+    )  # fmt: skip
+    jax.effects_barrier()
+    fold = lambda k: tuple(jax.random.key_data(jax.random.fold_in(jax.random.key(5), k)).tolist())
+    assert sorted(keys) == sorted(fold(k) for k in range(9))
+
+
+def test_a_push_delivered_twice_has_the_same_key_and_batch():
+    schedule = schedule_for(num_updates=12)
+    twice = sim.make_schedule(
+        sim.ExponentialTime(), 4, 12, seed=0, faults=[sim.DuplicatedPush(0, 0)]
+    )
+    k = int(np.flatnonzero(twice.batch != np.arange(len(twice)))[0])
+    result = sim.simulate(
+        problems.noisy_loss, problems.softmax_params(), optax.sgd(0.1), twice,
+        problems.softmax_batches(len(twice)), key=jax.random.key(0),
+    )  # fmt: skip
+    assert result.losses[k] == result.losses[k - 1]
+    once = sim.simulate(
+        problems.noisy_loss, problems.softmax_params(), optax.sgd(0.1), schedule,
+        problems.softmax_batches(12), key=jax.random.key(0),
+    )  # fmt: skip
+    assert once.losses[k] != once.losses[k - 1]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda state: {"mean": state["mean"]},
+        lambda state: {**state, "mean": state["mean"][:3]},
+        lambda state: {**state, "count": state["count"].astype(jnp.float32)},
+    ],
+    ids=["a leaf is missing", "shape", "dtype"],
+)
+@pytest.mark.parametrize("engine", [None, *ENGINES], ids=repr)
+def test_a_loss_that_returns_another_model_state(broken, engine):
+    def loss_fn(params, state, batch):
+        loss, new = normalised_loss(params, state, batch)
+        return loss, broken(new)
+
+    with pytest.raises(ValueError, match=r"must return .* shaped as it was given"):
+        simulate(schedule_for(), "server", dtype=np.float32, loss_fn=loss_fn, engine=engine)
+
+
+def test_an_unknown_policy():
+    with pytest.raises(ValueError, match='must be "per_worker" or "server", got \'last\''):
+        simulate(schedule_for(), "last", dtype=np.float32)
+
+
+def test_a_state_without_model_state_cannot_go_on_with_it():
+    schedule = schedule_for()
+    bare = problems.run(schedule, optax.sgd(0.1), stop=5).state
+    with pytest.raises(ValueError, match="was made without model_state, but this call is with it"):
+        simulate(schedule, "server", dtype=np.float32, state=bare)
