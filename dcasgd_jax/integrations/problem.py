@@ -1,0 +1,133 @@
+"""What a flax model becomes for `sim.simulate`; shared by NNX and Linen."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcasgd_jax import sim
+from dcasgd_jax.typing import PyTree
+
+
+class Problem(NamedTuple):
+    """A model and its loss as `sim.simulate` takes them.
+
+    Example:
+      >>> import dcasgd_jax as dc, jax.numpy as jnp, optax
+      >>> from dcasgd_jax import sim
+      >>> from dcasgd_jax.integrations.problem import Problem
+      >>> problem = Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), None, None)
+      >>> schedule = sim.make_schedule(sim.RoundRobin(), 2, num_updates=50, seed=0)
+      >>> result = problem.simulate(optax.sgd(0.1), schedule, jnp.ones((50, 3)))
+      >>> print(jnp.round(result.params, 3))
+      [1. 1. 1.]
+    """
+
+    loss_fn: Callable[..., Any]  # the same object again for a model of the same structure
+    params: PyTree  # nested dicts of arrays
+    model_state: PyTree | None  # nested dicts of arrays; None if the model has no such state
+    eval_fn: Callable[..., PyTree] | None
+
+    def simulate(
+        self,
+        tx: optax.GradientTransformation,
+        schedule: sim.Schedule,
+        batches: PyTree,
+        **options,
+    ) -> sim.SimResult:
+        """Calls `sim.simulate` with this loss, these parameters, this state and evaluation.
+
+        Args:
+          tx: As in `sim.simulate`.
+          schedule: As in `sim.simulate`.
+          batches: As in `sim.simulate`.
+          **options: Whatever else `sim.simulate` takes: `key`, `engine`, `model_state_policy`, ...
+
+        Returns:
+          The `SimResult`.
+        """
+        return sim.simulate(
+            self.loss_fn,
+            self.params,
+            tx,
+            schedule,
+            batches,
+            model_state=self.model_state,
+            eval_fn=self.eval_fn,
+            **options,
+        )
+
+
+def same_function_again(make: Callable[..., Callable]) -> Callable[..., Callable]:
+    """Lets a maker return one function object for equal arguments, so that programs are reused."""
+    cached = functools.lru_cache(maxsize=128)(make)
+
+    @functools.wraps(make)
+    def find(structure, function):
+        for name, value in (("The model", structure), (f"{function!r}", function)):
+            try:
+                hash(value)
+            except TypeError as error:
+                raise TypeError(
+                    f"{name} cannot be hashed ({error}), so its compiled program could not be "
+                    "found again: make its static attributes hashable (tuples instead of lists)."
+                ) from None
+        return cached(structure, function)
+
+    return find
+
+
+def loss_takes_key(loss: Callable) -> bool:
+    """Whether the loss is `loss(model, batch, key)` rather than `loss(model, batch)`."""
+    signature = inspect.signature(loss)
+    for count, takes_key in ((2, False), (3, True)):
+        try:
+            signature.bind(*[None] * count)
+        except TypeError:
+            continue
+        return takes_key
+    raise TypeError(
+        f"The loss must be callable as loss(model, batch) or loss(model, batch, key), but its "
+        f"signature is {signature}."
+    )
+
+
+def keys_of_event(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """From the key of an event one for the model and one for the loss; both typed."""
+    if key is None:
+        return None, None
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    of_model, of_loss = jax.random.split(key if is_typed else jax.random.wrap_key_data(key))
+    return of_model, of_loss
+
+
+def call_loss(loss: Callable, model: Any, batch: PyTree, key: jax.Array | None) -> jax.Array:
+    """The loss of a model on a batch, checked to be one."""
+    if not loss_takes_key(loss):
+        value = loss(model, batch)
+    elif key is None:
+        raise ValueError("The loss takes a key: pass key= to simulate.")
+    else:
+        value = loss(model, batch, key)
+    if not isinstance(value, jax.Array) or value.shape or not jnp.isrealobj(value):
+        got = (
+            f"an array {value.dtype}{list(value.shape)}; take its mean"
+            if isinstance(value, jax.Array)
+            else f"a {type(value).__name__}; return the loss alone, and read what else you want "
+            "to know in evaluate="
+        )
+        raise TypeError(f"The loss must return a real scalar, got {got}.")
+    return value
+
+
+def check_given(model_state: PyTree, structure: Any) -> None:
+    """A model with state needs it at every call."""
+    if jax.tree.structure(model_state) != structure:
+        raise ValueError(
+            "This model has state besides its parameters (statistics of batch normalisation, or "
+            "the like): pass model_state=problem.model_state to simulate."
+        )
