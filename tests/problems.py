@@ -1,5 +1,7 @@
 """Small training problems for simulator tests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,7 @@ def noisy_loss(params, batch, key):
     return softmax_loss(params, (images * keep, labels))
 
 
+@functools.cache  # the same object again, so that tests share compiled programs
 def adaptive(learning_rate=0.3, lambda0=2.0, momentum=0.5, **options):
     return optax.chain(
         dc.compensate_delay(lambda0, ms_decay=0.95, **options),

@@ -1,5 +1,7 @@
 """What the server does with pushes: averages, drops, duplicates, NaN; against a literal loop."""
 
+import functools
+
 import chex
 import jax
 import numpy as np
@@ -49,10 +51,12 @@ def literal_loop(schedule, *, compensates="push", dtype=np.float64):
     return versions
 
 
+@functools.cache
 def compensation():
     return dc.compensate_delay(LAMBDA0, ms_decay=MS_DECAY)
 
 
+@functools.cache
 def momentum():
     return optax.sgd(LR, momentum=MOMENTUM)
 
