@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import dcasgd_jax
-from dcasgd_jax.experiments import compare, errors
+from dcasgd_jax.experiments import compare, errors, reproduce
 
-SUBCOMMANDS = {"compare": compare}
+SUBCOMMANDS = {"compare": compare, "reproduce": reproduce}
 """Name -> module with `HELP`, `add_options(parser)` and `run(arguments, command)`."""
 
 EXIT_USAGE = 2
