@@ -35,13 +35,15 @@ def noisy_loss(params, batch, key):
     return softmax_loss(params, (images * keep, labels))
 
 
-@functools.cache  # the same object again, so that tests share compiled programs
-def adaptive(learning_rate=0.3, lambda0=2.0, momentum=0.5, **options):
+def make_adaptive(learning_rate=0.3, lambda0=2.0, momentum=0.5, **options):
     return optax.chain(
         dc.compensate_delay(lambda0, ms_decay=0.95, **options),
         optax.sgd(learning_rate, momentum=momentum),
     )
 
+
+# The same object again, so that tests share compiled programs.
+adaptive = functools.cache(make_adaptive)
 
 ENGINES = [
     sim.ScanEngine(),

@@ -21,7 +21,7 @@ FLOAT64 = dict(rtol=1e-12, atol=1e-13)
 
 @optax.inject_hyperparams
 def injected(learning_rate, lambda0):
-    return problems.adaptive(learning_rate, lambda0)
+    return problems.make_adaptive(learning_rate, lambda0)
 
 
 TX = injected(learning_rate=0.3, lambda0=2.0)
