@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_setting(parser: argparse.ArgumentParser) -> None:
     default = settings.Setting()
-    number = functools.partial(parser.add_argument, type=_integer_from(1), metavar="N")
+    number = functools.partial(parser.add_argument, type=integer_from(1), metavar="N")
     parser.add_argument(
         "--model",
         choices=list(tasks.MODELS),
@@ -213,7 +213,9 @@ def _untuned_note(
     ]
 
 
-def _integer_from(least: int) -> Callable[[str], int]:
+def integer_from(least: int) -> Callable[[str], int]:
+    """A type of an option."""
+
     def parse(text: str) -> int:
         try:
             value = int(text)

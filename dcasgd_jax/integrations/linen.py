@@ -165,13 +165,6 @@ def join_variables(result: sim.SimResult) -> dict[str, Any]:
 
 @problems.same_function_again
 def _make_loss_fn(structure: _Structure, loss: Callable) -> Callable[..., Any]:
-    def without_state(params, batch, key=None):
-        return run(params, {}, batch, key)[0]
-
-    def with_state(params, model_state, *batch_and_key):
-        problems.check_given(model_state, structure.model_state)
-        return run(params, model_state, *batch_and_key)
-
     def run(params, model_state, batch, key=None):
         key_of_model, key_of_loss = problems.keys_of_event(key)
         variables = {"params": params, **model_state}
@@ -179,7 +172,7 @@ def _make_loss_fn(structure: _Structure, loss: Callable) -> Callable[..., Any]:
         value = problems.call_loss(loss, model, batch, key_of_loss)
         return value, {name: model.variables[name] for name in structure.collections}
 
-    return without_state if structure.model_state is None else with_state
+    return problems.as_loss_fn(run, structure.model_state)
 
 
 @problems.same_function_again

@@ -14,6 +14,7 @@ from flax import nnx, traverse_util
 
 from dcasgd_jax import sim
 from dcasgd_jax.integrations import problem as problems
+from dcasgd_jax.sim import leaves
 from dcasgd_jax.typing import PyTree
 
 # Everything that training changes besides the parameters, except random streams, which are made
@@ -141,8 +142,8 @@ def update_model(model: nnx.Module, result: sim.SimResult) -> None:
         ("model_state", nnx.state(model, _MODEL_STATE), result.model_state or {}),
     )
     for root, state, given in fits:
-        expected = _describe(nnx.to_pure_dict(state), root)
-        got = _describe(given, root)
+        expected = leaves.describe_tree(nnx.to_pure_dict(state), root)
+        got = leaves.describe_tree(given, root)
         for name in [*expected, *(name for name in got if name not in expected)]:
             if expected.get(name) != got.get(name):
                 raise ValueError(
@@ -154,23 +155,8 @@ def update_model(model: nnx.Module, result: sim.SimResult) -> None:
         nnx.update(model, given)
 
 
-def _describe(tree: PyTree, root: str) -> dict[str, str]:
-    """Dtype and shape of every leaf by its name, such as `params['norm']['bias']`."""
-    return {
-        root + jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
 @problems.same_function_again
 def _make_loss_fn(structure: _Structure, loss: Callable) -> Callable[..., Any]:
-    def without_state(params, batch, key=None):
-        return run(params, {}, batch, key)[0]
-
-    def with_state(params, model_state, *batch_and_key):
-        problems.check_given(model_state, structure.model_state)
-        return run(params, model_state, *batch_and_key)
-
     def run(params, model_state, batch, key=None):
         key_of_model, key_of_loss = problems.keys_of_event(key)
         model, counts = _make_model(structure, params, model_state, key_of_model)
@@ -179,7 +165,7 @@ def _make_loss_fn(structure: _Structure, loss: Callable) -> Callable[..., Any]:
             _check_nothing_was_drawn(model, counts)
         return value, nnx.to_pure_dict(nnx.state(model, _MODEL_STATE))
 
-    return without_state if structure.model_state is None else with_state
+    return problems.as_loss_fn(run, structure.model_state)
 
 
 @problems.same_function_again

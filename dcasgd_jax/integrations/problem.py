@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import sim
+from dcasgd_jax.sim import leaves
 from dcasgd_jax.typing import PyTree
 
 
@@ -100,8 +101,8 @@ def keys_of_event(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | 
     """From the key of an event one for the model and one for the loss; both typed."""
     if key is None:
         return None, None
-    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    of_model, of_loss = jax.random.split(key if is_typed else jax.random.wrap_key_data(key))
+    typed = key if leaves.is_key(key) else jax.random.wrap_key_data(key)
+    of_model, of_loss = jax.random.split(typed)
     return of_model, of_loss
 
 
@@ -124,10 +125,23 @@ def call_loss(loss: Callable, model: Any, batch: PyTree, key: jax.Array | None) 
     return value
 
 
-def check_given(model_state: PyTree, structure: Any) -> None:
-    """A model with state needs it at every call."""
-    if jax.tree.structure(model_state) != structure:
-        raise ValueError(
-            "This model has state besides its parameters (statistics of batch normalisation, or "
-            "the like): pass model_state=problem.model_state to simulate."
-        )
+def as_loss_fn(run: Callable, state_structure: Any) -> Callable[..., Any]:
+    """`run(params, model_state, batch, key=None)`, with its result, as `sim.simulate` takes it.
+
+    Args:
+      run: Returns the loss and the new model state.
+      state_structure: Structure of the model state; None if the model has none.
+    """
+
+    def without_state(params, batch, key=None):
+        return run(params, {}, batch, key)[0]
+
+    def with_state(params, model_state, *batch_and_key):
+        if jax.tree.structure(model_state) != state_structure:
+            raise ValueError(
+                "This model has state besides its parameters (statistics of batch normalisation, "
+                "or the like): pass model_state=problem.model_state to simulate."
+            )
+        return run(params, model_state, *batch_and_key)
+
+    return without_state if state_structure is None else with_state

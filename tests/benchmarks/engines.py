@@ -22,6 +22,20 @@ def mlp_loss(params, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+def mlp_problem(num_events: int, batch: int):
+    """Parameters for `mlp_loss`, and a batch for each event."""
+    rng = np.random.default_rng(0)
+    images = rng.random((num_events, batch, 64), np.float32)
+    labels = rng.integers(0, 10, (num_events, batch)).astype(np.int32)
+    params = {
+        "w1": jnp.asarray(0.1 * rng.normal(size=(64, 128)), jnp.float32),
+        "b1": jnp.zeros((1, 128)),
+        "w2": jnp.asarray(0.1 * rng.normal(size=(128, 10)), jnp.float32),
+        "b2": jnp.zeros((1, 10)),
+    }
+    return params, (images, labels)
+
+
 def conv_loss(params, batch):
     """Three 3x3 convolutions on 32x32x3 images, mean cross-entropy."""
     images, labels = batch
@@ -48,15 +62,8 @@ def sgd_step(params, batch, loss_fn):
 
 def scan_rows(num_events: int = 4096, batch: int = 32, repeats: int = 9) -> list[Row]:
     """A whole second call of `simulate` against a hand-written scan of plain SGD."""
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.random((num_events, batch, 64), np.float32))
-    labels = jnp.asarray(rng.integers(0, 10, (num_events, batch)), jnp.int32)
-    params = {
-        "w1": jnp.asarray(0.1 * rng.normal(size=(64, 128)), jnp.float32),
-        "b1": jnp.zeros((1, 128)),
-        "w2": jnp.asarray(0.1 * rng.normal(size=(128, 10)), jnp.float32),
-        "b2": jnp.zeros((1, 10)),
-    }
+    params, batches = mlp_problem(num_events, batch)
+    images, labels = map(jnp.asarray, batches)
     schedule = sim.make_schedule(sim.GammaTime(), WORKERS, num_events, seed=0)
     tx = compensated()
     scan = jax.jit(

@@ -5,9 +5,7 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from engines import compensated, mlp_loss
+from engines import compensated, mlp_loss, mlp_problem
 from timing import Row, alternate
 
 from dcasgd_jax import sim
@@ -35,17 +33,7 @@ def rows(num_events: int = 1024, batch: int = 32, repeats: int = 5, cases=CASES)
         "gamma times": make(sim.GammaTime(), NUM_DEVICES),
         "exponential times": make(sim.ExponentialTime(), 4 * NUM_DEVICES),
     }
-    rng = np.random.default_rng(0)
-    params = {
-        "w1": jnp.asarray(0.1 * rng.normal(size=(64, 128)), jnp.float32),
-        "b1": jnp.zeros((1, 128)),
-        "w2": jnp.asarray(0.1 * rng.normal(size=(128, 10)), jnp.float32),
-        "b2": jnp.zeros((1, 10)),
-    }
-    batches = (
-        rng.random((num_events, batch, 64), np.float32),
-        rng.integers(0, 10, (num_events, batch)).astype(np.int32),
-    )
+    params, batches = mlp_problem(num_events, batch)
     mesh = jax.make_mesh((NUM_DEVICES,), ("workers",), axis_types=(jax.sharding.AxisType.Auto,))
     problem = mlp_loss, params, compensated()
     found = []

@@ -26,15 +26,7 @@ def rows(
     num_events: int = 8192, num_members: int = 16, batch: int = 32, repeats: int = 3
 ) -> list[Row]:
     """Gradients per second of all members together, with one compilation on each side."""
-    rng = np.random.default_rng(0)
-    images = rng.random((num_events, batch, 64), np.float32)
-    labels = rng.integers(0, 10, (num_events, batch)).astype(np.int32)
-    params = {
-        "w1": jnp.asarray(0.1 * rng.normal(size=(64, 128)), jnp.float32),
-        "b1": jnp.zeros((1, 128)),
-        "w2": jnp.asarray(0.1 * rng.normal(size=(128, 10)), jnp.float32),
-        "b2": jnp.zeros((1, 10)),
-    }
+    params, batches = engines.mlp_problem(num_events, batch)
     schedule = sim.make_schedule(sim.GammaTime(), WORKERS, num_events, seed=0)
     numbers = {
         "learning_rate": np.linspace(0.01, 0.2, num_members),
@@ -43,7 +35,7 @@ def rows(
 
     def together():
         result = sim.sweep(
-            engines.mlp_loss, params, injected(), schedule, (images, labels), hyperparams=numbers
+            engines.mlp_loss, params, injected(), schedule, batches, hyperparams=numbers
         )
         jax.block_until_ready(result.params)
 
@@ -54,7 +46,7 @@ def rows(
             for name, values in numbers.items():
                 opt_state.hyperparams[name] = jnp.float32(values[i])
             result = sim.simulate(
-                engines.mlp_loss, params, tx, schedule, (images, labels), opt_state=opt_state
+                engines.mlp_loss, params, tx, schedule, batches, opt_state=opt_state
             )
             jax.block_until_ready(result.params)
 

@@ -20,7 +20,7 @@ from problems import NUM_EVENTS, schedule_for
 
 import dcasgd_jax as dc
 from dcasgd_jax import sim
-from dcasgd_jax.sim.checkpoints import leaves
+from dcasgd_jax.sim import leaves
 
 pytest.importorskip("orbax.checkpoint")
 sys.path.insert(0, str(pathlib.Path(__file__).parent))

@@ -14,7 +14,6 @@ from dcasgd_jax.experiments.images import (
     cache,
     decoding,
     hub,
-    packages,
     parquet,
     shards,
     sources,
@@ -121,7 +120,7 @@ def _read_file(path: pathlib.Path, cache_dir: pathlib.Path | None) -> LabelledIm
 
 
 def _decode_file(path: pathlib.Path) -> LabelledImages:
-    packages.require("PIL", "pyarrow")
+    errors.require_packages("PIL", "pyarrow", extra="images")
     source = parquet.ParquetImages([path], image_column="img", num_classes=NUM_CLASSES)
     return LabelledImages(_decode_all(source), source.labels)
 

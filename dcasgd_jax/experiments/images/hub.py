@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Sequence
 
 from dcasgd_jax.experiments import errors
-from dcasgd_jax.experiments.images import packages
 
 
 def download(name: str, patterns: Sequence[str], instead: str) -> pathlib.Path:
@@ -21,7 +20,7 @@ def download(name: str, patterns: Sequence[str], instead: str) -> pathlib.Path:
     Raises:
       UsageError: If the files are neither in the cache nor to be had.
     """
-    packages.require("huggingface_hub")
+    errors.require_packages("huggingface_hub", extra="images")
     import huggingface_hub
     from huggingface_hub import errors as hub_errors
 

@@ -9,7 +9,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from dcasgd_jax.experiments.images import crops, decoding, packages, sources
+from dcasgd_jax.experiments import errors
+from dcasgd_jax.experiments.images import crops, decoding, sources
 
 
 class ImageBatch(NamedTuple):
@@ -66,7 +67,7 @@ class ImageBatches:
     prefetch: int = 2
 
     def __post_init__(self):
-        packages.require("PIL")
+        errors.require_packages("PIL", extra="images")
         rows = np.asarray(self.rows)
         if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer):
             raise ValueError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dcasgd_jax.experiments import errors
-from dcasgd_jax.experiments.images import cache, packages, sources
+from dcasgd_jax.experiments.images import cache, sources
 from dcasgd_jax.sim import files
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ParquetImages:
         label_column: str = "label",
         cache_dir: pathlib.Path | None = None,
     ):
-        packages.require("pyarrow")
+        errors.require_packages("pyarrow", extra="images")
         self.num_classes = num_classes
         self._image_column, self._label_column = image_column, label_column
         self._paths = [pathlib.Path(path) for path in paths]

@@ -19,7 +19,6 @@ from dcasgd_jax.experiments.reproduce import (
     network,
     options,
     pictures,
-    requirements,
     results,
     settings,
     table,
@@ -43,10 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
         runs of other settings; before any training.
     """
     job = jobs.make_job(arguments)
-    requirements.require_for_report()
+    errors.require_packages("matplotlib", "rich", extra="reproduce")
     console = terminal.make_console()
     if not job.report_only:
-        requirements.require_for_training()
+        errors.require_packages("flax", "orbax.checkpoint", "sklearn", extra="reproduce")
         _run_missing(job, console)
     lines = results.read(job.out)
     if not lines:

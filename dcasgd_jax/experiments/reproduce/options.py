@@ -3,10 +3,10 @@
 import argparse
 import math
 import pathlib
-from collections.abc import Callable
 
 from dcasgd_jax.experiments import methods
 from dcasgd_jax.experiments import settings as common
+from dcasgd_jax.experiments.options import integer_from
 from dcasgd_jax.experiments.reproduce import network, paper, settings
 
 DESCRIPTION = f"""\
@@ -186,21 +186,6 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
         help="epochs between two evaluations; default: as few as take no more than about a tenth "
         "of the time",
     )
-
-
-def integer_from(least: int) -> Callable[[str], int]:
-    """A type of an option."""
-
-    def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} must be an integer >= {least}")
-        return value
-
-    return integer
 
 
 def _number_from_zero(text: str) -> float:

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import engines, recording
+from dcasgd_jax.sim import engines, leaves, recording
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.checkpoints import identity, leaves
+from dcasgd_jax.sim.checkpoints import identity
 from dcasgd_jax.sim.checkpoints import store as stores
 from dcasgd_jax.typing import PyTree
 

@@ -13,9 +13,8 @@ import numpy as np
 import optax
 
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import engines, step, worker
+from dcasgd_jax.sim import engines, leaves, step, worker
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.checkpoints import leaves
 from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.typing import PyTree
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcasgd_jax.sim.checkpoints import leaves
+from dcasgd_jax.sim import leaves
 
 _FORMAT = 1
 _MARKER = "_CHECKPOINT_METADATA"  # orbax writes it into a checkpoint before it appears

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dcasgd_jax.sim import leaves
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
 
@@ -56,7 +57,7 @@ class Layout(NamedTuple):
         divisible = [
             k for k in range(leading, len(shape)) if shape[k] and shape[k] % self.num_devices == 0
         ]
-        if self.server == "replicated" or not divisible or _is_key(leaf):
+        if self.server == "replicated" or not divisible or leaves.is_key(leaf):
             return self.replicated
         cut = max(divisible, key=lambda k: shape[k])
         return NamedSharding(self.mesh, PartitionSpec(*[None] * cut, self.axis))
@@ -129,13 +130,9 @@ def to_default_device(tree: PyTree) -> PyTree:
 
 def to_host(leaf: Any) -> tuple[np.ndarray, Any]:
     """A NumPy array, and the implementation of the random keys that it holds, if it does."""
-    if _is_key(leaf):
+    if leaves.is_key(leaf):
         return np.asarray(jax.random.key_data(leaf)), jax.random.key_impl(leaf)
     return np.asarray(leaf), None
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(jax.dtypes.result_type(leaf), jax.dtypes.prng_key)
 
 
 def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from dcasgd_jax.experiments import errors, images
-from dcasgd_jax.experiments.images import archive, cifar10, packages
+from dcasgd_jax.experiments.images import archive, cifar10
 
 from . import writers
 
@@ -239,7 +239,7 @@ def test_names_in_the_archive_lead_nowhere(tmp_path):
 
 def test_without_the_extra(tmp_path, monkeypatch):
     writers.write_cifar_parquet(tmp_path)
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(errors.MissingExtraError, match=r"needs pillow and pyarrow.*\[images\]"):
         images.load_cifar10(tmp_path)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,9 @@ def to_device(value: np.ndarray, like: jax.Array) -> jax.Array:
     return jax.device_put(array, like.sharding) if like.committed else array
 
 
-def is_key(leaf: jax.Array) -> bool:
+def is_key(leaf: Any) -> bool:
     """Whether a leaf is a typed PRNG key, as `jax.random.key` makes them."""
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(jax.dtypes.result_type(leaf), jax.dtypes.prng_key)
 
 
 def describe(leaf) -> str:
