@@ -7,7 +7,14 @@ Optax transformations that correct stale gradients (Zheng et al., ICML 2017), an
 from dcasgd_jax.alias import dcasgd as dcasgd
 from dcasgd_jax.compensation import adaptive_strength as adaptive_strength
 from dcasgd_jax.compensation import compensated_gradient as compensated_gradient
+from dcasgd_jax.compensation import (
+    curvature_compensated_gradient as curvature_compensated_gradient,
+)
 from dcasgd_jax.compensation import update_mean_square as update_mean_square
+from dcasgd_jax.strengths import StrengthRule as StrengthRule
+from dcasgd_jax.strengths import capped_share as capped_share
+from dcasgd_jax.strengths import least_squares as least_squares
+from dcasgd_jax.strengths import ratio as ratio
 from dcasgd_jax.transforms import CompensateDelayState as CompensateDelayState
 from dcasgd_jax.transforms import CompensateFixedDelayState as CompensateFixedDelayState
 from dcasgd_jax.transforms import CompensateWorkerDelayState as CompensateWorkerDelayState

@@ -10,9 +10,11 @@ def dcasgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
     num_workers: int,
-    lambda0: optax.ScalarOrSchedule = 2.0,
+    lambda0: transforms.Strength = 2.0,
+    curvature: str | None = None,
     ms_decay: Scalar | None = 0.95,
     eps: Scalar = 1e-7,
+    bias_correction: bool = False,
     momentum: float | None = None,
     nesterov: bool = False,
     weight_decay: float = 0.0,
@@ -33,9 +35,12 @@ def dcasgd(
     Args:
       learning_rate: η, a float or a schedule of the number of updates.
       num_workers: M ≥ 1. The state holds M copies of the parameters, plus one mean square.
-      lambda0: λ0 ≥ 0 or a schedule. Published values rarely carry over to another model.
+      lambda0: λ0 ≥ 0, a schedule, or a rule such as `dc.ratio(0.5)`. Published values rarely carry
+        over to another model.
+      curvature: As in `compensate_delay`; other ones than the paper's need `ms_decay=None`.
       ms_decay: m in [0, 1): DC-ASGD-a. `None`: the constant strength λ0, DC-ASGD-c.
       eps: ε ≥ 0, inside the root.
+      bias_correction: As in `compensate_delay`.
       momentum: Decay of a momentum on the compensated gradient; `None` is none.
       nesterov: Nesterov's form of that momentum.
       weight_decay: Decay added after compensation, so that it is not squared.
@@ -66,8 +71,10 @@ def dcasgd(
         transforms.compensate_worker_delay(
             lambda0,
             num_workers,
+            curvature=curvature,
             ms_decay=ms_decay,
             eps=eps,
+            bias_correction=bias_correction,
             per_worker_mean_square=per_worker_mean_square,
             max_pull=max_pull,
             learning_rate=learning_rate,

@@ -15,12 +15,13 @@ def compensated_gradient(
     stale_params: PyTree,
     strength: PyTree,
     *,
+    curvature: PyTree | None = None,
     max_curvature: Scalar | None = None,
 ) -> PyTree:
     r"""Corrects gradients taken at `stale_params` to first order towards `params`.
 
     .. math:: \tilde g = g + q \odot (w - w_{stale}),\quad
-              q = \min(\lambda \odot g \odot g,\; q_{max})
+              q = \min(\lambda \odot c,\; q_{max}),\quad c = g \odot g
 
     Where the correction is zero (no displacement, zero strength, zero cap) the gradient comes back
     bit for bit. 16-bit leaves are computed in float32; the result has the dtype of `grads`.
@@ -31,6 +32,8 @@ def compensated_gradient(
       params: Parameters the gradients are about to be applied to; same tree and shapes.
       stale_params: Parameters the gradients were taken at; same tree and shapes.
       strength: λ, a scalar for all leaves or a tree like `grads` of arrays or scalars.
+      curvature: c, what stands in for the diagonal of the Hessian: a tree like `grads`. `None` is
+        the squared gradient, as in the paper.
       max_curvature: Upper bound on the curvature q per coordinate, a scalar; `None` is no bound
         (the paper). The bound is this project's addition.
 
@@ -49,30 +52,97 @@ def compensated_gradient(
       0.24...
     """
 
-    def compensate(grad, param, stale_param, leaf_strength):
+    def compensate(grad, param, stale_param, leaf_strength, leaf_curvature=None):
         if grad is None:
             return None
         grad = jnp.asarray(grad)
         dtype = _arithmetic_dtype(grad, param, stale_param)
         wide_grad = grad.astype(dtype)
         displacement = jnp.asarray(param, dtype) - jnp.asarray(stale_param, dtype)
-        curvature = jnp.asarray(leaf_strength, dtype) * wide_grad * wide_grad
+        scaled = _scaled_curvature(wide_grad, leaf_strength, leaf_curvature)
         if max_curvature is not None:
-            curvature = jnp.minimum(curvature, jnp.asarray(max_curvature, dtype))
-        compensation = curvature * displacement
-        # An infinite curvature (overflow, eps = 0) must not turn "no displacement" into inf * 0.
-        unchanged = (displacement == 0) | (wide_grad == 0)
-        return jnp.where(unchanged, wide_grad, wide_grad + compensation).astype(grad.dtype)
+            scaled = jnp.minimum(scaled, jnp.asarray(max_curvature, dtype))
+        # An infinite strength (eps = 0) must not turn "no displacement" into inf * 0.
+        flat = wide_grad == 0 if leaf_curvature is None else leaf_curvature == 0
+        unchanged = (displacement == 0) | flat
+        corrected = wide_grad + scaled * displacement
+        return jnp.where(unchanged, wide_grad, corrected).astype(grad.dtype)
 
-    if jax.tree.structure(strength) == jax.tree.structure(0):
-        scalar = strength
-        strength = jax.tree.map(lambda _: scalar, grads)
+    trees = (params, stale_params, _for_each_leaf(strength, grads))
+    trees += () if curvature is None else (curvature,)
+    return jax.tree.map(compensate, grads, *trees, is_leaf=_is_none)
+
+
+def scaled_curvature(grads: PyTree, strength: PyTree, curvature: PyTree | None = None) -> PyTree:
+    r"""What `compensated_gradient` multiplies the displacement with, before its bound.
+
+    .. math:: q = \lambda \odot c,\quad c = g \odot g
+
+    Args:
+      grads: Gradients; a tree of floating-point arrays, or `None` leaves, which stay `None`.
+      strength: λ, a scalar for all leaves or a tree like `grads` of arrays or scalars.
+      curvature: c, a tree like `grads`; `None` is the squared gradient.
+
+    Returns:
+      A tree like `grads`, of at least float32.
+
+    Source: Zheng et al., ICML 2017, Algorithm 2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dcasgd_jax import compensation
+      >>> print(compensation.scaled_curvature(jnp.asarray([1.0, 3.0]), strength=2.0))
+      [ 2. 18.]
+    """
+
+    def scale(grad, leaf_strength, leaf_curvature=None):
+        if grad is None:
+            return None
+        wide_grad = jnp.asarray(grad).astype(_arithmetic_dtype(jnp.asarray(grad)))
+        return _scaled_curvature(wide_grad, leaf_strength, leaf_curvature)
+
+    trees = () if curvature is None else (curvature,)
+    return jax.tree.map(scale, grads, _for_each_leaf(strength, grads), *trees, is_leaf=_is_none)
+
+
+def curvature_compensated_gradient(grads: PyTree, product: PyTree, strength: PyTree) -> PyTree:
+    r"""Corrects stale gradients with a known product of a curvature and the displacement.
+
+    .. math:: \tilde g = g + \lambda \, H (w - w_{stale})
+
+    With the Hessian of the loss and λ = 1 it is exact where the loss is quadratic.
+
+    Args:
+      grads: Gradients taken at the stale parameters; a tree of floating-point arrays or `None`.
+      product: H(w - w_stale), a tree like `grads`.
+      strength: λ, a scalar for all leaves or a tree like `grads` of scalars.
+
+    Returns:
+      Compensated gradients, with the structure, shapes and dtypes of `grads`.
+
+    Source: Zheng et al., ICML 2017: the first-order Taylor expansion of the gradient, before the
+    Hessian in it is approximated.
+
+    Example:
+      >>> import dcasgd_jax as dc
+      >>> float(dc.curvature_compensated_gradient(0.5, product=0.25, strength=1.0))
+      0.75
+    """
+
+    def compensate(grad, leaf_product, leaf_strength):
+        if grad is None:
+            return None
+        grad = jnp.asarray(grad)
+        dtype = _arithmetic_dtype(grad)
+        added = jnp.asarray(leaf_strength, dtype) * jnp.asarray(leaf_product, dtype)
+        return (grad.astype(dtype) + added).astype(grad.dtype)
+
     return jax.tree.map(
-        compensate, grads, params, stale_params, strength, is_leaf=lambda leaf: leaf is None
+        compensate, grads, product, _for_each_leaf(strength, grads), is_leaf=_is_none
     )
 
 
-def adaptive_strength(mean_square: PyTree, lambda0: Scalar, eps: Scalar) -> PyTree:
+def adaptive_strength(mean_square: PyTree, lambda0: PyTree, eps: Scalar) -> PyTree:
     r"""Strength of DC-ASGD-a: λ0 divided by the root mean square of the gradient.
 
     .. math:: \lambda = \lambda_0 / \sqrt{MS + \epsilon}
@@ -80,7 +150,7 @@ def adaptive_strength(mean_square: PyTree, lambda0: Scalar, eps: Scalar) -> PyTr
     Args:
       mean_square: Running mean of squared gradients, *already updated* with the current gradient
         (see `update_mean_square`); a tree of arrays.
-      lambda0: λ0 ≥ 0, a scalar.
+      lambda0: λ0 ≥ 0, a scalar for all leaves or a tree like `mean_square` of scalars.
       eps: ε > 0, inside the root. Where the root mean square is far below sqrt(ε) the strength is
         the constant λ0/sqrt(ε): with 1e-7 that floor lies at |g| = 3.2e-4.
 
@@ -94,7 +164,8 @@ def adaptive_strength(mean_square: PyTree, lambda0: Scalar, eps: Scalar) -> PyTr
       >>> float(dc.adaptive_strength(0.25, lambda0=2.0, eps=0.0))
       4.0
     """
-    return jax.tree.map(lambda square: lambda0 / jnp.sqrt(square + eps), mean_square)
+    divide = lambda square, numerator: numerator / jnp.sqrt(square + eps)
+    return jax.tree.map(divide, mean_square, _for_each_leaf(lambda0, mean_square))
 
 
 def update_mean_square(mean_square: PyTree, grads: PyTree, ms_decay: Scalar) -> PyTree:
@@ -126,7 +197,25 @@ def update_mean_square(mean_square: PyTree, grads: PyTree, ms_decay: Scalar) -> 
         new_square = ms_decay * square + (1 - ms_decay) * (wide_grad * wide_grad)
         return new_square.astype(square.dtype)
 
-    return jax.tree.map(update, mean_square, grads, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.map(update, mean_square, grads, is_leaf=_is_none)
+
+
+def _scaled_curvature(wide_grad, strength, curvature):
+    scaled = jnp.asarray(strength, wide_grad.dtype)
+    if curvature is None:
+        return scaled * wide_grad * wide_grad
+    return scaled * jnp.asarray(curvature, wide_grad.dtype)
+
+
+def _for_each_leaf(value: PyTree, tree: PyTree) -> PyTree:
+    """A single value repeated for every leaf; a tree of values as it is."""
+    if jax.tree.structure(value) != jax.tree.structure(0):
+        return value
+    return jax.tree.map(lambda _: value, tree)
+
+
+def _is_none(leaf) -> bool:
+    return leaf is None
 
 
 def _arithmetic_dtype(*arrays) -> jnp.dtype:

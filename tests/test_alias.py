@@ -95,8 +95,10 @@ def test_defaults_are_the_papers():
     }
     assert defaults == {
         "lambda0": 2.0,
+        "curvature": None,
         "ms_decay": 0.95,
         "eps": 1e-7,
+        "bias_correction": False,
         "momentum": None,
         "nesterov": False,
         "weight_decay": 0.0,

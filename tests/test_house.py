@@ -48,15 +48,21 @@ def below(*prefixes):
 
 TYPES = "dcasgd_jax.typing"
 FORMULA = "dcasgd_jax.compensation"
+STRENGTHS = "dcasgd_jax.strengths"
 TRANSFORMS = "dcasgd_jax.transforms"
+RIVALS = "dcasgd_jax.rivals"
 SIM = "dcasgd_jax.sim"
 
 
 def test_floors():
     assert not of_ours(TYPES)
     assert not of_ours(FORMULA, TYPES)
+    for name in below(STRENGTHS):
+        assert not of_ours(name, TYPES, STRENGTHS), name
     for name in below(TRANSFORMS):
-        assert not of_ours(name, TYPES, FORMULA, TRANSFORMS), name
+        assert not of_ours(name, TYPES, FORMULA, STRENGTHS, TRANSFORMS), name
+    for name in below(RIVALS):
+        assert not of_ours(name, TYPES, FORMULA, TRANSFORMS, RIVALS), name
     assert not of_ours("dcasgd_jax.alias", TYPES, TRANSFORMS)
     for name in below(SIM):
         assert not of_ours(name, TYPES, FORMULA, TRANSFORMS, SIM), name
@@ -100,7 +106,8 @@ def test_public_names_are_the_ones_promised():
     assert set(public(dc)) == {
         *("adaptive_strength", "compensate_delay", "compensate_fixed_delay"),
         *("compensate_worker_delay", "compensated_gradient", "compensation_metrics"),
-        *("compensation_ratio", "dcasgd"),
+        *("compensation_ratio", "curvature_compensated_gradient", "dcasgd"),
+        *("StrengthRule", "capped_share", "least_squares", "ratio"),
         *("delay_gradients", "record_pull", "update_mean_square"),
         *("CompensateDelayState", "CompensateFixedDelayState", "CompensateWorkerDelayState"),
         *("CompensationMetrics", "CompensationSums", "DelayGradientsState"),

@@ -3,6 +3,7 @@
 from dcasgd_jax.transforms.delay import DelayGradientsState as DelayGradientsState
 from dcasgd_jax.transforms.delay import delay_gradients as delay_gradients
 from dcasgd_jax.transforms.explicit import CompensateDelayState as CompensateDelayState
+from dcasgd_jax.transforms.explicit import Strength as Strength
 from dcasgd_jax.transforms.explicit import compensate_delay as compensate_delay
 from dcasgd_jax.transforms.fixed_delay import CompensateFixedDelayState as CompensateFixedDelayState
 from dcasgd_jax.transforms.fixed_delay import compensate_fixed_delay as compensate_fixed_delay

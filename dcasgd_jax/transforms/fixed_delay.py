@@ -21,11 +21,13 @@ class CompensateFixedDelayState(NamedTuple):
 
 
 def compensate_fixed_delay(
-    lambda0: optax.ScalarOrSchedule,
+    lambda0: explicit.Strength,
     delay: Delay,
     *,
+    curvature: str | None = None,
     ms_decay: Scalar | None = None,
     eps: Scalar = 1e-7,
+    bias_correction: bool = False,
     max_pull: Scalar | None = None,
     learning_rate: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -37,12 +39,14 @@ def compensate_fixed_delay(
     To *inject* staleness into an ordinary training loop use `delay_gradients`.
 
     Args:
-      lambda0: λ0 ≥ 0 or a schedule, as in `compensate_delay`.
+      lambda0: λ0 ≥ 0, a schedule or a rule, as in `compensate_delay`.
       delay: τ ≥ 0 in updates: an int, a prefix of the parameter tree with ints as leaves (stages
         of a pipeline), or a function of the parameters that returns one of these. The state holds
         τ + 1 copies of a leaf whose τ > 0.
+      curvature: As in `compensate_delay`.
       ms_decay: As in `compensate_delay`.
       eps: As in `compensate_delay`.
+      bias_correction: As in `compensate_delay`.
       max_pull: As in `compensate_delay`.
       learning_rate: As in `compensate_delay`.
 
@@ -65,8 +69,10 @@ def compensate_fixed_delay(
         check_delays(delay)
     inner = explicit.compensate_delay(
         lambda0,
+        curvature=curvature,
         ms_decay=ms_decay,
         eps=eps,
+        bias_correction=bias_correction,
         max_pull=max_pull,
         learning_rate=learning_rate,
     )

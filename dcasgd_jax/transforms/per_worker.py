@@ -25,11 +25,13 @@ class CompensateWorkerDelayState(NamedTuple):
 
 
 def compensate_worker_delay(
-    lambda0: optax.ScalarOrSchedule,
+    lambda0: explicit.Strength,
     num_workers: int,
     *,
+    curvature: str | None = None,
     ms_decay: Scalar | None = None,
     eps: Scalar = 1e-7,
+    bias_correction: bool = False,
     per_worker_mean_square: bool = False,
     max_pull: Scalar | None = None,
     learning_rate: optax.ScalarOrSchedule | None = None,
@@ -46,10 +48,12 @@ def compensate_worker_delay(
     stays right in any chain, with projections after the update, and across checkpoints.
 
     Args:
-      lambda0: λ0 ≥ 0 or a schedule, as in `compensate_delay`.
+      lambda0: λ0 ≥ 0, a schedule or a rule, as in `compensate_delay`.
       num_workers: M ≥ 1. The state holds M copies of the parameters.
+      curvature: As in `compensate_delay`.
       ms_decay: As in `compensate_delay`.
       eps: As in `compensate_delay`.
+      bias_correction: As in `compensate_delay`.
       per_worker_mean_square: One mean square per worker (the paper authors' released code)
         instead of one on the server (the paper).
       max_pull: As in `compensate_delay`.
@@ -81,8 +85,10 @@ def compensate_worker_delay(
     num_workers = checks.check_num_workers(num_workers)
     inner = explicit.compensate_delay(
         lambda0,
+        curvature=curvature,
         ms_decay=ms_decay,
         eps=eps,
+        bias_correction=bias_correction,
         num_workers=num_workers if per_worker_mean_square else None,
         max_pull=max_pull,
         learning_rate=learning_rate,

@@ -1,0 +1,71 @@
+"""λ0 from the share of the coordinates that shall be at the cap."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dcasgd_jax.strengths import rule
+from dcasgd_jax.typing import PyTree, Scalar
+
+
+class CappedShareState(NamedTuple):
+    """State of `capped_share`."""
+
+    log_lambda0: jax.Array  # float32 scalar; nan before the first update
+
+
+def capped_share(share: Scalar, *, gain: Scalar = 0.1) -> rule.StrengthRule:
+    r"""Chooses λ0 such that `max_pull` caps about this share of the coordinates.
+
+    .. math:: \log \lambda_0 \leftarrow \log \lambda_0 + gain \cdot (share - capped),\quad
+              capped = \frac{1}{P} \left|\{i : \lambda_0 c_i \ge q_{max}\}\right|
+
+    It starts with the λ0 at which a coordinate of average curvature is at the cap. Coordinates
+    without a gradient count as not capped.
+
+    Args:
+      share: The share aimed at, in (0, 1).
+      gain: How fast log λ0 follows, > 0: with 0.1, ten updates that are all off by a share of 1
+        change λ0 by a factor e.
+
+    Returns:
+      A rule that goes where `lambda0` goes, together with `max_pull`.
+
+    Raises:
+      ValueError: For a number out of range, or without `max_pull`.
+
+    Source: this project.
+
+    Example:
+      >>> import dcasgd_jax as dc
+      >>> tx = dc.compensate_delay(dc.capped_share(0.25), max_pull=1.0, learning_rate=0.1)
+    """
+    rule.check_numbers(share=share, gain=gain)
+    if isinstance(share, float | int) and not 0 < share < 1:
+        raise ValueError(f"share must lie in (0, 1), got {share!r}.")
+
+    def init_fn(params: PyTree) -> Any:
+        del params
+        return CappedShareState(jnp.full((), jnp.nan, jnp.float32))
+
+    def update_fn(state: CappedShareState, situation: rule.Situation) -> Any:
+        if situation.max_curvature is None or situation.curvature is None:
+            raise ValueError(
+                "dc.capped_share counts the coordinates at the cap: pass max_pull= and "
+                "learning_rate=, and a curvature that is not 'hvp'."
+            )
+        leaves = jax.tree.leaves(situation.curvature)
+        size = max(sum(leaf.size for leaf in leaves), 1)
+        mean = jnp.asarray(sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves)) / size
+        cap = jnp.asarray(situation.max_curvature, jnp.float32)
+        first = jnp.log(rule.quotient(cap, mean))
+        # Before the first gradient that is not zero there is nothing to start from.
+        started = jnp.isfinite(state.log_lambda0)
+        log_lambda0 = jnp.where(started, state.log_lambda0, first)
+        lambda0 = jnp.where(jnp.isfinite(log_lambda0), jnp.exp(log_lambda0), 0.0)
+        at_cap = sum(jnp.sum(lambda0 * leaf >= cap, dtype=jnp.float32) for leaf in leaves)
+        following = log_lambda0 + gain * (share - at_cap / size)
+        return lambda0, CappedShareState(following)
+
+    return rule.StrengthRule(init_fn, update_fn)

@@ -1,0 +1,178 @@
+"""The menu of curvatures: reference runs, identities, and what is refused."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import loops
+import numpy as np
+import optax
+import oracle
+import pytest
+
+import dcasgd_jax as dc
+
+PROBLEM = oracle.Problem()
+CASES = oracle.cases("curvature_menu") | {
+    "abs_lam0.5": oracle.cases("dc_curvatures")["abs_lam0.5"],
+    "g2_lam8": oracle.cases("dc_curvatures")["g2_lam8"],
+}
+
+
+def settings_of(case):
+    if "decay" in case:
+        return {
+            "lambda0": case["lam0"],
+            "ms_decay": case["decay"],
+            "eps": case["eps"],
+            "bias_correction": True,
+        }
+    return {"lambda0": case["lam"], "curvature": case["kind"]}
+
+
+def run(tx, order, *, fisher=True, hvp=True):
+    """The event loop, with what needs data computed from the batch of the event."""
+    params = jax.tree.map(jnp.asarray, PROBLEM.params)
+    state = tx.init(params)
+    held = dict.fromkeys(order, params)
+    trace = [params]
+    for event, worker in enumerate(order):
+        stale, batch = held[worker], PROBLEM.batch(event)
+        grad_fn = jax.grad(loops.softmax_loss)
+        told = {"worker": worker, "stale_params": stale}
+        if hvp:
+            told["hessian_vector_product"] = lambda tangent, stale=stale, batch=batch: jax.jvp(
+                lambda params: grad_fn(params, batch), (stale,), (tangent,)
+            )[1]
+        if fisher:
+            samples = [tuple(part[i : i + 1] for part in batch) for i in range(len(batch[1]))]
+            grads = [grad_fn(stale, sample) for sample in samples]
+            told["fisher_diagonal"] = lambda grads=grads: jax.tree.map(
+                lambda *leaves: sum(leaf * leaf for leaf in leaves) / len(leaves), *grads
+            )
+        updates, state = tx.update(grad_fn(stale, batch), state, params, **told)
+        params = held[worker] = optax.apply_updates(params, updates)
+        trace.append(params)
+    return oracle.flatten(trace)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", ["explicit", "per_worker", "alias"])
+def test_reference_runs(name, kind, x64):
+    case = CASES[name]
+    settings, num_workers = settings_of(case), max(case["order"]) + 1
+    if kind == "alias":
+        tx = dc.dcasgd(case["lr"], num_workers=num_workers, **{"ms_decay": None, **settings})
+    else:
+        compensate = (
+            dc.compensate_delay(**settings)
+            if kind == "explicit"
+            else dc.compensate_worker_delay(num_workers=num_workers, **settings)
+        )
+        tx = optax.chain(compensate, optax.scale_by_learning_rate(case["lr"]))
+    np.testing.assert_allclose(run(tx, case["order"]), case["theta_trace"], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_another_curvature_gives_another_run(name, x64):
+    case = CASES[name]
+    wrong = {"g2": "abs"}.get(settings_of(case).get("curvature", ""), "g2")
+    tx = optax.chain(
+        dc.compensate_delay(settings_of(case)["lambda0"], curvature=wrong),
+        optax.scale_by_learning_rate(case["lr"]),
+    )
+    assert np.abs(run(tx, case["order"]) - case["theta_trace"]).max() > 1e-3
+
+
+def test_bias_correction_per_worker_counts_the_pushes_of_each_worker(x64):
+    tx = dc.compensate_delay(2.0, ms_decay=0.9, eps=0.0, bias_correction=True, num_workers=2)
+    params, stale = jnp.asarray([1.0]), jnp.asarray([0.5])
+    state = tx.init(params)
+    # The first mean square of a worker is corrected to g * g, whoever pushed before.
+    for worker, grad in [(0, 0.2), (1, 0.4)]:
+        grads = jnp.asarray([grad])
+        out, state = tx.update(grads, state, params, stale_params=stale, worker=worker)
+        np.testing.assert_allclose(out, [grad + 2 * grad * 0.5], rtol=1e-12)
+
+
+def test_hvp_is_exact_on_a_quadratic(x64):
+    hessian = jnp.asarray([[3.0, 1.0], [1.0, 2.0]])
+    loss = lambda w: 0.5 * w @ hessian @ w
+    params, stale = jnp.asarray([1.0, -2.0]), jnp.asarray([0.3, 0.7])
+    tx = dc.compensate_delay(1.0, curvature="hvp")
+    product = lambda tangent: jax.jvp(jax.grad(loss), (stale,), (tangent,))[1]
+    compensated, _ = tx.update(
+        jax.grad(loss)(stale), tx.init(params), params,
+        stale_params=stale, hessian_vector_product=product,
+    )  # fmt: skip
+    np.testing.assert_allclose(compensated, jax.grad(loss)(params), rtol=1e-14)
+
+
+@pytest.mark.parametrize("curvature", ["g2", "abs", "fisher", "hvp"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_no_displacement_is_no_compensation(curvature, dtype):
+    params = {"a": jnp.asarray([1.5, -2.0], dtype), "none": None}
+    grads = {"a": jnp.asarray([0.25, -0.0], dtype), "none": None}
+    tx = dc.compensate_delay(1e30, curvature=curvature)
+    told = {
+        "fisher_diagonal": {"a": jnp.asarray([jnp.inf, 1.0]), "none": None},
+        "hessian_vector_product": lambda tangent: jax.tree.map(jnp.zeros_like, tangent),
+    }
+    updates, _ = jax.jit(lambda g, s, p: tx.update(g, s, p, stale_params=p, **told))(
+        grads, tx.init(params), params
+    )
+    chex.assert_trees_all_equal(updates, grads)
+    chex.assert_trees_all_equal_dtypes(updates, grads)
+
+
+def test_fisher_takes_a_tree_as_well():
+    params, stale = jnp.asarray([1.0]), jnp.asarray([0.0])
+    tx = dc.compensate_delay(2.0, curvature="fisher")
+    updates, _ = tx.update(
+        jnp.asarray([0.5]), tx.init(params), params,
+        stale_params=stale, fisher_diagonal=jnp.asarray([3.0]),
+    )  # fmt: skip
+    np.testing.assert_allclose(updates, [6.5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"curvature": "G2"}, "curvature must be one of g2, adaptive, abs, fisher, hvp, got 'G2'"),
+        ({"curvature": "adaptive"}, "needs ms_decay="),
+        ({"curvature": "abs", "ms_decay": 0.9}, "'abs' keeps no mean square"),
+        ({"bias_correction": True}, "bias_correction is of the mean square"),
+        ({"curvature": "hvp", "max_pull": 1.0, "learning_rate": 0.1}, "leave max_pull out"),
+    ],
+)
+def test_contradictions_are_refused(settings, message):
+    for make in (
+        dc.compensate_delay,
+        lambda *args, **settings: dc.compensate_worker_delay(*args, num_workers=2, **settings),
+        lambda *args, **settings: dc.compensate_fixed_delay(*args, delay=2, **settings),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(1.0, **settings)
+
+
+@pytest.mark.parametrize(
+    ("curvature", "message"),
+    [("fisher", r"fisher_diagonal=\): the mean"), ("hvp", r"hessian_vector_product=\): a func")],
+)
+def test_missing_data_is_named(curvature, message):
+    tx = dc.compensate_delay(1.0, curvature=curvature)
+    params = jnp.ones(2)
+    with pytest.raises(TypeError, match=message):
+        tx.update(params, tx.init(params), params, stale_params=params)
+
+
+def test_data_of_another_shape_is_refused():
+    params = {"w": jnp.ones(2)}
+    wrong = {"w": jnp.ones(3)}
+    fisher = dc.compensate_delay(1.0, curvature="fisher")
+    hvp = dc.compensate_delay(1.0, curvature="hvp")
+    for tx, told in (
+        (fisher, {"fisher_diagonal": wrong}),
+        (hvp, {"hessian_vector_product": lambda tangent: wrong}),
+    ):
+        with pytest.raises(ValueError, match=r"\['w'\] has shape \(3,\)"):
+            tx.update(params, tx.init(params), params, stale_params=params, **told)
