@@ -27,6 +27,7 @@ from dcasgd_jax.transforms import compensate_worker_delay as compensate_worker_d
 from dcasgd_jax.transforms import compensation_metrics as compensation_metrics
 from dcasgd_jax.transforms import compensation_ratio as compensation_ratio
 from dcasgd_jax.transforms import delay_gradients as delay_gradients
+from dcasgd_jax.transforms import pipeline_delays as pipeline_delays
 from dcasgd_jax.transforms import record_pull as record_pull
 
 __version__ = "0.1.0"

@@ -108,7 +108,7 @@ def test_public_names_are_the_ones_promised():
         *("compensate_worker_delay", "compensated_gradient", "compensation_metrics"),
         *("compensation_ratio", "curvature_compensated_gradient", "dcasgd"),
         *("StrengthRule", "capped_share", "least_squares", "ratio"),
-        *("delay_gradients", "record_pull", "update_mean_square"),
+        *("delay_gradients", "pipeline_delays", "record_pull", "update_mean_square"),
         *("CompensateDelayState", "CompensateFixedDelayState", "CompensateWorkerDelayState"),
         *("CompensationMetrics", "CompensationSums", "DelayGradientsState"),
     }

@@ -55,7 +55,7 @@ def check_numbers(**numbers_by_name) -> None:
     for name, value in numbers_by_name.items():
         if not isinstance(value, numbers.Real):
             continue
-        if not (math.isfinite(value) and value >= 0):
+        if not (math.isfinite(value) and float(value) >= 0):
             raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
-        if name == "decay" and value >= 1:
+        if name == "decay" and float(value) >= 1:
             raise ValueError(f"decay must lie in [0, 1), got {value!r}.")

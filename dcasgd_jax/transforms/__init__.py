@@ -16,3 +16,4 @@ from dcasgd_jax.transforms.per_worker import (
 )
 from dcasgd_jax.transforms.per_worker import compensate_worker_delay as compensate_worker_delay
 from dcasgd_jax.transforms.per_worker import record_pull as record_pull
+from dcasgd_jax.transforms.pipeline import pipeline_delays as pipeline_delays

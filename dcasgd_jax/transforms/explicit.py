@@ -97,8 +97,8 @@ def compensate_delay(
       >>> print(optax.apply_updates(params, updates))  # 1 - 0.1 * (0.2 + 2 * 0.2**2 * 0.5)
       [0.976]
     """
-    by_rule = isinstance(lambda0, strengths.StrengthRule)
-    if not by_rule and not callable(lambda0):
+    rule = lambda0 if isinstance(lambda0, strengths.StrengthRule) else None
+    if rule is None and not callable(lambda0):
         checks.check_non_negative("lambda0", lambda0)
     settings = curvatures.make_settings(curvature, ms_decay, eps, bias_correction, num_workers)
     curvatures.check_cap(settings.kind, max_pull, learning_rate)
@@ -108,7 +108,7 @@ def compensate_delay(
         return CompensateDelayState(
             num_updates=jnp.zeros((), jnp.int32),
             squares=curvatures.init_squares(settings, params),
-            rule=lambda0.init(params) if by_rule else None,
+            rule=None if rule is None else rule.init(params),
             sums=measurement.zero_sums(),
         )
 
@@ -144,8 +144,8 @@ def compensate_delay(
             fisher_diagonal=fisher_diagonal,
         )
         rule_state = None
-        if by_rule:
-            lambda0_now, rule_state = lambda0.update(state.rule, term.situation())
+        if rule is not None:
+            lambda0_now, rule_state = rule.update(state.rule, term.situation())
         else:
             lambda0_now = lambda0(state.num_updates) if callable(lambda0) else lambda0
         compensated = term.compensate(lambda0_now)

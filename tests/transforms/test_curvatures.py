@@ -1,5 +1,7 @@
 """The menu of curvatures: reference runs, identities, and what is refused."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -35,14 +37,12 @@ def run(tx, order, *, fisher=True, hvp=True):
     state = tx.init(params)
     held = dict.fromkeys(order, params)
     trace = [params]
+    grad_fn = jax.grad(loops.softmax_loss)
     for event, worker in enumerate(order):
         stale, batch = held[worker], PROBLEM.batch(event)
-        grad_fn = jax.grad(loops.softmax_loss)
         told = {"worker": worker, "stale_params": stale}
         if hvp:
-            told["hessian_vector_product"] = lambda tangent, stale=stale, batch=batch: jax.jvp(
-                lambda params: grad_fn(params, batch), (stale,), (tangent,)
-            )[1]
+            told["hessian_vector_product"] = functools.partial(product, grad_fn, stale, batch)
         if fisher:
             samples = [tuple(part[i : i + 1] for part in batch) for i in range(len(batch[1]))]
             grads = [grad_fn(stale, sample) for sample in samples]
@@ -53,6 +53,10 @@ def run(tx, order, *, fisher=True, hvp=True):
         params = held[worker] = optax.apply_updates(params, updates)
         trace.append(params)
     return oracle.flatten(trace)
+
+
+def product(grad_fn, stale, batch, tangent):
+    return jax.jvp(lambda params: grad_fn(params, batch), (stale,), (tangent,))[1]
 
 
 @pytest.mark.parametrize("name", CASES)
