@@ -1,7 +1,5 @@
 """The menu of curvatures: reference runs, identities, and what is refused."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -31,32 +29,38 @@ def settings_of(case):
     return {"lambda0": case["lam"], "curvature": case["kind"]}
 
 
-def run(tx, order, *, fisher=True, hvp=True):
+def run(tx, order):
     """The event loop, with what needs data computed from the batch of the event."""
+    grad_fn = jax.grad(loops.softmax_loss)
+
+    @jax.jit
+    def step(params, state, stale, batch, worker):
+        samples = jax.tree.map(lambda part: part[:, None], batch)
+        of_samples = jax.vmap(grad_fn, in_axes=(None, 0))
+        at_batch = lambda params: grad_fn(params, batch)
+        updates, state = tx.update(
+            at_batch(stale),
+            state,
+            params,
+            worker=worker,
+            stale_params=stale,
+            hessian_vector_product=lambda tangent: jax.jvp(at_batch, (stale,), (tangent,))[1],
+            fisher_diagonal=lambda: jax.tree.map(
+                lambda g: jnp.mean(g * g, axis=0), of_samples(stale, samples)
+            ),
+        )
+        return optax.apply_updates(params, updates), state
+
     params = jax.tree.map(jnp.asarray, PROBLEM.params)
     state = tx.init(params)
     held = dict.fromkeys(order, params)
     trace = [params]
-    grad_fn = jax.grad(loops.softmax_loss)
     for event, worker in enumerate(order):
-        stale, batch = held[worker], PROBLEM.batch(event)
-        told = {"worker": worker, "stale_params": stale}
-        if hvp:
-            told["hessian_vector_product"] = functools.partial(product, grad_fn, stale, batch)
-        if fisher:
-            samples = [tuple(part[i : i + 1] for part in batch) for i in range(len(batch[1]))]
-            grads = [grad_fn(stale, sample) for sample in samples]
-            told["fisher_diagonal"] = lambda grads=grads: jax.tree.map(
-                lambda *leaves: sum(leaf * leaf for leaf in leaves) / len(leaves), *grads
-            )
-        updates, state = tx.update(grad_fn(stale, batch), state, params, **told)
-        params = held[worker] = optax.apply_updates(params, updates)
+        batch = jax.tree.map(jnp.asarray, PROBLEM.batch(event))
+        params, state = step(params, state, held[worker], batch, jnp.int32(worker))
+        held[worker] = params
         trace.append(params)
     return oracle.flatten(trace)
-
-
-def product(grad_fn, stale, batch, tangent):
-    return jax.jvp(lambda params: grad_fn(params, batch), (stale,), (tangent,))[1]
 
 
 @pytest.mark.parametrize("name", CASES)
