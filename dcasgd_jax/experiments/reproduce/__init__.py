@@ -3,20 +3,18 @@
 import argparse
 from collections.abc import Sequence
 
-from dcasgd_jax.experiments.reproduce import experiment
+from dcasgd_jax.experiments.reproduce import experiment, options, texts
 
-HELP = "repeat the paper's experiments on CIFAR-10"
-
-EXPERIMENTS = {"cifar10": experiment}
-"""Name -> module with `HELP`, `add_options(parser)` and `run(arguments)`."""
+HELP = "repeat the paper's experiments on CIFAR-10 and ImageNet"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds a subcommand for every experiment."""
     parser.description = "Repeats the paper's experiments."
     subparsers = parser.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
-    for name, module in EXPERIMENTS.items():
-        module.add_options(subparsers.add_parser(name, help=module.HELP, allow_abbrev=False))
+    for name, words in texts.TEXTS.items():
+        subparser = subparsers.add_parser(name, help=words.help, allow_abbrev=False)
+        options.add_options(subparser, name)
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
@@ -26,4 +24,4 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
       UsageError: If it cannot be run; before any training.
     """
     del command  # every option that matters is in the settings of a line
-    EXPERIMENTS[arguments.experiment].run(arguments)
+    experiment.run(arguments)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dcasgd_jax.experiments import records
+from dcasgd_jax.typing import PyTree
 
 _REPEATS = 8
 
@@ -37,7 +38,7 @@ class Clock:
         records.write_json(self._path, self.total)
 
 
-def seconds_per_gradient(problem: Any, examples: dict[str, jax.Array], batch_size: int) -> float:
+def seconds_per_gradient(problem: Any, examples: PyTree, batch_size: int) -> float:
     """What one gradient takes without a simulator around it; measured once in a process."""
     return _measure(problem.loss_fn, _Arrays(problem, examples), batch_size)
 
@@ -45,7 +46,7 @@ def seconds_per_gradient(problem: Any, examples: dict[str, jax.Array], batch_siz
 class _Arrays:
     """Arrays that the cache of `_measure` ignores: equal to all others."""
 
-    def __init__(self, problem: Any, examples: dict[str, jax.Array]):
+    def __init__(self, problem: Any, examples: PyTree):
         self.problem, self.examples = problem, examples
 
     def __eq__(self, other: object) -> bool:

@@ -1,24 +1,19 @@
-"""`dcasgd-jax reproduce cifar10`: all runs that are missing, then the table and the picture."""
+"""`dcasgd-jax reproduce`: all runs that are missing, then the table and the picture."""
 
 import argparse
 import pathlib
 import shutil
 import tempfile
-import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from dcasgd_jax.experiments import errors, images, terminal
-from dcasgd_jax.experiments.images import cifar10
+from dcasgd_jax.experiments import errors, terminal
 from dcasgd_jax.experiments.reproduce import (
     jobs,
-    network,
-    options,
     pictures,
+    protocols,
     results,
     settings,
     table,
@@ -28,10 +23,7 @@ from dcasgd_jax.experiments.reproduce import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = "the paper's CIFAR-10 experiment"
 PICTURE, CHECKPOINTS = "results.png", "checkpoints"
-
-add_options = options.add_options
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -50,6 +42,11 @@ def run(arguments: argparse.Namespace) -> None:
     lines = results.read(job.out)
     if not lines:
         raise errors.UsageError(f"{job.out / results.RESULTS} holds no finished run")
+    for line in lines:
+        if (there := line["settings"]["experiment"]) != job.setting.experiment:
+            raise errors.UsageError(
+                f"{job.out / results.RESULTS} holds runs of {there}: choose another --out"
+            )
     terminal.print_table(console, table.title(lines), table.make_table(console, lines))
     terminal.print_text(console, table.explanation(lines))
     pictures.save(job.out / PICTURE, lines)
@@ -60,8 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _run_missing(job: jobs.Job, console: "Console") -> None:
     _prepare_folder(job.out)
     lines = results.read(job.out)
-    data = _load(job)
-    described = job.setting.describe(data, _checksum(data))
+    protocol = protocols.PROTOCOLS[job.setting.experiment]
+    data = _load(job, protocol)
+    described = job.setting.describe(data, protocol.checksum(data))
     results.check_settings(job.out, lines, described)
     finished = {results.run_of(line) for line in lines}
     missing = [run for run in job.runs if run not in finished]
@@ -77,12 +75,9 @@ def _run_missing(job: jobs.Job, console: "Console") -> None:
     _keep_compiled(job.cache_dir)
     workload = training.Workload(
         setting=job.setting,
-        examples={
-            "images": jnp.asarray(data.train.images),
-            "labels": jnp.asarray(data.train.labels),
-        },
+        feed=protocol.make_feed(job.setting, data),
         eval_every=described["eval_every"],
-        problem=network.problem_maker(job.setting, data, job.eval_batch_size),
+        problem=protocol.problem_maker(job.setting, data, job.eval_batch_size),
         checkpoint_every=job.checkpoint_every,
     )
     total = sum(_num_pushes(job.setting, run, len(data.train.labels)) for run in missing)
@@ -129,9 +124,9 @@ def _prepare_folder(out: pathlib.Path) -> None:
         ) from None
 
 
-def _load(job: jobs.Job) -> cifar10.Cifar10:
+def _load(job: jobs.Job, protocol: protocols.Protocol) -> Any:
     """The images, of which `--subset` and `--test-subset` take the first."""
-    data = images.load_cifar10(job.data_dir, cache_dir=job.cache_dir)
+    data = protocol.load(job)
     splits = []
     for option, count, split in zip(
         ("--subset", "--test-subset"), (job.subset, job.test_subset), data, strict=True
@@ -139,8 +134,8 @@ def _load(job: jobs.Job) -> cifar10.Cifar10:
         there = len(split.labels)
         if count is not None and count > there:
             raise errors.UsageError(f"{option} {count}: the data has {there} such images")
-        splits.append(cifar10.LabelledImages(*(array[:count] for array in split)))
-    data = cifar10.Cifar10(*splits)
+        splits.append(protocol.take(split, count))
+    data = type(data)(*splits)
     needed = max(run.workers for run in job.runs) * job.setting.batch_size
     if len(data.train.labels) < needed:
         raise errors.UsageError(
@@ -149,15 +144,6 @@ def _load(job: jobs.Job) -> cifar10.Cifar10:
             "--batch-size"
         )
     return data
-
-
-def _checksum(data: cifar10.Cifar10) -> str:
-    """Of all images and labels in use."""
-    total = 0
-    for split in data:
-        for array in split:
-            total = zlib.crc32(np.ascontiguousarray(array).data, total)
-    return f"{total:08x}"
 
 
 def _num_pushes(setting: settings.Setting, run: settings.Run, num_images: int) -> int:
@@ -176,9 +162,11 @@ def _notes(job: jobs.Job, missing: Sequence[settings.Run], num_images: int) -> l
                 f"Note: with {workers} workers an epoch is {used} of the {num_images} images, what "
                 f"fills batches of {job.setting.batch_size} for all; another epoch has others."
             )
-    if job.setting.epochs < 4:
+    least = round(1 / (1 - job.setting.paper.decay_at[-1]))
+    if job.setting.epochs < least:
         notes.append(
-            "Note: with fewer than 4 --epochs the learning rate falls within an epoch, not after."
+            f"Note: with fewer than {least} --epochs the learning rate falls within an epoch, not "
+            "after."
         )
     return notes
 

@@ -1,4 +1,4 @@
-"""What the options of `dcasgd-jax reproduce cifar10` mean together: which runs, in which order."""
+"""What the options of `dcasgd-jax reproduce` mean together: which runs, in which order."""
 
 import argparse
 import dataclasses
@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 from dcasgd_jax.experiments import errors, methods, option_values
-from dcasgd_jax.experiments.reproduce import paper, settings
+from dcasgd_jax.experiments.reproduce import paper, settings, texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Job:
     subset: int | None
     test_subset: int | None
     eval_batch_size: int | None
-    checkpoint_every: int
+    checkpoint_every: float
     out: pathlib.Path
     report_only: bool
 
@@ -36,7 +36,15 @@ def make_job(arguments: argparse.Namespace) -> Job:
     laws = [option_values.make_law(arguments.law, arguments.law_param, m) for m in workers]
     if arguments.momentum >= 1:
         raise errors.UsageError(f"--momentum {arguments.momentum:g}: must be less than 1")
+    own = {
+        field: getattr(arguments, field)
+        for field in ("image_size", "num_classes")
+        if hasattr(arguments, field)
+    }
     setting = settings.Setting(
+        experiment=arguments.experiment,
+        augmentation=texts.TEXTS[arguments.experiment].augmentation,
+        **own,
         model=arguments.model,
         dtype=arguments.dtype,
         epochs=arguments.epochs,
@@ -53,7 +61,10 @@ def make_job(arguments: argparse.Namespace) -> Job:
     lambda0s = option_values.given_values("--lambda0", arguments.lambda0, compensating, True)
     return Job(
         setting=setting,
-        runs=_all_runs(chosen, workers, arguments.seeds, rates, lambda0s, arguments.max_pull),
+        runs=_all_runs(
+            *(chosen, workers, arguments.seeds, rates, lambda0s, arguments.max_pull),
+            setting.paper,
+        ),
         **{field: getattr(arguments, field) for field in _PASSED_ON},
     )
 
@@ -71,6 +82,7 @@ def _all_runs(
     rates: option_values.Values,
     lambda0s: option_values.Values,
     max_pull: float,
+    reported: paper.Paper,
 ) -> tuple[settings.Run, ...]:
     """One after the other: a whole table of the first seed before the second seed."""
     found = [
@@ -85,7 +97,7 @@ def _all_runs(
         for seed in range(num_seeds)
         for count in workers
         for method in chosen
-        for rate in rates.get(method.name, (paper.LEARNING_RATE,))
-        for lambda0 in lambda0s.get(method.name, (paper.LAMBDA0.get(method.name),))
+        for rate in rates.get(method.name, (reported.learning_rate,))
+        for lambda0 in lambda0s.get(method.name, (reported.lambda0.get(method.name),))
     ]
     return tuple(dict.fromkeys(found))

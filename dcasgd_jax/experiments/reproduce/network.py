@@ -12,10 +12,6 @@ import optax
 from dcasgd_jax.experiments.images import augmentation, cifar10
 from dcasgd_jax.experiments.reproduce import settings
 
-MODELS = {
-    "resnet20": "the paper's network",
-    "tiny": "8 layers and 1,500 parameters, to try the command out",
-}
 _BATCH_OF_EVALUATION = 1000
 _BATCH_OF_EVALUATION_ON_CPU = 2500
 

@@ -1,35 +1,30 @@
-"""The options of `dcasgd-jax reproduce cifar10`."""
+"""The options of `dcasgd-jax reproduce`."""
 
 import argparse
+import dataclasses
 import math
 import pathlib
 
 from dcasgd_jax.experiments import methods
 from dcasgd_jax.experiments import settings as common
 from dcasgd_jax.experiments.options import integer_from
-from dcasgd_jax.experiments.reproduce import network, paper, settings
-
-DESCRIPTION = f"""\
-Trains on CIFAR-10 as the paper does: ResNet-20, {paper.BATCH_SIZE} images per worker and gradient,
-{paper.EPOCHS} epochs, a learning rate of {paper.LEARNING_RATE} that falls to a tenth after one half
-and after three quarters of them, no momentum and no weight decay. Every finished run is one line
-of results.jsonl in the folder --out. Call it again after an interruption, or with more methods,
-workers, learning rates or seeds: it goes on, and skips what is there."""
+from dcasgd_jax.experiments.reproduce import paper, settings, texts
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds every option of `reproduce cifar10`."""
-    parser.description = DESCRIPTION
-    parser.epilog = _epilog()
+def add_options(parser: argparse.ArgumentParser, experiment: str) -> None:
+    """Adds every option of one experiment."""
+    words, reported = texts.TEXTS[experiment], paper.ALL[experiment]
+    parser.description = words.description
+    parser.epilog = _epilog(words, reported)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    _add_data(parser)
-    _add_runs(parser)
-    _add_protocol(parser)
+    _add_data(parser, words)
+    _add_runs(parser, reported)
+    _add_protocol(parser, words, reported)
     out = parser.add_argument_group("results")
     out.add_argument(
         "--out",
         type=pathlib.Path,
-        default=pathlib.Path("reproduce-cifar10"),
+        default=pathlib.Path(f"reproduce-{experiment}"),
         metavar="DIR",
         help="folder for results.jsonl, results.png and checkpoints; default %(default)s",
     )
@@ -40,10 +35,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     out.add_argument(
         "--checkpoint-every",
-        type=integer_from(1),
-        default=1,
+        type=_number_above_zero,
+        default=words.checkpoint_every,
         metavar="N",
-        help="epochs between two checkpoints of a run, default %(default)s",
+        help="epochs between two checkpoints of a run, default %(default)g",
     )
     out.add_argument(
         "--eval-batch-size",
@@ -53,47 +48,49 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def _add_data(parser: argparse.ArgumentParser, words: texts.Texts) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data-dir",
         type=pathlib.Path,
         metavar="DIR",
-        help="folder with train-*.parquet and test-*.parquet, or cifar-10-binary.tar.gz; default: "
-        "download from the Hugging Face hub",
+        help=f"folder with {words.files}; default: download from the Hugging Face hub",
     )
     group.add_argument(
         "--cache-dir",
         type=pathlib.Path,
         metavar="DIR",
-        help="keep decoded images and compiled programs there, for the next call",
+        help=f"keep {words.cached} and compiled programs there, for the next call",
     )
-    for option, what in (("--subset", "training"), ("--test-subset", "test")):
+    for option, what in (("--subset", "training"), ("--test-subset", words.tested)):
         group.add_argument(
             option,
             type=integer_from(1),
             metavar="N",
-            help=f"use only the first N {what} images",
+            help=f"use only {words.subset} N {what} images",
         )
 
 
-def _add_runs(parser: argparse.ArgumentParser) -> None:
+def _add_runs(parser: argparse.ArgumentParser, reported: paper.Paper) -> None:
+    workers = " ".join(map(str, reported.workers))
+    everything = reported.methods == tuple(methods.METHODS)
+    shown = "all six, listed below" if everything else " ".join(reported.methods)
     group = parser.add_argument_group("runs")
     group.add_argument(
         "--workers",
         type=integer_from(1),
         nargs="+",
-        default=[4, 8],
+        default=list(reported.workers),
         metavar="M",
-        help="numbers of workers; sgd always has one; default 4 8",
+        help=f"numbers of workers; sgd always has one; default {workers}",
     )
     group.add_argument(
         "--methods",
         nargs="+",
         choices=list(methods.METHODS),
-        default=list(methods.METHODS),
+        default=list(reported.methods),
         metavar="METHOD",
-        help="which methods, in this order; default: all six, listed below",
+        help=f"which methods, in this order; default: {shown}",
     )
     group.add_argument(
         "--seeds",
@@ -103,8 +100,8 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         help="run seeds 0 to N-1; default 1",
     )
     for option, what, default in (
-        ("--learning-rates", "learning rates", f"{paper.LEARNING_RATE:g}"),
-        ("--lambda0", "lambda0", " ".join(f"{k}={v:g}" for k, v in paper.LAMBDA0.items())),
+        ("--learning-rates", "learning rates", f"{reported.learning_rate:g}"),
+        ("--lambda0", "lambda0", " ".join(f"{k}={v:g}" for k, v in reported.lambda0.items())),
     ):
         group.add_argument(
             option,
@@ -123,8 +120,15 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_protocol(parser: argparse.ArgumentParser) -> None:
-    default = settings.Setting()
+def _add_protocol(
+    parser: argparse.ArgumentParser, words: texts.Texts, reported: paper.Paper
+) -> None:
+    default = dataclasses.replace(
+        settings.Setting(),
+        model=next(iter(words.models)),
+        epochs=reported.epochs,
+        batch_size=reported.batch_size,
+    )
     group = parser.add_argument_group(
         "protocol", "the same for all runs in one folder; other values need another --out"
     )
@@ -169,10 +173,18 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--model",
-        choices=list(network.MODELS),
+        choices=list(words.models),
         default=default.model,
-        help=f"default %(default)s; tiny: {network.MODELS['tiny']}",
+        help=f"default %(default)s; tiny: {words.models['tiny']}",
     )
+    for option, (number, what) in words.numbers.items():
+        group.add_argument(
+            option,
+            type=integer_from(1),
+            default=number,
+            metavar="N",
+            help=f"{what}; default %(default)s",
+        )
     group.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
@@ -198,14 +210,16 @@ def _number_from_zero(text: str) -> float:
     return value
 
 
-def _epilog() -> str:
+def _number_above_zero(text: str) -> float:
+    if not (value := _number_from_zero(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number > 0")
+    return value
+
+
+def _epilog(words: texts.Texts, reported: paper.Paper) -> str:
+    title = lambda method: method.title.replace(
+        f"ms_decay={methods.MS_DECAY:g}", f"ms_decay={reported.ms_decay:g}"
+    )
     lines = ["methods:"]
-    lines += [f"  {method.name:<15}{method.title}" for method in methods.METHODS.values()]
-    lines += [
-        "",
-        "examples:",
-        "  dcasgd-jax reproduce cifar10 --data-dir data --workers 8 --seeds 3",
-        "  dcasgd-jax reproduce cifar10 --methods asgd dcasgd-capped --workers 8 \\",
-        "      --learning-rates asgd=0.5,0.1 --lambda0 dcasgd-capped=100,300 --subset 10000",
-    ]
-    return "\n".join(lines)
+    lines += [f"  {method.name:<15}{title(method)}" for method in methods.METHODS.values()]
+    return "\n".join([*lines, "", "examples:", *words.examples])

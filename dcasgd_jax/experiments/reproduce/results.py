@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from dcasgd_jax.experiments import errors, records
-from dcasgd_jax.experiments.reproduce import settings
+from dcasgd_jax.experiments.reproduce import paper, settings
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
 
@@ -46,6 +46,11 @@ def append(folder: pathlib.Path, line: Line) -> None:
 def run_of(line: Line) -> settings.Run:
     """Which run a line is of."""
     return settings.Run(**line["run"])
+
+
+def paper_of(line: Line) -> paper.Paper:
+    """What the paper reports on the data set of a line."""
+    return paper.ALL[line["settings"]["experiment"]]
 
 
 def check_settings(folder: pathlib.Path, lines: list[Line], present: dict[str, Any]) -> None:

@@ -1,13 +1,12 @@
 """What all runs in a folder have in common, and what tells one from another."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from dcasgd_jax import sim
 from dcasgd_jax.experiments import methods
-from dcasgd_jax.experiments.images import cifar10
 from dcasgd_jax.experiments.reproduce import paper
 from dcasgd_jax.sim.schedules import laws
 
@@ -17,6 +16,29 @@ EVALUATED_PER_TRAINED = 0.25
 A forward pass takes about a third of a gradient, so evaluation stays below a tenth of the time."""
 
 
+class Split(Protocol):
+    """Images of which the labels are in memory."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes; [num_images]."""
+        ...
+
+
+class Data(Protocol):
+    """What is trained and tested on."""
+
+    @property
+    def train(self) -> Split:
+        """To train on."""
+        ...
+
+    @property
+    def test(self) -> Split:
+        """To evaluate."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """The protocol; the same for all runs in one folder.
@@ -24,7 +46,7 @@ class Setting:
     Args:
       model: One of `network.MODELS`.
       dtype: Of the computation; parameters are float32.
-      epochs: The learning rate falls to a tenth after 1/2 and after 3/4 of them.
+      epochs: The learning rate falls to a tenth at fixed fractions of them.
       batch_size: Images of one gradient of one worker.
       law_name: One of `experiments.settings.LAWS`.
       law: How long a gradient takes each worker.
@@ -32,23 +54,44 @@ class Setting:
       weight_decay: Added to the compensated gradient.
       batch_norm: Where the running statistics are, as `sim.simulate` has it.
       eval_every: Epochs between two evaluations; None chooses.
+      experiment: Name in `paper.ALL`, whose `ms_decay` and `decay_at` count.
+      augmentation: What is done to the images, in words.
+      image_size: Of a side in pixels, where it can be chosen.
+      num_classes: Of the data, where it can be chosen.
     """
 
     model: str = "resnet20"
     dtype: str = "float32"
-    epochs: int = paper.EPOCHS
-    batch_size: int = paper.BATCH_SIZE
+    epochs: int = paper.CIFAR10.epochs
+    batch_size: int = paper.CIFAR10.batch_size
     law_name: str = "gamma"
     law: laws.WorkerTimeLaw = dataclasses.field(default_factory=sim.GammaTime)
     momentum: float = paper.MOMENTUM
     weight_decay: float = paper.WEIGHT_DECAY
     batch_norm: str = "per_worker"
     eval_every: int | None = None
+    experiment: str = "cifar10"
+    augmentation: str = "crop from 4 pixels of padding, flip"
+    image_size: int | None = None
+    num_classes: int | None = None
 
-    def describe(self, data: cifar10.Cifar10, checksum: str) -> dict[str, Any]:
+    @property
+    def paper(self) -> paper.Paper:
+        """The paper's numbers on this data set."""
+        return paper.ALL[self.experiment]
+
+    def method_of(self, run: "Run") -> methods.Method:
+        """How a run is trained."""
+        method = run.trained_by
+        if method.ms_decay is None:
+            return method
+        return dataclasses.replace(method, ms_decay=self.paper.ms_decay)
+
+    def describe(self, data: Data, checksum: str) -> dict[str, Any]:
         """Everything in JSON's types, named as on the command line where there is an option."""
+        chosen = {"image_size": self.image_size, "num_classes": self.num_classes}
         return {
-            "experiment": "cifar10",
+            "experiment": self.experiment,
             "model": self.model,
             "dtype": self.dtype,
             "epochs": self.epochs,
@@ -64,17 +107,18 @@ class Setting:
             },
             "momentum": self.momentum,
             "weight_decay": self.weight_decay,
-            "ms_decay": methods.MS_DECAY,
+            "ms_decay": self.paper.ms_decay,
             "batch_norm": self.batch_norm,
             "eval_every": self.epochs_between_evaluations(data),
             "learning_rate_decay": {
                 "factor": methods.DECAY_FACTOR,
-                "after_epochs": [at * self.epochs for at in methods.DECAY_AT],
+                "after_epochs": [at * self.epochs for at in self.paper.decay_at],
             },
-            "augmentation": "crop from 4 pixels of padding, flip",
+            "augmentation": self.augmentation,
+            **{name: value for name, value in chosen.items() if value is not None},
         }
 
-    def epochs_between_evaluations(self, data: cifar10.Cifar10) -> int:
+    def epochs_between_evaluations(self, data: Data) -> int:
         """`eval_every`, or as many as keep the evaluations short; at most all epochs."""
         if self.eval_every is not None:
             return min(self.eval_every, self.epochs)
@@ -85,7 +129,7 @@ class Setting:
         return min(max(epochs, 1), self.epochs)
 
 
-def num_loss_images(data: cifar10.Cifar10) -> int:
+def num_loss_images(data: Data) -> int:
     """Training images whose loss is measured at every evaluation, the first of them."""
     return min(max(len(data.test.labels) // 5, 1), len(data.train.labels))
 

@@ -2,10 +2,10 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dcasgd_jax.experiments.reproduce import paper, results, settings
+from dcasgd_jax.experiments.reproduce import results, settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,10 +31,10 @@ class Row:
     @property
     def paper_percent(self) -> float | None:
         """The paper's test error with this method, workers and λ0."""
-        run = self.run
-        if run.lambda0 != paper.LAMBDA0.get(run.method):
+        run, reported = self.run, results.paper_of(self.lines[0])
+        if run.lambda0 != reported.lambda0.get(run.method):
             return None
-        return paper.TEST_ERROR_PERCENT.get((run.method, run.workers))
+        return reported.test_error_percent.get((run.method, run.workers))
 
 
 def rows(lines: Sequence[results.Line]) -> list[Row]:
@@ -96,14 +96,18 @@ def _cells(row: Row, plus_minus: str) -> list[str]:
         _mean(row.final("train_loss")),
         f"{mean_of('simulated_seconds'):.0f}",
         f"{first['mean_staleness']:.1f}",
-        _ratio([statistics.fmean(r["median"] for r in ratios)] if ratios else []),
-        _ratio([max(r["max"] for r in ratios)] if ratios else []),
+        _ratio([ratio["median"] for ratio in ratios], statistics.fmean),
+        _ratio([ratio["max"] for ratio in ratios], max),
         f"{diverged}/{len(row.lines)} div." if diverged else str(len(row.lines)),
     ]
 
 
-def _ratio(values: list[float]) -> str:
-    return f"{values[0]:.2g}" if values else "-"
+def _ratio(values: list[float | None], together: Callable[[list[float]], float]) -> str:
+    """JSON has no infinity: a ratio that overflowed in a run that diverged is None."""
+    finite = [value for value in values if value is not None]
+    if len(finite) < len(values):
+        return "inf"
+    return f"{together(finite):.2g}" if finite else "-"
 
 
 def _mean(values: list[float]) -> str:
@@ -120,19 +124,22 @@ def _spread(values: list[float], plus_minus: str) -> str:
 
 def explanation(lines: Sequence[results.Line]) -> str:
     """What stands under the table."""
-    setting = lines[0]["settings"]
+    setting, reported = lines[0]["settings"], results.paper_of(lines[0])
     text = (
         "Mean and sample std over the runs that did not diverge; error on "
         f"{setting['test_images']} test images, loss on {setting['loss_images']} training images "
         "without augmentation; ratio: |compensation|/|gradient|."
     )
+    top5 = [line["final"].get("test_top5_error") for line in lines if not line["diverged"]]
+    if top5 and None not in top5:
+        text += f" Top-5 errors: {100 * min(top5):.2f} to {100 * max(top5):.2f} %."
     if any(row.paper_percent is not None for row in rows(lines)):
         text += (
-            f" paper: Zheng et al. 2017, {paper.EPOCHS} epochs of 50,000 images with batches of "
-            f"{paper.BATCH_SIZE}, learning rate {paper.LEARNING_RATE:g}"
+            f" paper: Zheng et al. 2017, {reported.trained} with batches of "
+            f"{reported.batch_size}, learning rate {reported.learning_rate:g}"
         )
         same = (setting["epochs"], setting["train_images"], setting["batch_size"]) == (
-            *(paper.EPOCHS, 50_000, paper.BATCH_SIZE),
+            *(reported.epochs, reported.num_images, reported.batch_size),
         )
         text += "." if same else "; the runs here are scaled down, so do not compare directly."
     return text
@@ -143,7 +150,8 @@ def title(lines: Sequence[results.Line]) -> str:
     setting = lines[0]["settings"]
     epochs = setting["epochs"]
     return (
-        f"{setting['model']} on {setting['train_images']} images of CIFAR-10, {epochs} "
+        f"{setting['model']} on {setting['train_images']} images of "
+        f"{results.paper_of(lines[0]).data_set}, {epochs} "
         f"epoch{'s' * (epochs > 1)}, batch {setting['batch_size']} per worker, "
         f"{setting['law']} times"
     )

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -16,18 +17,28 @@ from dcasgd_jax.experiments import errors, methods, records
 from dcasgd_jax.experiments.reproduce import clock, optimizers, settings
 
 Progress = Callable[[int], None]
+_NUMBERS = ("test_error", "test_loss", "train_loss", "batch_loss")
 
 _PACKAGES = ("flax", "orbax-checkpoint")
+
+
+class Feed(NamedTuple):
+    """Where the batches of a run come from."""
+
+    num_images: int
+    sample: Any  # a tree like the batches, at least as long, to measure a gradient with
+    batches: Callable[[sim.Schedule, sim.ShardedEpochs], Any]  # as `sim.simulate` takes them
+    engine: Any = None  # as `sim.simulate` takes it
 
 
 class Workload(NamedTuple):
     """What all runs share."""
 
     setting: settings.Setting
-    examples: dict[str, jax.Array]  # images and labels to train on, on the device
+    feed: Feed
     eval_every: int  # epochs
     problem: Callable[[int], Any]  # of the seed
-    checkpoint_every: int  # epochs
+    checkpoint_every: float  # epochs
 
 
 def train(
@@ -44,16 +55,17 @@ def train(
     Returns:
       The line for the file of results, but for the settings.
     """
-    setting = workload.setting
-    num_images = len(workload.examples["labels"])
-    budget = settings.budget(setting, run, num_images)
+    setting, feed = workload.setting, workload.feed
+    budget = settings.budget(setting, run, feed.num_images)
     num_updates = setting.epochs * budget.updates_per_epoch
-    method = run.trained_by
+    method = setting.method_of(run)
     schedule = sim.make_schedule(
         setting.law, run.workers, num_updates, seed=run.seed, protocol=method.protocol
     )
     problem = workload.problem(run.seed)
-    tx = optimizers.make_tx(method, num_updates, setting.momentum, setting.weight_decay)
+    tx = optimizers.make_tx(
+        *(method, num_updates, setting.momentum, setting.weight_decay), setting.paper.decay_at
+    )
     numbers = methods.Hyperparameters(run.learning_rate, run.lambda0)
     watch = clock.Clock(seconds_file(directory))
     done = 0
@@ -65,18 +77,20 @@ def train(
         watch.save()
 
     epochs = [*range(workload.eval_every, setting.epochs, workload.eval_every), setting.epochs]
-    with _explained(run):
+    with _explained(run, setting):
         result = problem.simulate(
             tx,
             schedule,
-            sim.Indexed(workload.examples, budget.sampler.rows(schedule)),
+            feed.batches(schedule, budget.sampler),
             key=jax.random.key(run.seed),
+            engine=feed.engine,
             opt_state=methods.init_opt_state(tx, problem.params, numbers),
             model_state_policy=setting.batch_norm,
             eval_versions=[epoch * budget.updates_per_epoch for epoch in epochs],
             metrics=["compensation_ratio"] if method.compensates else [],
             checkpoint=sim.Checkpoint(
-                directory, every=workload.checkpoint_every * budget.pushes_per_epoch
+                directory,
+                every=max(round(workload.checkpoint_every * budget.pushes_per_epoch), 1),
             ),
             progress=report,
         )
@@ -107,15 +121,19 @@ def seconds_file(directory: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _explained(run: settings.Run) -> Iterator[None]:
+def _explained(run: settings.Run, setting: settings.Setting) -> Iterator[None]:
     """Says what a user can do about it."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
+        # What went wrong while the compiled program waited for images.
+        if of_user := re.search(r"UsageError: (.*)", str(error)):
+            raise errors.UsageError(of_user[1]) from error
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise errors.UsageError(
-            f"{run.name}: out of device memory; a smaller --batch-size, fewer --workers (the "
+            f"{run.name}: out of device memory; a smaller --batch-size, "
+            f"{'a smaller --image-size, ' if setting.image_size else ''}fewer --workers (the "
             "server keeps one copy of the parameters for each), --dtype bfloat16 or a smaller "
             f"--eval-batch-size needs less ({str(error).splitlines()[0]})"
         ) from error
@@ -147,7 +165,7 @@ def _curve(result: sim.SimResult, images_per_epoch: int) -> dict[str, list]:
 
 def _final(curve: dict[str, list], epochs: int) -> dict[str, float | None]:
     """The last evaluation, if it is at the end."""
-    names = ("test_error", "test_loss", "train_loss", "batch_loss")
+    names = [*_NUMBERS, *(name for name in curve if name == "test_top5_error")]
     if not curve["epoch"] or curve["epoch"][-1] < epochs:
         return dict.fromkeys(names)
     return {name: curve[name][-1] for name in names}
@@ -173,7 +191,7 @@ def _speed(workload: Workload, problem: Any, pushes: int, seconds: float) -> dic
     """Of this process alone; the share is an estimate from the time that a gradient takes alone."""
     if not pushes:
         return {"gradients_per_second": None, "gradient_share": None}
-    alone = clock.seconds_per_gradient(problem, workload.examples, workload.setting.batch_size)
+    alone = clock.seconds_per_gradient(problem, workload.feed.sample, workload.setting.batch_size)
     return {
         "gradients_per_second": pushes / seconds,
         "gradient_share": min(pushes * alone / seconds, 1.0),

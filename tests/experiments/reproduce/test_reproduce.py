@@ -243,11 +243,12 @@ def test_a_report_needs_only_the_lines(folder, no_training, monkeypatch):
             results.append(folder, line)
     lines[2]["run"]["learning_rate"] = 0.5
     lost = {"curve": {"epoch": []}, "diverged": True, "final": dict.fromkeys(lines[2]["final"])}
+    lost["compensation_ratio"] = {"median": 0.5, "max": None}  # infinite, which JSON has not
     results.append(folder, lines[2] | lost)
     (folder / results.SETTINGS).unlink()
     report = cli.call("reproduce", "cifar10", "--report-only", "--out", folder)
     assert report.code == 0, report.err
-    for words in ("11.00 ± 1.41", "10.26", "10.10", "8.65", "1/1 div."):
+    for words in ("11.00 ± 1.41", "10.26", "10.10", "8.65", "0.5    inf  1/1 div."):
         assert words in report.out
     assert (folder / experiment.PICTURE).exists()
 
