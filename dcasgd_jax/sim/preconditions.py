@@ -1,13 +1,16 @@
 """What must hold before a run starts; each violation is an error that says what to do."""
 
+import itertools
 from collections.abc import Collection
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax import transforms
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.schedules import schedule as schedules
+from dcasgd_jax.transforms import checks
 from dcasgd_jax.typing import PyTree
 
 
@@ -119,22 +122,82 @@ def check_state(
 
 
 def check_num_workers(state: programs.SimState, schedule: schedules.Schedule) -> None:
-    """A transformation with rows per worker needs one for each: a traced index would clamp."""
-    kinds = (transforms.CompensateDelayState, transforms.CompensateWorkerDelayState)
-    is_state = lambda node: isinstance(node, kinds)
+    """A transformation with rows per worker needs one for each: a traced index would clamp.
+
+    Looked at are the mean square of `CompensateDelayState`, and the fields of states that have a
+    property `num_workers`.
+    """
+    kind = transforms.CompensateDelayState
+    is_state = lambda node: isinstance(node, kind) or hasattr(type(node), "num_workers")
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     dimensions: dict = {path: leaf.ndim for path, leaf in leaves}
     for node in jax.tree.leaves((state.opt_state, state.push_state), is_leaf=is_state):
         if not is_state(node):
             continue
-        per_worker = node.backups if hasattr(node, "backups") else node.mean_square
-        for path, leaf in jax.tree_util.tree_leaves_with_path(per_worker):
+        trees = [node.mean_square] if isinstance(node, kind) else node
+        for path, leaf in itertools.chain(*map(jax.tree_util.tree_leaves_with_path, trees)):
             has_rows = leaf.ndim == dimensions.get(path, leaf.ndim) + 1
             if has_rows and leaf.shape[0] < schedule.num_workers:
                 raise ValueError(
                     f"The optimizer was made for num_workers={leaf.shape[0]}, but the schedule has "
                     f"{schedule.num_workers} workers."
                 )
+
+
+def check_send(program: programs.Program, params: PyTree, opt_state: PyTree) -> None:
+    """What workers are sent must be shaped like the params, and be the stale point of nobody else.
+
+    Args:
+      program: Has a `send`, or not.
+      params: Arrays, or their shapes and dtypes.
+      opt_state: Likewise.
+    """
+    if program.send is None:
+        return
+    sent = jax.eval_shape(program.send, params, opt_state)
+    checks.check_like_params("send(...)", sent, params)
+    of_params = jax.tree_util.tree_leaves_with_path(params)
+    for (path, param), leaf in zip(of_params, jax.tree.leaves(sent), strict=True):
+        wanted = jax.dtypes.result_type(param)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != wanted:
+            raise ValueError(
+                f"send(...){jax.tree_util.keystr(path)} is {leaf.dtype}, but the parameter is "
+                f"{wanted}."
+            )
+    kinds = (transforms.CompensateWorkerDelayState, transforms.CompensateFixedDelayState)
+    keeps_params = lambda node: isinstance(node, kinds)
+    if any(map(keeps_params, jax.tree.leaves(opt_state, is_leaf=keeps_params))):
+        raise ValueError(
+            "tx keeps past params as stale points, but with send= workers get something else than "
+            "the params: use compensate_delay, which is told what they got."
+        )
+
+
+def check_tangent(tangent: PyTree, params: PyTree) -> None:
+    """A Hessian is multiplied with a tree like the params."""
+    checks.check_like_params("tangent", tangent, params)
+
+
+def check_samples(batch: PyTree, *, has_model_state: bool) -> None:
+    """A gradient for each sample needs samples, and a loss that is defined for one alone."""
+    if has_model_state:
+        raise ValueError(
+            "fisher_diagonal needs the gradient of each sample alone, but the loss has a model "
+            "state, such as the statistics of a batch, which a sample alone does not have."
+        )
+    sizes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        shape = jnp.shape(leaf)
+        if not shape:
+            raise ValueError(
+                "fisher_diagonal needs a leading axis of samples, but batch"
+                f"{jax.tree_util.keystr(path)} is a scalar."
+            )
+        sizes[f"batch{jax.tree_util.keystr(path)}"] = shape[0]
+    if len(set(sizes.values())) != 1:
+        raise ValueError(
+            f"fisher_diagonal needs one leading axis of samples, but the lengths are {sizes}."
+        )
 
 
 def check_policy(policy: str) -> None:

@@ -20,7 +20,7 @@ def make_program(
 ) -> programs.Program:
     """The program that a schedule needs, from what the user asked for."""
     preconditions.check_hashable(
-        loss_fn=given.loss_fn, batch_fn=given.batch_fn, eval_fn=given.eval_fn
+        loss_fn=given.loss_fn, batch_fn=given.batch_fn, eval_fn=given.eval_fn, send=given.send
     )
     preconditions.check_policy(given.model_state)
     mixed = preconditions.first_mixed_event(schedule)

@@ -1,6 +1,6 @@
 """What a run is made of: the program that is compiled, its state, its inputs, its reports."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ class Program(NamedTuple):
     per_push: optax.GradientTransformation | None = None
     batch_fn: Callable[[jax.Array, jax.Array], PyTree] | None = None
     eval_fn: Callable[..., PyTree] | None = None
+    send: Callable[[PyTree, PyTree], PyTree] | None = None  # what workers get for the params
     flow: Flow = "each"
     mixes: bool = False  # some updates average pushes that read different versions
     corrupts: bool = False  # some pushes arrive as NaN
@@ -33,7 +34,7 @@ class Program(NamedTuple):
 class Pulled(NamedTuple):
     """What a worker gets when it pulls."""
 
-    params: PyTree
+    params: PyTree  # or what `send` makes of them
     model_state: PyTree | None  # under the policy "server"
 
 
@@ -80,11 +81,19 @@ class Gradient(NamedTuple):
     model_state: PyTree | None
 
 
+class Push(NamedTuple):
+    """What arrives at the server, and what transformations may ask about it."""
+
+    gradient: Gradient
+    stale_params: PyTree  # what the worker had been sent, where the gradient was taken
+    curvatures: Mapping[str, Callable[..., PyTree]]  # see `worker.curvatures`
+
+
 class Metrics(NamedTuple):
     """What one event reports; None if it was not asked for, nan where there is nothing."""
 
     loss: Any
-    gap: Any = None  # root mean square of w - w_stale
+    gap: Any = None  # root mean square of w - w_stale, of what was sent
     compensation_ratio: Any = None
     cosine: Any = None
     below_eps: Any = None

@@ -7,7 +7,6 @@ import optax
 from dcasgd_jax import transforms
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.transforms import rows
-from dcasgd_jax.typing import PyTree
 
 _MEASURED = ("compensation_ratio", "cosine", "below_eps")
 
@@ -16,26 +15,25 @@ def receive(
     program: programs.Program,
     state: programs.SimState,
     event: programs.Event,
-    gradient: programs.Gradient,
-    stale_params: PyTree,
+    push: programs.Push,
 ) -> tuple[programs.SimState, programs.Metrics]:
     """The state after a push, and what is to be reported of it."""
-    gap = _gap(state.params, stale_params) if "gap" in program.metrics else None
+    gap = _gap(state.params, push.stale_params) if "gap" in program.metrics else None
     # The snapshots stay outside the branches below, through which XLA might copy them.
     snapshots, state = state.snapshots, state._replace(snapshots=None)
 
     def accept(state):
-        push = _add_to_mean if program.flow == "mean" else _update_with_push
-        return push(program, state, event, gradient, stale_params)
+        take = _add_to_mean if program.flow == "mean" else _update_with_push
+        return take(program, state, event, push)
 
     if program.model_state == "per_worker":
-        state = _keep_model_state_of_worker(state, event, gradient)
+        state = _keep_model_state_of_worker(state, event, push.gradient)
     if program.flow == "each":
         state, measured = accept(state)
     else:
         ignore = lambda state: (state, _nothing_measured(program))
         state, measured = jax.lax.cond(event.applied, accept, ignore, state)
-    metrics = programs.Metrics(loss=gradient.loss, gap=gap)._replace(**measured)
+    metrics = programs.Metrics(loss=push.gradient.loss, gap=gap)._replace(**measured)
     return state._replace(event=state.event + 1, snapshots=snapshots), metrics
 
 
@@ -48,24 +46,25 @@ def _keep_model_state_of_worker(state, event, gradient):
     return state._replace(model_state=kept)
 
 
-def _update_with_push(program, state, event, gradient, stale_params):
+def _update_with_push(program, state, event, push):
     """The server updates with this push alone."""
-    grads, push_state = _transform_push(program, state, event, gradient.grads, stale_params)
+    grads, push_state = _transform_push(program, state, event, push)
     state = state._replace(push_state=push_state)
-    state = _update(program, state, event, gradient, grads, stale_params, event.worker)
+    state = _update(program, state, event, push, grads, {"worker": event.worker, **push.curvatures})
     return state, _measured(program, state)
 
 
-def _add_to_mean(program, state, event, gradient, stale_params):
+def _add_to_mean(program, state, event, push):
     """The server adds this push to the others and, at the last one, updates with their mean."""
-    grads, push_state = _transform_push(program, state, event, gradient.grads, stale_params)
+    grads, push_state = _transform_push(program, state, event, push)
     total = jax.tree.map(jnp.add, state.gradient_sum, grads)
     state = state._replace(push_state=push_state)
 
     def update():
         mean = jax.tree.map(lambda g: (g / event.num_pushes).astype(g.dtype), total)
         # The mean comes from no worker in particular: for the transformations it is worker 0's.
-        after = _update(program, state, event, gradient, mean, stale_params, jnp.int32(0))
+        # Nor from one batch, at which a curvature could be asked for.
+        after = _update(program, state, event, push, mean, {"worker": jnp.int32(0)})
         after = after._replace(gradient_sum=optax.tree.zeros_like(total))
         return after, _measured(program, after)
 
@@ -77,30 +76,31 @@ def _add_to_mean(program, state, event, gradient, stale_params):
     return jax.lax.cond(event.updates, update, wait)
 
 
-def _transform_push(program, state, event, grads, stale_params):
+def _transform_push(program, state, event, push):
     """The push as the per-push transformation leaves it."""
     if program.per_push is None:
-        return grads, state.push_state
+        return push.gradient.grads, state.push_state
     extra_args = {
-        "stale_params": stale_params,
+        "stale_params": push.stale_params,
         "staleness": event.staleness,
         "worker": event.worker,
+        **push.curvatures,
         **_measure(program),
     }
     per_push = optax.with_extra_args_support(program.per_push)
-    return per_push.update(grads, state.push_state, state.params, **extra_args)
+    return per_push.update(push.gradient.grads, state.push_state, state.params, **extra_args)
 
 
-def _update(program, state, event, gradient, grads, stale_params, worker):
+def _update(program, state, event, push, grads, extra_args):
     """The next version: the params after an update with `grads`, the model state of this push."""
-    extra_args = {"worker": worker, **_measure(program)}
+    extra_args = {**extra_args, **_measure(program)}
     if not program.mixes:
-        extra_args |= {"stale_params": stale_params, "staleness": event.staleness}
+        extra_args |= {"stale_params": push.stale_params, "staleness": event.staleness}
     tx = optax.with_extra_args_support(program.tx)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra_args)
     state = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
     if program.model_state == "server":
-        state = state._replace(model_state=gradient.model_state)
+        state = state._replace(model_state=push.gradient.model_state)
     return state
 
 

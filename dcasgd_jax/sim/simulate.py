@@ -28,6 +28,7 @@ def simulate(
     model_state_policy: Literal["per_worker", "server"] = "per_worker",
     eval_fn: Callable[..., PyTree] | None = None,
     eval_versions: int | Sequence[int] | None = None,
+    send: Callable[[PyTree, PyTree], PyTree] | None = None,
     metrics: Collection[str] = (),
     trace_every: int = 1,
     opt_state: optax.OptState | None = None,
@@ -44,6 +45,10 @@ def simulate(
 
     `tx` is offered `stale_params` (:math:`w_r`), `staleness` and `worker` as extra arguments.
     Compensate with `dc.compensate_delay`: the simulator already keeps the stale parameters.
+    It is also offered two functions, which cost nothing unless it calls them (not by
+    `LanesEngine`, nor where an update averages pushes): `hessian_vector_product(tangent)`, with
+    the Hessian of this batch's loss at :math:`w_r`, and `fisher_diagonal()`, the mean over the
+    samples of the batch (the leading axis of its arrays) of their squared gradients there.
 
     Args:
       loss_fn: `loss_fn(params, batch)`, or `loss_fn(params, batch, key)` if `key` is given; returns
@@ -63,7 +68,7 @@ def simulate(
       per_push: A transformation of each push before it is averaged with others (`Buffered`):
         compensate there, because each push has a stale point of its own. It is offered the same
         extra arguments as `tx`, which then gets neither `stale_params` nor `staleness` if the
-        averaged pushes read different versions.
+        averaged pushes read different versions, and no functions.
       model_state: Mutable state of the model, such as running statistics of batch normalisation.
       model_state_policy: "per_worker": each worker keeps its own and evaluation takes their mean
         (integers: worker 0's). "server": workers pull it with the params, and the last push that
@@ -72,6 +77,11 @@ def simulate(
         inside the compiled loop.
       eval_versions: Versions to evaluate: a sequence, or n for every n-th and the last. Default:
         the last.
+      send: `send(params, opt_state)`: what workers are given instead of the params when they pull,
+        such as a prediction of them; a tree like the params. Gradients are taken there, and that
+        is what `stale_params` and "gap" mean by the stale params. `opt_state` is all that the
+        server has besides its params: let `tx` keep what `send` needs. Pass the same function
+        object again to reuse the compiled program. `eval_fn` and the result have the params.
       metrics: What else to trace, of "gap" (root mean square of w - w_stale),
         "compensation_ratio" (|compensation| / |gradient|), "cosine" (of raw and compensated
         gradient), "below_eps" (share of coordinates whose mean square is below eps).
@@ -93,8 +103,9 @@ def simulate(
 
     Raises:
       ValueError: For batches shorter than the run, a schedule whose averaged pushes read several
-        versions while `tx` compensates, a state of another schedule, a checkpoint of another run,
-        or metrics of a compensation that there is not.
+        versions while `tx` compensates, a `send` that returns no tree like the params, a state of
+        another schedule, a checkpoint of another run, or metrics of a compensation that there is
+        not.
       TypeError: If a function cannot be hashed.
       OSError: If checkpoints cannot be written where they should.
 
@@ -120,6 +131,7 @@ def simulate(
             per_push=per_push,
             batch_fn=batches if callable(batches) else None,
             eval_fn=eval_fn,
+            send=send,
             model_state=model_state_policy if has_model_state else "none",
             metrics=tuple(metrics),
         ),
@@ -144,6 +156,7 @@ def simulate(
     else:
         current = step.copy_tree(state)
     preconditions.check_num_workers(current, schedule)
+    preconditions.check_send(program, current.params, current.opt_state)
     try:
         first = preparation.first_batch(run)
         convolves = preparation.convolves(run, current, first)

@@ -62,17 +62,21 @@ def run_event(
     # all slots when one is read first and written later.
     state = store_version(program, state, event)
     pulled = read_version(program, state, event)
-    gradient = worker.gradient(program, event, pulled, row, shared)
-    return server.receive(program, state, event, gradient, pulled.params)
+    batch = worker.batch_of(program, event, row, shared)
+    gradient = worker.gradient_on_batch(program, event, pulled, batch, shared.key)
+    curvatures = worker.curvatures(program, event, pulled, batch, shared.key)
+    push = programs.Push(gradient, pulled.params, curvatures)
+    return server.receive(program, state, event, push)
 
 
 def store_version(program, state, event) -> programs.SimState:
-    """Puts the server's version into its slot."""
+    """Puts the server's version, as it is sent, into its slot."""
+    sent = state.params if program.send is None else program.send(state.params, state.opt_state)
     on_server = state.model_state if program.model_state == "server" else None
     snapshots = jax.tree.map(
         lambda slots, leaf: rows.write_row(slots, leaf, event.current_slot),
         state.snapshots,
-        programs.Pulled(state.params, on_server),
+        programs.Pulled(sent, on_server),
     )
     return state._replace(snapshots=snapshots)
 

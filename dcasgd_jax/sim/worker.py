@@ -1,8 +1,12 @@
 """The worker's part of an event: one gradient, at the version that it had read."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from dcasgd_jax import compensation
+from dcasgd_jax.sim import preconditions
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
 
@@ -41,7 +45,7 @@ def gradient_on_batch(
     key: jax.Array | None,
 ) -> programs.Gradient:
     """Loss and gradient on a batch that is there."""
-    keys = () if key is None else (jax.random.fold_in(key, event.batch),)
+    keys = _keys(event, key)
     if program.model_state == "none":
         model_state = None
         loss, grads = jax.value_and_grad(program.loss_fn)(pulled.params, batch, *keys)
@@ -52,3 +56,67 @@ def gradient_on_batch(
     if program.corrupts:
         grads = jax.tree.map(lambda g: jnp.where(event.corrupt, jnp.nan, g).astype(g.dtype), grads)
     return programs.Gradient(loss, grads, model_state)
+
+
+def curvatures(
+    program: programs.Program,
+    event: programs.Event,
+    pulled: programs.Pulled,
+    batch: PyTree,
+    key: jax.Array | None,
+) -> dict[str, Callable[..., PyTree]]:
+    """What transformations may ask about a push; costs nothing unless one calls it.
+
+    Returns:
+      Extra arguments: `hessian_vector_product(tangent)`, the Hessian of the event's loss, at the
+      params, model state and key of its gradient, times a tree like the params; and
+      `fisher_diagonal()`, the mean of the squared gradients of the batch's samples, each taken as
+      a batch of one with the event's key, in float32 or wider; it needs memory for the gradients
+      of all samples.
+    """
+    keys = _keys(event, key)
+
+    def loss(params, batch):
+        if program.model_state == "none":
+            return program.loss_fn(params, batch, *keys)
+        return program.loss_fn(params, pulled.model_state, batch, *keys)[0]
+
+    def hessian_vector_product(tangent: PyTree) -> PyTree:
+        preconditions.check_tangent(tangent, pulled.params)
+        tangent = jax.tree.map(lambda t, w: jnp.asarray(t, w.dtype), tangent, pulled.params)
+        gradient_at = jax.grad(lambda params: loss(params, batch))
+        return jax.jvp(gradient_at, (pulled.params,), (tangent,))[1]
+
+    def fisher_diagonal() -> PyTree:
+        preconditions.check_samples(batch, has_model_state=program.model_state != "none")
+
+        def squared_gradient(sample):
+            alone = jax.tree.map(lambda leaf: leaf[None], sample)
+            return _squares(jax.grad(loss)(pulled.params, alone))
+
+        return jax.tree.map(lambda g: g.mean(axis=0), jax.vmap(squared_gradient)(batch))
+
+    return {"hessian_vector_product": hessian_vector_product, "fisher_diagonal": fisher_diagonal}
+
+
+def _keys(event: programs.Event, key: jax.Array | None) -> tuple[jax.Array, ...]:
+    """The event's random key, if there is one: the last arguments of the loss."""
+    return () if key is None else (jax.random.fold_in(key, event.batch),)
+
+
+def refused_curvatures(why: str) -> dict[str, Callable[..., PyTree]]:
+    """The same extra arguments where there is no answer."""
+
+    def refuse(name):
+        raise ValueError(f"A transformation asks for {name}, but {why}.")
+
+    return {
+        "hessian_vector_product": lambda tangent: refuse("hessian_vector_product"),
+        "fisher_diagonal": lambda: refuse("fisher_diagonal"),
+    }
+
+
+def _squares(grads: PyTree) -> PyTree:
+    """Squared gradients, in float32 or wider."""
+    wide = lambda g: jnp.zeros(g.shape, jnp.promote_types(g.dtype, jnp.float32))
+    return compensation.update_mean_square(jax.tree.map(wide, grads), grads, ms_decay=0.0)

@@ -164,7 +164,8 @@ def test_fixed_delay_equals_the_explicit_one_on_round_robin():
 def test_the_same_schedule_replays_over_algorithms_with_their_own_extra_args():
     seen = []
 
-    def update(updates, state, params=None, *, stale_params, staleness, worker):
+    def update(updates, state, params=None, *, stale_params, staleness, worker, **extra_args):
+        del extra_args
         seen.append((int(staleness), int(worker), stale_params))
         return updates, state
 

@@ -155,7 +155,9 @@ def _code(run: engines.Run, state: programs.SimState, batch: PyTree) -> dict[str
 
     def update(tx: optax.GradientTransformation, averages: bool):
         def one_update(grads, tx_state, params, index):
-            extra_args = {"worker": index}
+            extra_args: dict[str, Any] = {"worker": index}
+            if not (averages and program.flow == "mean"):
+                extra_args |= _stand_ins(params)
             if not (averages and program.mixes):
                 extra_args |= {"stale_params": params, "staleness": index}
             tx_with_extra_args = optax.with_extra_args_support(tx)
@@ -176,7 +178,26 @@ def _code(run: engines.Run, state: programs.SimState, batch: PyTree) -> dict[str
         code["batch_fn"] = _fingerprint(program.batch_fn, index, index)
     if program.eval_fn is not None:
         code["eval_fn"] = _fingerprint(evaluate, state)
+    if program.send is not None:
+        code["send"] = _fingerprint(program.send, params, state.opt_state)
     return code
+
+
+def _stand_ins(params: PyTree) -> dict[str, Callable[..., PyTree]]:
+    """For `worker.curvatures`: what they compute is the loss's, who asks for them is tx's."""
+    return {
+        "hessian_vector_product": jax.jit(_hessian_vector_product),
+        "fisher_diagonal": lambda: jax.jit(_fisher_diagonal)(params),
+    }
+
+
+# Operations that are seen in a fingerprint, by these names; what they are does not matter.
+def _hessian_vector_product(tangent: PyTree) -> PyTree:
+    return jax.tree.map(jnp.sin, tangent)
+
+
+def _fisher_diagonal(params: PyTree) -> PyTree:
+    return jax.tree.map(jnp.square, params)
 
 
 def _fingerprint(function: Callable, *arguments: PyTree) -> str:

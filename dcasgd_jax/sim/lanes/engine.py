@@ -20,6 +20,11 @@ from dcasgd_jax.sim.simulate import simulate
 from dcasgd_jax.transforms import rows
 from dcasgd_jax.typing import PyTree
 
+_WHY_NO_CURVATURES = (
+    "the lanes engine computes the gradients of a wave before the server's params are known: use "
+    "ScanEngine or HostEngine"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class LanesEngine:
@@ -272,7 +277,8 @@ def _push(program, layout, events, first, pulled, gradients, index, carry):
     state = step.store_version(program, state, event)
     of_lane = lambda leaf: rows.read_row(leaf, index - first)
     gradient, stale_params = jax.tree.map(of_lane, (gradients, pulled.params))
-    state, metrics = server.receive(program, state, event, gradient, stale_params)
+    arrived = programs.Push(gradient, stale_params, worker.refused_curvatures(_WHY_NO_CURVATURES))
+    state, metrics = server.receive(program, state, event, arrived)
     new = metrics, engines.evaluation_or_zeros(program, state, event)
     reports = jax.tree.map(lambda column, leaf: rows.write_row(column, leaf, index), reports, new)
     state = placement.constrain(state, layout.of_state(program, state))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import engines, preparation
+from dcasgd_jax.sim import engines, preconditions, preparation
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.sweeps import hyperparams as injected
 from dcasgd_jax.sim.sweeps import vectorized
@@ -56,13 +56,14 @@ def make_program(of_members: dict[str, list], given: programs.Program) -> progra
     )
 
 
-def check_hyperparams(
+def check_start(
     program: programs.Program, start: vectorized.Start, values: Mapping[str, Any]
 ) -> None:
-    """The names must be there to be set, with values of the right shape."""
+    """The names must be there to be set, with values of the right shape; what is sent, too."""
     opt_state, params = start.opt_state, start.params
     if opt_state is None:
         opt_state = jax.eval_shape(program.tx.init, params)
+    preconditions.check_send(program, params, opt_state)
     push_state = None
     if program.per_push is not None:
         push_state = jax.eval_shape(program.per_push.init, params)

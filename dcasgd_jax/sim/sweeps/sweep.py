@@ -37,6 +37,7 @@ def sweep(
     model_state_policy: Literal["per_worker", "server"] = "per_worker",
     eval_fn: Callable[..., PyTree] | None = None,
     eval_versions: int | Sequence[int] | None = None,
+    send: Callable[[PyTree, PyTree], PyTree] | None = None,
     metrics: Collection[str] = (),
     trace_every: int = 1,
     opt_state: optax.OptState | PerMember | None = None,
@@ -74,6 +75,8 @@ def sweep(
       model_state_policy: As in `simulate`.
       eval_fn: As in `simulate`.
       eval_versions: As in `simulate`.
+      send: As in `simulate`; a learning rate that is swept it finds among the injected
+        hyperparameters of `opt_state`.
       metrics: As in `simulate`.
       trace_every: As in `simulate`.
       opt_state: Initial optimizer state, before the hyperparameters are set.
@@ -126,6 +129,7 @@ def sweep(
             per_push=per_push,
             batch_fn=of_members["batches"][0] if callable(of_members["batches"][0]) else None,
             eval_fn=eval_fn,
+            send=send,
             model_state="none" if model_state is None else model_state_policy,
             metrics=tuple(metrics),
         ),
@@ -139,7 +143,7 @@ def sweep(
         )
         for i in range(num_members)
     ]
-    sweep_preparation.check_hyperparams(program, starts[0], hyperparams)
+    sweep_preparation.check_start(program, starts[0], hyperparams)
     runs = sweep_preparation.make_runs(program, of_members, eval_versions, trace_every)
     first = preparation.first_batch(runs[0])
     convolves = preparation.convolves(
@@ -190,6 +194,7 @@ def _one_by_one(
                 model_state_policy=policy,
                 eval_fn=program.eval_fn,
                 eval_versions=eval_versions,
+                send=program.send,
                 metrics=program.metrics,
                 trace_every=trace_every,
                 state=vectorized.initial_state(
