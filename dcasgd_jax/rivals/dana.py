@@ -1,0 +1,199 @@
+"""DANA: a momentum for each worker, and workers that are sent where all momenta will lead."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from dcasgd_jax.rivals import checks, leaves, prediction, sending
+from dcasgd_jax.transforms import checks as transform_checks
+from dcasgd_jax.transforms import explicit, rows
+from dcasgd_jax.typing import PyTree, Scalar
+
+
+class PerWorkerMomentumState(NamedTuple):
+    """State of `per_worker_momentum`."""
+
+    velocities: PyTree  # leaf [num_workers, ...], at least float32
+    total: PyTree | None  # like params: the sum of all velocities; None with nesterov
+
+    @property
+    def num_workers(self) -> int:
+        """The number of velocities of every leaf."""
+        return next((leaf.shape[0] for leaf in jax.tree.leaves(self.velocities)), 1)
+
+
+def per_worker_momentum(
+    decay: Scalar, num_workers: int, *, nesterov: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    r"""A momentum for each worker, of its own gradients only.
+
+    .. math:: v_m \leftarrow \gamma v_m + g, \qquad u = v_m \;
+              (\text{or } \gamma v_m + g \text{ with nesterov})
+
+    In the place of `optax.trace`, before `optax.scale_by_learning_rate`, this is Multi-ASGD; with
+    `send=rivals.dana_look_ahead(...)` DANA-Zero; with `nesterov=True` and no `send` DANA-Slim,
+    whose params are those that DANA-Zero sends (while the learning rate stays), and whose
+    velocities could live on the workers. With one worker it is `optax.trace`.
+
+    Velocities hold no learning rate, so a rate that decays acts on all of them at once. That is the
+    "momentum correction" which velocities of :math:`\eta g` need.
+
+    Args:
+      decay: γ in [0, 1).
+      num_workers: M ≥ 1. The state holds M velocities, and their sum unless `nesterov`.
+      nesterov: Whether to add the momentum that comes next, as DANA-Slim's workers do.
+
+    Returns:
+      A transformation with `update(updates, state, params=None, *, worker)`. Unknown extra
+      arguments are ignored.
+
+    Raises:
+      ValueError: For a hyperparameter or a plain `worker` out of range.
+      TypeError: If `worker` is not passed to `update`.
+
+    Source: Hakimi, Barkai, Gabel and Schuster, *Taming Momentum in a Distributed Asynchronous
+    Environment*, 2019 (Multi-ASGD, DANA-Slim).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dcasgd_jax import rivals
+      >>> tx = rivals.per_worker_momentum(decay=0.5, num_workers=2)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> for worker in (0, 1, 0):
+      ...     updates, state = tx.update(jnp.ones(2), state, worker=worker)
+      >>> print(updates, state.total)  # 0.5 * 1 + 1, and 1.5 + 1
+      [1.5 1.5] [2.5 2.5]
+    """
+    checks.check_fraction("decay", decay)
+    num_workers = transform_checks.check_num_workers(num_workers)
+
+    def init_fn(params: PyTree) -> Any:
+        zeros = leaves.zeros_to_accumulate(params)
+        velocities = jax.tree.map(lambda zero: rows.repeat_row(zero, num_workers), zeros)
+        return PerWorkerMomentumState(velocities, None if nesterov else zeros)
+
+    def update_fn(updates, state, params=None, *, worker=None, **extra_args) -> Any:
+        del params, extra_args
+        row = transform_checks.checked_worker(worker, num_workers)
+        before = jax.tree.map(lambda leaf: rows.read_row(leaf, row), state.velocities)
+        after = leaves.map_accumulators(lambda v, g: decay * v + g, before, updates)
+        velocities = jax.tree.map(
+            lambda leaf, new: rows.write_row(leaf, new, row), state.velocities, after
+        )
+        total = None
+        if not nesterov:
+            add = lambda all_of_them, new, old: all_of_them + (new - old)
+            total = jax.tree.map(add, state.total, after, before)
+        look = (lambda g, v: decay * v.astype(g.dtype) + g) if nesterov else (lambda g, v: v)
+        return leaves.map_updates(look, updates, after), PerWorkerMomentumState(velocities, total)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def dana_look_ahead(
+    decay: Scalar, learning_rate: optax.ScalarOrSchedule | None = None
+) -> prediction.Send:
+    r"""Sends where the next momentum step of every worker would carry the weights.
+
+    .. math:: \hat w = w - \eta \gamma \sum_m v_m
+
+    Args:
+      decay: γ in [0, 1), that of `per_worker_momentum`.
+      learning_rate: η of `tx`, a number or the schedule, read at the next update. Default: what
+        `optax.inject_hyperparams` keeps in the state.
+
+    Returns:
+      `send(params, opt_state)` for `sim.simulate`; finds the sum in `opt_state`.
+
+    Raises:
+      ValueError: For a hyperparameter out of range, or (at the first call) a `tx` without
+        `per_worker_momentum`, or without the learning rate that was left open.
+
+    Source: Hakimi et al., *Taming Momentum in a Distributed Asynchronous Environment*, 2019,
+    DANA-Zero.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dcasgd_jax import rivals
+      >>> tx = rivals.per_worker_momentum(decay=0.5, num_workers=2)
+      >>> _, state = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)), worker=1)
+      >>> send = rivals.dana_look_ahead(decay=0.5, learning_rate=0.1)
+      >>> print(send(jnp.ones(2), state))  # 1 - 0.1 * 0.5 * 1
+      [0.95 0.95]
+    """
+    checks.check_fraction("decay", decay)
+    if not callable(learning_rate):
+        transform_checks.check_non_negative("learning_rate", learning_rate)
+
+    def send(params, opt_state):
+        state = sending.find_state(opt_state, [PerWorkerMomentumState], "dana_look_ahead")
+        if state.total is None:
+            raise ValueError(
+                "dana_look_ahead is for per_worker_momentum(nesterov=False): with nesterov, as in "
+                "DANA-Slim, the params look ahead already, so send nothing else."
+            )
+        rate = sending.next_rates(learning_rate, opt_state, 1, "dana_look_ahead")[0]
+        return sending.move(params, state.total, -rate * decay, "dana_look_ahead")
+
+    return send
+
+
+class Dana(NamedTuple):
+    """What `dana` returns: `sim.simulate(..., tx=dana.tx, send=dana.send)`."""
+
+    tx: optax.GradientTransformationExtraArgs
+    send: prediction.Send
+
+
+def dana(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: Scalar,
+    num_workers: int,
+    *,
+    lambda0: optax.ScalarOrSchedule | None = None,
+    **compensation: Any,
+) -> Dana:
+    r"""DANA-Zero, or with `lambda0` DANA-DC: the transformation and what it has to send.
+
+    DANA-DC compensates before the momentum, and towards the look-ahead that the worker was sent:
+
+    .. math:: g \leftarrow g + \lambda \odot g \odot g \odot (w - \hat w_{sent}), \quad
+              v_m \leftarrow \gamma v_m + g, \quad w \leftarrow w - \eta v_m
+
+    Args:
+      learning_rate: η ≥ 0, or a schedule.
+      decay: γ in [0, 1).
+      num_workers: M ≥ 1.
+      lambda0: λ0 of `dc.compensate_delay`; the authors' simulator has 2 with γ = 0.9. `None` does
+        not compensate.
+      **compensation: What else `dc.compensate_delay` takes, such as `ms_decay`.
+
+    Returns:
+      A pair of `tx` and `send`.
+
+    Raises:
+      ValueError: For a hyperparameter out of range, or options of a compensation without `lambda0`.
+
+    Source: Hakimi et al., *Taming Momentum in a Distributed Asynchronous Environment*, 2019.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dcasgd_jax import rivals, sim
+      >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=200, seed=0)
+      >>> tx, send = rivals.dana(0.01, decay=0.9, num_workers=4, lambda0=2.0)
+      >>> result = sim.simulate(
+      ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), tx, schedule,
+      ...     batches=jnp.ones((200, 3)), send=send)
+      >>> print(jnp.round(result.params, 1))
+      [1. 1. 1.]
+    """
+    stages: list[optax.GradientTransformation] = [
+        per_worker_momentum(decay, num_workers),
+        optax.scale_by_learning_rate(learning_rate),
+    ]
+    if lambda0 is not None:
+        stages.insert(0, explicit.compensate_delay(lambda0, **compensation))
+    elif compensation:
+        raise ValueError(f"{next(iter(compensation))} belongs to a compensation: pass lambda0=.")
+    return Dana(optax.chain(*stages), dana_look_ahead(decay, learning_rate))

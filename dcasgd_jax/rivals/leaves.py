@@ -1,0 +1,67 @@
+"""Arithmetic on trees of updates: `None` leaves, accumulators and 16-bit dtypes in one place."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dcasgd_jax.typing import PyTree
+
+
+def zeros_to_accumulate(params: PyTree) -> PyTree:
+    """Zeros shaped like `params`, of at least float32."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, wide_dtype(p)), params)
+
+
+def wide_dtype(leaf) -> jnp.dtype:
+    """The dtype to compute with `leaf` in: its own, but never less than float32."""
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def map_updates(function: Callable, updates: PyTree, *trees: PyTree) -> PyTree:
+    """`function(update, ...)` of every leaf, computed wide and rounded back; `None` stays `None`.
+
+    Args:
+      function: Takes an update of at least float32 and the leaves of `trees`.
+      updates: A tree of floating-point arrays or `None`.
+      *trees: Trees with a leaf (or `None`) wherever `updates` has an array.
+
+    Returns:
+      A tree like `updates`, with its dtypes.
+    """
+
+    def apply(update, *rest):
+        if update is None:
+            return None
+        update = jnp.asarray(update)
+        return jnp.asarray(function(update.astype(wide_dtype(update)), *rest)).astype(update.dtype)
+
+    return jax.tree.map(apply, updates, *trees, is_leaf=is_none)
+
+
+def map_accumulators(function: Callable, accumulators: PyTree, updates: PyTree) -> PyTree:
+    """`function(accumulator, update)` in the accumulator's dtype; kept where there is no update."""
+
+    def apply(update, accumulator):
+        if update is None:
+            return accumulator
+        new = function(accumulator, jnp.asarray(update).astype(accumulator.dtype))
+        return new.astype(accumulator.dtype)
+
+    return jax.tree.map(apply, updates, accumulators, is_leaf=is_none)
+
+
+def fill_missing(updates: PyTree, params: PyTree) -> PyTree:
+    """`updates` with zeros in place of `None`, for an optimizer whose state has every parameter."""
+    fill = lambda g, p: jnp.zeros_like(p) if g is None and p is not None else g
+    return jax.tree.map(fill, updates, params, is_leaf=is_none)
+
+
+def drop_filled(updates: PyTree, given: PyTree) -> PyTree:
+    """`updates` with `None` wherever `given` has it."""
+    return jax.tree.map(lambda g, u: None if g is None else u, given, updates, is_leaf=is_none)
+
+
+def is_none(leaf) -> bool:
+    """Whether a leaf has no value."""
+    return leaf is None
