@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import datetime
 import pathlib
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -71,14 +70,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
 
 def _prepare_folder(job: options.Job) -> dict[str, Any]:
     """Makes `--out` and proves that it can be written; returns the tuning records in it."""
-    try:
-        job.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=job.out):
-            pass
-    except OSError as error:
-        raise errors.UsageError(
-            f"--out {job.out}: cannot write there ({error.strerror}); choose another folder"
-        ) from None
+    records.prepare_folder(job.out)
     for name in (RESULTS, PICTURE, TUNED):
         if (job.out / name).is_dir():
             raise errors.UsageError(

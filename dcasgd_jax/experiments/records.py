@@ -6,11 +6,13 @@ import os
 import pathlib
 import platform
 import re
+import tempfile
 from importlib import metadata
 from typing import Any
 
 import jax
 
+from dcasgd_jax.experiments import errors
 from dcasgd_jax.sim import files
 
 PACKAGES = ("dcasgd-jax", "jax", "jaxlib", "numpy", "optax", "scikit-learn", "matplotlib", "rich")
@@ -30,6 +32,22 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 def read_json(path: str | os.PathLike) -> Any:
     """What `write_json` wrote."""
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def prepare_folder(out: pathlib.Path) -> None:
+    """Makes the folder of the option `--out`, and proves that it can be written.
+
+    Raises:
+      UsageError: If it cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise errors.UsageError(
+            f"--out {out}: cannot write there ({error.strerror}); choose another folder"
+        ) from None
 
 
 def finite_or_none(content: Any) -> Any:

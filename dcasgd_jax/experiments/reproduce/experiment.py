@@ -3,13 +3,12 @@
 import argparse
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from dcasgd_jax.experiments import errors, terminal
+from dcasgd_jax.experiments import errors, records, terminal
 from dcasgd_jax.experiments.reproduce import (
     jobs,
     pictures,
@@ -55,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run_missing(job: jobs.Job, console: "Console") -> None:
-    _prepare_folder(job.out)
+    records.prepare_folder(job.out)
     lines = results.read(job.out)
     protocol = protocols.PROTOCOLS[job.setting.experiment]
     data = _load(job, protocol)
@@ -111,17 +110,6 @@ def _forget(out: pathlib.Path, run: settings.Run) -> None:
     directory = out / CHECKPOINTS / run.name
     shutil.rmtree(directory, ignore_errors=True)
     training.seconds_file(directory).unlink(missing_ok=True)
-
-
-def _prepare_folder(out: pathlib.Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise errors.UsageError(
-            f"--out {out}: cannot write there ({error.strerror}); choose another folder"
-        ) from None
 
 
 def _load(job: jobs.Job, protocol: protocols.Protocol) -> Any:

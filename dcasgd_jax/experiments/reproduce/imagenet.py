@@ -126,7 +126,7 @@ def _size(setting: settings.Setting) -> int:
     return setting.image_size or 224
 
 
-def _normalise(pixels: jax.Array, dtype: Any) -> jax.Array:
+def _normalise(pixels: Any, dtype: Any) -> jax.Array:
     return augmentation.normalise(pixels, augmentation.IMAGENET_PIXELS, dtype=dtype)
 
 

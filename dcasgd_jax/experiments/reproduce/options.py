@@ -162,7 +162,7 @@ def _add_protocol(
             type=_number_from_zero,
             default=number,
             metavar="VALUE",
-            help="default %(default)g, as in the paper",
+            help="default %(default)g",
         )
     group.add_argument(
         "--batch-norm",

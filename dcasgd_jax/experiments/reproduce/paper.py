@@ -99,5 +99,3 @@ IMAGENET = Paper(
 
 ALL = {"cifar10": CIFAR10, "imagenet": IMAGENET}
 """Name of the experiment -> its numbers."""
-
-LAMBDA0, TEST_ERROR_PERCENT = CIFAR10.lambda0, CIFAR10.test_error_percent

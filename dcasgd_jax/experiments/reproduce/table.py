@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dcasgd_jax.experiments import methods
 from dcasgd_jax.experiments.reproduce import results, settings
 
 if TYPE_CHECKING:
@@ -38,12 +39,18 @@ class Row:
 
 
 def rows(lines: Sequence[results.Line]) -> list[Row]:
-    """Grouped over seeds; few workers first, methods in the order of the file."""
+    """Grouped over seeds; few workers first, then as the methods are listed, then by numbers."""
     groups: dict[settings.Run, list[results.Line]] = {}
     for line in lines:
         groups.setdefault(results.run_of(line)._replace(seed=0), []).append(line)
     found = [Row(run, tuple(group)) for run, group in groups.items()]
-    return sorted(found, key=lambda row: row.run.workers)
+    return sorted(found, key=_place)
+
+
+def _place(row: Row) -> tuple:
+    run = row.run
+    method = list(methods.METHODS).index(run.method)
+    return run.workers, method, -run.learning_rate, run.lambda0 or 0.0, run.max_pull or 0.0
 
 
 def best_rows(lines: Sequence[results.Line]) -> list[Row]:

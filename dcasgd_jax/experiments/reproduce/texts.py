@@ -47,8 +47,10 @@ TEXTS = {
     "cifar10": Texts(
         help="the paper's CIFAR-10 experiment",
         description=f"""\
-Trains on CIFAR-10 as the paper does: ResNet-20, {_CIFAR10.batch_size} images per worker and gradient,
-{_CIFAR10.epochs} epochs, a learning rate of {_CIFAR10.learning_rate} that falls to a tenth after one half
+Trains on CIFAR-10 as the paper does: ResNet-20, {_CIFAR10.batch_size} images per worker and \
+gradient,
+{_CIFAR10.epochs} epochs, a learning rate of {_CIFAR10.learning_rate} that falls to a tenth after \
+one half
 and after three quarters of them, no momentum and no weight decay. {_CALL_AGAIN}""",
         files="train-*.parquet and test-*.parquet, or cifar-10-binary.tar.gz",
         cached="decoded images",
@@ -77,13 +79,13 @@ ms_decay {_IMAGENET.ms_decay:g} for dcasgd-a. Ours, since what we know of the pa
 {_IMAGENET.epochs} epochs in
 all (so the rate falls after 1/3 and 2/3 of them), no momentum and no weight decay, random
 resized crops and flips, stride 2 in the 3x3 convolutions; lambda0 of dcasgd-c is the paper's on
-CIFAR-10, that of dcasgd-capped is as dcasgd-a, untried.
-Images are read from the disk and decoded ahead while the device trains. {_CALL_AGAIN}""",
+CIFAR-10, that of dcasgd-capped is as dcasgd-a, untried. Images are read from the disk and decoded
+ahead while the device trains. {_CALL_AGAIN}""",
         files="train/<class>/*.JPEG and val/<class>/*.JPEG, or train-*.parquet and "
         "validation-*.parquet",
         cached="copies of Parquet files that are fast to read in random order",
         tested="validation",
-        subset="random but always the same",
+        subset="a random, always the same choice of",
         augmentation="random resized crop, flip",
         models={
             "resnet50": "the paper's network",

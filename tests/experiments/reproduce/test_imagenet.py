@@ -27,8 +27,7 @@ from dcasgd_jax.experiments.reproduce import (
 
 from .. import cli
 from ..images import writers
-
-OF_A_PROCESS = ("date", "seconds", "gradients_per_second", "gradient_share")
+from .test_reproduce import OF_A_PROCESS, compiled  # noqa: F401
 
 
 @pytest.fixture(scope="module")

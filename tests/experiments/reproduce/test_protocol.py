@@ -17,7 +17,7 @@ HYPERPARAMETERS = methods.Hyperparameters(0.5)
 
 def run_of(method, workers=8):
     max_pull = methods.METHODS[method].max_pull
-    return settings.Run(method, workers, 0.5, paper.LAMBDA0.get(method), max_pull, seed=0)
+    return settings.Run(method, workers, 0.5, paper.CIFAR10.lambda0.get(method), max_pull, seed=0)
 
 
 def images(num_train, num_test, seed=0):
@@ -141,5 +141,5 @@ def test_the_paper_has_a_number_for_every_method_of_its_own():
     """The capped one is ours; sequential SGD has one worker."""
     theirs = {name for name in methods.METHODS if name not in ("sgd", "dcasgd-capped")}
     expected = {(name, workers) for name in theirs for workers in (4, 8)} | {("sgd", 1)}
-    assert set(paper.TEST_ERROR_PERCENT) == expected
+    assert set(paper.CIFAR10.test_error_percent) == expected
     assert isinstance(settings.Setting().law, sim.GammaTime)
