@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,9 @@ class Method:
       compensates: Whether it has a λ0.
       ms_decay: As in `dc.compensate_delay`.
       max_pull: As in `dc.compensate_delay`.
+      curvature: As in `dc.compensate_delay`.
+      rule: Makes the strength of the number that stands for λ0 and of the decay of the learning
+        rate, a schedule; `None` is the number itself.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Method:
     compensates: bool = False
     ms_decay: float | None = None
     max_pull: float | None = None
+    curvature: str | None = None
+    rule: Callable[[Any, optax.Schedule], Any] | None = None
 
 
 METHODS = {
@@ -92,7 +98,8 @@ def build_chain(
         return optax.with_extra_args_support(optax.scale_by_learning_rate(rate))
     return optax.chain(
         dc.compensate_delay(
-            lambda0,
+            lambda0 if method.rule is None else method.rule(lambda0, decay),
+            curvature=method.curvature,
             ms_decay=method.ms_decay,
             max_pull=method.max_pull,
             # The cap must see the rate that is applied, decay included.

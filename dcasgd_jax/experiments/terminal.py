@@ -65,7 +65,7 @@ def print_table(console: "Console", title: str, table: "Table") -> None:
 
 def summary_table(console: "Console", summaries: Sequence[report.Summary]) -> "Table":
     """The table of a comparison."""
-    table = _table()
+    table = new_table()
     table.add_column("method", no_wrap=True)
     lambda0 = "λ0" if _plus_minus(console) == "±" else "lam0"
     for name in ("lr", lambda0, "train loss", "test\nerror %", "simul.\nseconds"):
@@ -95,7 +95,7 @@ def summary_cells(summary: report.Summary, plus_minus: str = "±") -> list[str]:
 
 def grid_table(result: tuning.Tuned) -> "Table":
     """Mean final train loss of every combination tried for one method, the choice in brackets."""
-    table = _table()
+    table = new_table()
     table.add_column("learning rate", justify="right", no_wrap=True)
     for lambda0 in result.grid.lambda0s:
         heading = "train loss" if lambda0 is None else f"lambda0 {lambda0:g}"
@@ -113,7 +113,8 @@ def _grid_cell(result: tuning.Tuned, row: int, column: int) -> str:
     return f"\\[{text}]" if (row, column) == result.best else text
 
 
-def _table() -> "Table":
+def new_table() -> "Table":
+    """A table without columns, in the style of all of ours."""
     from rich import box
     from rich.table import Table
 

@@ -1,0 +1,110 @@
+"""Settings of the strength that need no tuning of their own, to be compared with a tuned λ0."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+import dcasgd_jax as dc
+from dcasgd_jax import sim
+from dcasgd_jax.experiments import methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One setting.
+
+    Args:
+      title: For tables.
+      method: How to train; its name is that of the candidate.
+      number: What stands for λ0; `None` for a method without one.
+    """
+
+    title: str
+    method: methods.Method
+    number: float | None
+
+    @property
+    def name(self) -> str:
+        """For files and options."""
+        return self.method.name
+
+
+Rule = Callable[[Any, optax.Schedule], Any]
+
+
+def _candidate(
+    name: str,
+    title: str,
+    number: float,
+    rule: Rule | None = None,
+    *,
+    max_pull: float | None = 1.0,
+    curvature: str | None = None,
+) -> Candidate:
+    method = methods.Method(
+        name,
+        title,
+        sim.Asynchronous(),
+        compensates=True,
+        ms_decay=methods.MS_DECAY if curvature is None else None,
+        max_pull=max_pull,
+        curvature=curvature,
+        rule=rule,
+    )
+    return Candidate(title, method, number)
+
+
+def _ratio(rho: Any, decay: optax.Schedule) -> Any:
+    del decay
+    return dc.ratio(rho)
+
+
+def _ratio_per_leaf(rho: Any, decay: optax.Schedule) -> Any:
+    del decay
+    return dc.ratio(rho, per_leaf=True)
+
+
+def _ratio_unsmoothed(rho: Any, decay: optax.Schedule) -> Any:
+    del decay
+    return dc.ratio(rho, decay=0.0)
+
+
+def _capped_share(share: Any, decay: optax.Schedule) -> Any:
+    del decay
+    return dc.capped_share(share)
+
+
+def _least_squares(number: Any, decay: optax.Schedule) -> Any:
+    del number, decay
+    return dc.least_squares()
+
+
+def _annealed(lambda0: Any, decay: optax.Schedule) -> Any:
+    """λ0 that falls with the learning rate."""
+    return lambda count: lambda0 * decay(count)
+
+
+UNTUNED = Candidate("asynchronous SGD", methods.METHODS["asgd"], None)
+
+CANDIDATES = (
+    _candidate("paper", "λ0 = 2, uncapped: the paper's", 2.0, max_pull=None),
+    _candidate("lambda4", "λ0 = 4", 4.0),
+    _candidate("lambda8", "λ0 = 8", 8.0),
+    _candidate("annealed8", "λ0 = 8, falls with the rate", 8.0, _annealed),
+    _candidate("abs8", "|g|, λ0 = 8", 8.0, curvature="abs"),
+    _candidate("ratio1-uncapped", "ratio(1), uncapped", 1.0, _ratio, max_pull=None),
+    _candidate("ratio1", "ratio(1)", 1.0, _ratio),
+    _candidate("ratio2", "ratio(2)", 2.0, _ratio),
+    _candidate("ratio2-per-leaf", "ratio(2, per_leaf=True)", 2.0, _ratio_per_leaf),
+    _candidate("ratio2-unsmoothed", "ratio(2, decay=0)", 2.0, _ratio_unsmoothed),
+    _candidate("share2", "capped_share(0.02)", 0.02, _capped_share),
+    _candidate("share5", "capped_share(0.05)", 0.05, _capped_share),
+    _candidate("abs-share2", "|g|, capped_share(0.02)", 0.02, _capped_share, curvature="abs"),
+    _candidate("least-squares", "least_squares()", 1.0, _least_squares),
+    # So strong that the cap decides everywhere: no curvature is left.
+    _candidate("uniform25", "uniform pull of 0.25", 1e30, max_pull=0.25),
+    _candidate("uniform50", "uniform pull of 0.5", 1e30, max_pull=0.5),
+)
+"""All capped with `max_pull=1` unless the title says otherwise."""
