@@ -10,6 +10,7 @@ import jax
 import jaxlib
 import lanes
 import optax
+import other_methods
 import schedules
 import server_step
 import sweep
@@ -17,6 +18,7 @@ import sweep
 
 def main():
     rows = [*server_step.rows(), *engines.scan_rows(), *engines.host_rows(), *schedules.rows()]
+    rows += [*other_methods.step_rows(), *other_methods.hessian_rows()]
     rows += lanes.rows_of_8_devices()
     rows += sweep.rows()
     print(f"{datetime.date.today()}, {jax.devices()[0].device_kind} with {os.cpu_count()} cores,")

@@ -1,5 +1,7 @@
 """The server's step: DC-ASGD-a with per-worker backups against Adam, on ResNet-50's shapes."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -32,35 +34,39 @@ def resnet50_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def make_step(tx, shapes: dict[str, tuple[int, ...]], num_workers: int, **extra_args):
+    """A function that makes one update and applies it, donated, and the list of its results."""
+    fill = lambda value: {name: jnp.full(shape, value) for name, shape in shapes.items()}
+    grads = fill(0.01)
+
+    def step(params, state, grads, worker):
+        updates, state = tx.update(grads, state, params, worker=worker, **extra_args)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.jit(lambda: fill(0.1))()
+    carry = [params, tx.init(params)]
+    compiled = jax.jit(step, donate_argnums=(0, 1))
+    event = iter(range(10**9))
+
+    def run():
+        worker = jnp.int32(next(event) % num_workers)
+        carry[:] = jax.block_until_ready(compiled(*carry, grads, worker))
+
+    return run, carry
+
+
+def num_params(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Numbers in all leaves together."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
 def rows(shapes: dict | None = None, num_workers: int = 4, repeats: int = 15) -> list[Row]:
     """Update + apply, donated: DC-ASGD-a against Adam; and the size of the state."""
     shapes = resnet50_shapes() if shapes is None else shapes
-    fill = lambda value: {name: jnp.full(shape, value) for name, shape in shapes.items()}
-    grads = fill(0.01)
-    size = sum(leaf.size for leaf in jax.tree.leaves(grads))
-
-    def stepper(tx):
-        @jax.jit
-        def init():
-            return fill(0.1)
-
-        def step(params, state, grads, worker):
-            updates, state = tx.update(grads, state, params, worker=worker)
-            return optax.apply_updates(params, updates), state
-
-        params = init()
-        carry = [params, tx.init(params)]
-        compiled = jax.jit(step, donate_argnums=(0, 1))
-        event = iter(range(10**9))
-
-        def run():
-            worker = jnp.int32(next(event) % num_workers)
-            carry[:] = jax.block_until_ready(compiled(*carry, grads, worker))
-
-        return run, carry
-
-    ours, carry = stepper(dc.dcasgd(0.1, num_workers=num_workers))
-    adam, _ = stepper(optax.with_extra_args_support(optax.adam(1e-3)))
+    size = num_params(shapes)
+    ours, carry = make_step(dc.dcasgd(0.1, num_workers=num_workers), shapes, num_workers)
+    adam_tx = optax.with_extra_args_support(optax.adam(1e-3))
+    adam, _ = make_step(adam_tx, shapes, num_workers)
     state_size = sum(leaf.size for leaf in jax.tree.leaves(carry[1]) if leaf.ndim)
     ours_seconds, adam_seconds = alternate(ours, adam, repeats=repeats)
     return [

@@ -2,6 +2,7 @@
 
 import engines
 import lanes
+import other_methods
 import pytest
 import schedules
 import server_step
@@ -12,13 +13,15 @@ import sweep
     "measure",
     [
         lambda: server_step.rows({"w": (3, 4), "b": (4,)}, repeats=1),
+        lambda: other_methods.step_rows({"w": (3, 4), "b": (4,)}, repeats=1),
+        lambda: other_methods.hessian_rows(num_events=8, batch=2, repeats=1),
         lambda: engines.scan_rows(num_events=16, batch=4, repeats=1),
         lambda: engines.host_rows(num_events=3, batch=2, width=2, repeats=1),
         lambda: schedules.rows(num_events=500, repeats=1),
         lambda: lanes.rows(num_events=16, batch=2, repeats=1, cases=lanes.CASES[:1]),
         lambda: sweep.rows(num_events=8, num_members=3, batch=2, repeats=1),
     ],
-    ids=["server", "scan", "host", "schedules", "lanes", "sweep"],
+    ids=["server", "methods", "hessian", "scan", "host", "schedules", "lanes", "sweep"],
 )
 def test_every_benchmark_reports_positive_ratios(measure):
     rows = measure()
@@ -28,8 +31,6 @@ def test_every_benchmark_reports_positive_ratios(measure):
 
 
 def test_the_server_benchmark_has_the_size_of_resnet50():
-    import math
-
     shapes = server_step.resnet50_shapes()
     assert len(shapes) == 161
-    assert sum(math.prod(shape) for shape in shapes.values()) == 25_557_032
+    assert server_step.num_params(shapes) == 25_557_032
