@@ -4,6 +4,8 @@ Optax transformations that correct stale gradients (Zheng et al., ICML 2017), an
 `dcasgd_jax.sim` an exact, compiled simulator of asynchronous training.
 """
 
+from dcasgd_jax import diagnostics as diagnostics
+from dcasgd_jax import rivals as rivals
 from dcasgd_jax.alias import dcasgd as dcasgd
 from dcasgd_jax.compensation import adaptive_strength as adaptive_strength
 from dcasgd_jax.compensation import compensated_gradient as compensated_gradient

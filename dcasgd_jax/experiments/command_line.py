@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import dcasgd_jax
-from dcasgd_jax.experiments import compare, errors, reproduce
+from dcasgd_jax.experiments import compare, diagnose, errors, reproduce, strengths
 
-SUBCOMMANDS = {"compare": compare, "reproduce": reproduce}
+SUBCOMMANDS = {
+    "compare": compare,
+    "diagnose": diagnose,
+    "reproduce": reproduce,
+    "strengths": strengths,
+}
 """Name -> module with `HELP`, `add_options(parser)` and `run(arguments, command)`."""
 
 EXIT_USAGE = 2
