@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import dcasgd_jax as dc
-from dcasgd_jax import sim
+from dcasgd_jax import diagnostics, sim
 
 PACKAGE = pathlib.Path(dc.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py"))
@@ -51,6 +51,7 @@ FORMULA = "dcasgd_jax.compensation"
 STRENGTHS = "dcasgd_jax.strengths"
 TRANSFORMS = "dcasgd_jax.transforms"
 RIVALS = "dcasgd_jax.rivals"
+DIAGNOSTICS = "dcasgd_jax.diagnostics"
 SIM = "dcasgd_jax.sim"
 
 
@@ -64,11 +65,20 @@ def test_floors():
     for name in below(RIVALS):
         assert not of_ours(name, TYPES, FORMULA, TRANSFORMS, RIVALS), name
     assert not of_ours("dcasgd_jax.alias", TYPES, TRANSFORMS)
+    for name in below(DIAGNOSTICS):
+        assert not of_ours(name, TYPES, FORMULA, STRENGTHS, TRANSFORMS, DIAGNOSTICS), name
     for name in below(SIM):
         assert not of_ours(name, TYPES, FORMULA, TRANSFORMS, SIM), name
 
 
-@pytest.mark.parametrize("name", [*below(f"{SIM}.schedules"), f"{SIM}.files"])
+ON_THE_HOST = [
+    *below(f"{SIM}.schedules"),
+    f"{SIM}.files",
+    *(f"{SIM}.shared_memory.{name}" for name in ("adversary", "generation", "operations", "reads")),
+]
+
+
+@pytest.mark.parametrize("name", ON_THE_HOST)
 def test_the_schedule_is_plain_numpy(name):
     assert not {found for found in imports(name) if re.match(r"(jax|optax|chex|flax)\b", found)}
 
@@ -122,12 +132,21 @@ def test_public_names_are_the_ones_promised():
         *("HostEngine", "LanesEngine", "ScanEngine", "Checkpoint"),
         *("Evaluations", "NonFinite", "SimResult", "SimState", "Trace", "simulate"),
         *("PerMember", "SweepResult", "grid", "sweep"),
+        *("MemoryTrace", "ReadVersions", "SharedMemoryResult", "simulate_shared_memory"),
+        *("guard_epochs", "held_back_schedule", "random_memory_trace", "SvrgResult", "svrg"),
+    }
+
+
+def test_public_names_of_the_diagnostics():
+    assert set(public(diagnostics)) == {
+        *("CURVATURES", "Explanation", "explain"),
+        *("OuterProductError", "OuterProductErrors", "outer_product_error"),
     }
 
 
 @pytest.mark.parametrize(
     "function",
-    [f for m in (dc, sim) for f in public(m).values() if inspect.isfunction(f)],
+    [f for m in (dc, diagnostics, sim) for f in public(m).values() if inspect.isfunction(f)],
     ids=lambda f: f.__name__,
 )
 def test_public_functions_say_what_they_take_return_and_show(function):

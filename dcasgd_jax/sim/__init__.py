@@ -38,8 +38,19 @@ from dcasgd_jax.sim.schedules.sampling import ShardedEpochs as ShardedEpochs
 from dcasgd_jax.sim.schedules.schedule import Schedule as Schedule
 from dcasgd_jax.sim.schedules.waiting import StaleSynchronous as StaleSynchronous
 from dcasgd_jax.sim.schedules.waiting import Synchronous as Synchronous
+from dcasgd_jax.sim.shared_memory.adversary import guard_epochs as guard_epochs
+from dcasgd_jax.sim.shared_memory.adversary import held_back_schedule as held_back_schedule
+from dcasgd_jax.sim.shared_memory.generation import random_memory_trace as random_memory_trace
+from dcasgd_jax.sim.shared_memory.operations import MemoryTrace as MemoryTrace
+from dcasgd_jax.sim.shared_memory.reads import ReadVersions as ReadVersions
+from dcasgd_jax.sim.shared_memory.simulate import SharedMemoryResult as SharedMemoryResult
+from dcasgd_jax.sim.shared_memory.simulate import (
+    simulate_shared_memory as simulate_shared_memory,
+)
 from dcasgd_jax.sim.simulate import simulate as simulate
 from dcasgd_jax.sim.sweeps.members import PerMember as PerMember
 from dcasgd_jax.sim.sweeps.members import grid as grid
 from dcasgd_jax.sim.sweeps.results import SweepResult as SweepResult
 from dcasgd_jax.sim.sweeps.sweep import sweep as sweep
+from dcasgd_jax.sim.variance_reduction.svrg import SvrgResult as SvrgResult
+from dcasgd_jax.sim.variance_reduction.svrg import svrg as svrg

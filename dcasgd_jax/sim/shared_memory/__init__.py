@@ -1,0 +1,1 @@
+"""Asynchronous shared memory: views whose blocks come from different times, and adversaries."""

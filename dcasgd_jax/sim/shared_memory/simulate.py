@@ -1,0 +1,136 @@
+"""`simulate_shared_memory`: inconsistent reads or single operations in, trained params out."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from dcasgd_jax.sim import engines, preconditions
+from dcasgd_jax.sim.shared_memory import blocks as blocks_of
+from dcasgd_jax.sim.shared_memory import replay, step
+from dcasgd_jax.sim.shared_memory.operations import MemoryTrace
+from dcasgd_jax.sim.shared_memory.reads import ReadVersions
+from dcasgd_jax.typing import PyTree
+
+
+class SharedMemoryResult(NamedTuple):
+    """What `simulate_shared_memory` returns."""
+
+    params: PyTree
+    opt_state: optax.OptState
+    losses: np.ndarray  # [num_events], each at its view; of a trace, in the order of first writes
+    evaluations: PyTree | None  # leaf [num_evaluations, ...]; None without `eval_fn`
+
+
+def simulate_shared_memory(
+    loss_fn: Callable[..., Any],
+    params: PyTree,
+    tx: optax.GradientTransformation,
+    reads: ReadVersions | MemoryTrace,
+    batches: PyTree,
+    *,
+    blocks: PyTree | None = None,
+    eval_fn: Callable[[PyTree], PyTree] | None = None,
+    eval_every: int = 1,
+    opt_state: optax.OptState | None = None,
+) -> SharedMemoryResult:
+    r"""SGD of workers that share one memory without locks, in compiled code.
+
+    .. math:: x[j] \leftarrow x[j] + tx(\nabla f(\hat x; B))[j], \quad
+              \hat x[j] = \text{block } j \text{ when this worker read it}
+
+    With `ReadVersions` all blocks are updated at once; with a `MemoryTrace` each at an operation
+    of its own, as an atomic fetch-add. `tx` is asked once for each gradient, at the moment of its
+    first write, and is offered the view as `stale_params`: compensate with `dc.compensate_delay`,
+    whose displacement then is, block by block, what the memory holds less what was read. It is
+    also offered `staleness`, `worker`, `hessian_vector_product` and `fisher_diagonal`. One worker
+    is sequential SGD.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)`, a scalar. Pass the same function object again to reuse
+        the compiled program.
+      params: Initial parameters; copied, never changed.
+      tx: Any optax transformation.
+      reads: Which version of each block every gradient has read, or every operation one by one.
+      batches: A tree of arrays `[num_batches, ...]`, or `sim.Indexed`. Update t of `ReadVersions`
+        takes row t; a job of a trace takes row `trace.jobs.batch`.
+      blocks: A tree like `params` of integers or integer arrays that broadcast to their leaf: the
+        block of each element. Default: every leaf is a block, in the order of `jax.tree.leaves`.
+      eval_fn: `eval_fn(params)`, a tree of arrays; runs inside the compiled loop.
+      eval_every: n ≥ 1: evaluate after every n-th update of `ReadVersions`; of a trace, whenever
+        n more jobs have written their last block.
+      opt_state: Initial optimizer state. Default: `tx.init(params)`.
+
+    Returns:
+      A `SharedMemoryResult`.
+
+    Raises:
+      ValueError: For too few batches, blocks that fit neither the params nor the reads, or a trace
+        without a write.
+      TypeError: If `reads` is of another kind (a `Schedule` belongs to `simulate`), or a function
+        cannot be hashed.
+
+    Source: Recht et al., *Hogwild!*, NIPS 2011; Alistarh, De Sa and Konstantinov, *The Convergence
+    of Stochastic Gradient Descent in Asynchronous Shared Memory*, PODC 2018.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from dcasgd_jax import sim
+      >>> trace = sim.random_memory_trace(3, num_blocks=4, num_jobs=100, seed=0)
+      >>> result = sim.simulate_shared_memory(
+      ...     lambda x, target: jnp.sum((x - target) ** 2), jnp.zeros(4), optax.sgd(0.1),
+      ...     trace, jnp.ones((100, 4)), blocks=jnp.arange(4))
+      >>> print(jnp.round(result.params, 3))
+      [1. 1. 1. 1.]
+    """
+    if not isinstance(reads, ReadVersions | MemoryTrace):
+        raise TypeError(
+            "reads must be sim.ReadVersions or a sim.MemoryTrace, got "
+            f"{type(reads).__name__}; a sim.Schedule is for sim.simulate."
+        )
+    preconditions.check_hashable(loss_fn=loss_fn, eval_fn=eval_fn)
+    engines.check_size("eval_every", eval_every)
+    program = step.Program(loss_fn, tx, eval_fn=eval_fn)
+    block_tree = blocks_of.make_blocks(blocks, params, reads.num_blocks)
+    if isinstance(reads, ReadVersions):
+        return _run_reads(program, params, opt_state, reads, batches, block_tree, eval_every)
+    return _run_trace(program, params, opt_state, reads, batches, block_tree, eval_every)
+
+
+def _run_reads(program, params, opt_state, reads: ReadVersions, batches, blocks, eval_every):
+    shared = step.make_shared(batches, len(reads), blocks)
+    evaluates = np.arange(1, len(reads) + 1) % eval_every == 0
+    events = step.make_events(reads, 0, evaluates)
+    state = step.initial_state(program, params, opt_state, step.count_slots(reads))
+    state, report = step.run_events(program, state, events, shared)
+    return SharedMemoryResult(
+        params=state.params,
+        opt_state=state.opt_state,
+        losses=np.asarray(report.loss),
+        evaluations=chosen(report.evaluation, evaluates),
+    )
+
+
+def _run_trace(program, params, opt_state, trace: MemoryTrace, batches, blocks, eval_every):
+    if not len(trace.jobs.batch):
+        raise ValueError("The memory trace has no write: nothing would be updated.")
+    shared = step.make_shared(batches, int(trace.jobs.batch.max()) + 1, blocks)
+    evaluates = np.zeros(len(trace), bool)
+    finished = np.sort(trace.jobs.last_write[trace.jobs.last_write >= 0])
+    evaluates[finished[eval_every - 1 :: eval_every]] = True
+    operations = replay.make_operations(trace, evaluates)
+    memory = replay.initial_memory(program, params, opt_state, trace.num_workers)
+    memory, (loss, evaluation) = replay.run_operations(program, memory, operations, shared)
+    return SharedMemoryResult(
+        params=memory.params,
+        opt_state=memory.opt_state,
+        losses=np.asarray(loss)[trace.jobs.first_write],
+        evaluations=chosen(evaluation, evaluates),
+    )
+
+
+def chosen(evaluations: PyTree | None, evaluates: np.ndarray) -> PyTree | None:
+    """The evaluations that were asked for, as NumPy arrays."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[evaluates], evaluations)
