@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dcasgd_jax.experiments import compare, errors, records, runs
+from dcasgd_jax.experiments import errors, records, runs
 
 from . import cli
 
@@ -106,7 +106,7 @@ def test_out_on_a_full_or_read_only_disk(tmp_path, monkeypatch):
     def refuse(**kwargs):
         raise OSError(30, os.strerror(30))
 
-    monkeypatch.setattr(compare.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(records.tempfile, "TemporaryFile", refuse)
     result = cli.call("compare", "--out", tmp_path)
     assert result.code == 2
     assert_one_line(result, str(tmp_path), "Read-only file system")
@@ -124,15 +124,18 @@ def test_tuned_json_that_is_no_record_is_not_overwritten(tmp_path, content):
 
 
 @pytest.mark.usefixtures("no_training")
-@pytest.mark.parametrize("package", ["sklearn", "matplotlib", "rich"])
-def test_missing_extra_says_what_to_install(tmp_path, monkeypatch, package):
+@pytest.mark.parametrize(
+    ("package", "called"),
+    [("sklearn", "scikit-learn"), ("matplotlib", "matplotlib"), ("rich", "rich")],
+)
+def test_missing_extra_says_what_to_install(tmp_path, monkeypatch, package, called):
     find = errors.importlib.util.find_spec
     monkeypatch.setattr(
         errors.importlib.util, "find_spec", lambda name: None if name == package else find(name)
     )
     result = cli.call("compare", "--out", tmp_path / "out")
     assert result.code == 2
-    assert_one_line(result, package, 'pip install "dcasgd-jax[experiments]"')
+    assert_one_line(result, called, 'pip install "dcasgd-jax[experiments]"')
     assert not (tmp_path / "out").exists()
 
 

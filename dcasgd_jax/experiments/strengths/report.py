@@ -58,7 +58,9 @@ def print_table(console: "Console", cells: Sequence[study.Cell]) -> None:
     table.add_column("strength", no_wrap=True)
     for cell in cells:
         setting = cell["setting"]
-        table.add_column(f"{setting['model']}\nM={setting['workers']}", justify="right")
+        table.add_column(
+            f"{setting['model']}\nM={setting['workers']}", justify="right", no_wrap=True
+        )
     table.add_column("worst", justify="right")
     for name, title in names(cells).items():
         values = relative(cells, name)
@@ -108,4 +110,4 @@ def _worst(values: Sequence[float]) -> float:
 
 
 def _cell(value: float) -> str:
-    return "diverged" if math.isnan(value) else f"{value:.2f}"
+    return "div." if math.isnan(value) else f"{value:.2f}"
