@@ -70,12 +70,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
 
 def _prepare_folder(job: options.Job) -> dict[str, Any]:
     """Makes `--out` and proves that it can be written; returns the tuning records in it."""
-    records.prepare_folder(job.out)
-    for name in (RESULTS, PICTURE, TUNED):
-        if (job.out / name).is_dir():
-            raise errors.UsageError(
-                f"--out {job.out}: {name} in it is a folder; choose another folder"
-            )
+    records.prepare_folder(job.out, RESULTS, PICTURE, TUNED)
     return _read_tuned(job.out / TUNED) if job.tune and (job.out / TUNED).exists() else {}
 
 

@@ -77,14 +77,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
         metavar="LAW",
         help="how long a gradient takes a worker, listed below; default %(default)s",
     )
-    parser.add_argument(
-        "--law-param",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of the law, repeatable; VALUE may be one number per worker, separated "
-        "by commas",
-    )
+    add_law_param(parser)
     number(
         "--updates",
         default=default.num_pushes,
@@ -94,6 +87,18 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     )
     number("--batch", default=default.batch_size, help="images per gradient, default %(default)s")
     number("--seeds", default=5, help="run seeds 0 to N-1, default %(default)s")
+
+
+def add_law_param(parser: argparse.ArgumentParser) -> None:
+    """Adds `--law-param`."""
+    parser.add_argument(
+        "--law-param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the law, repeatable; VALUE may be one number per worker, separated "
+        "by commas",
+    )
 
 
 def _add_hyperparameters(parser: argparse.ArgumentParser) -> None:
@@ -124,14 +129,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
     workers = arguments.workers
     pushes = _budget(arguments.updates, workers)
     _check_limits(arguments)
-    setting = settings.Setting(
-        model=arguments.model,
-        num_workers=workers,
-        law_name=arguments.law,
-        law=option_values.make_law(arguments.law, arguments.law_param, workers),
-        num_pushes=pushes,
-        batch_size=arguments.batch,
-    )
+    setting = make_setting(arguments, pushes)
     chosen = tuple(m for m in methods.METHODS.values() if m.name in arguments.methods)
     rates = option_values.given_values(
         "--learning-rate", arguments.learning_rate, chosen, arguments.tune
@@ -153,16 +151,32 @@ def make_job(arguments: argparse.Namespace) -> Job:
 
 
 def _check_limits(arguments: argparse.Namespace) -> None:
-    if arguments.batch > datasets.NUM_TRAIN_DIGITS:
-        raise errors.UsageError(
-            f"--batch {arguments.batch}: there are only {datasets.NUM_TRAIN_DIGITS} training "
-            "images, use fewer"
-        )
+    check_batch(arguments.batch)
     if arguments.seeds > tuning.TUNING_SEEDS[0]:
         raise errors.UsageError(
             f"--seeds {arguments.seeds}: seeds from {tuning.TUNING_SEEDS[0]} on are for tuning, "
             f"use at most {tuning.TUNING_SEEDS[0]}"
         )
+
+
+def check_batch(size: int) -> None:
+    """Raises UsageError if there are fewer training images than a batch takes."""
+    if size > datasets.NUM_TRAIN_DIGITS:
+        raise errors.UsageError(
+            f"--batch {size}: there are only {datasets.NUM_TRAIN_DIGITS} training images, use fewer"
+        )
+
+
+def make_setting(arguments: argparse.Namespace, num_pushes: int) -> settings.Setting:
+    """The setting that `--model`, `--workers`, `--law`, `--law-param` and `--batch` make."""
+    return settings.Setting(
+        model=arguments.model,
+        num_workers=arguments.workers,
+        law_name=arguments.law,
+        law=option_values.make_law(arguments.law, arguments.law_param, arguments.workers),
+        num_pushes=num_pushes,
+        batch_size=arguments.batch,
+    )
 
 
 def _budget(updates: int, workers: int) -> int:

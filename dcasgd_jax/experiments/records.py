@@ -34,11 +34,11 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
 
 
-def prepare_folder(out: pathlib.Path) -> None:
-    """Makes the folder of the option `--out`, and proves that it can be written.
+def prepare_folder(out: pathlib.Path, *names: str) -> None:
+    """Makes the folder of the option `--out`, and proves that files `names` can be written there.
 
     Raises:
-      UsageError: If it cannot.
+      UsageError: If they cannot.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,9 @@ def prepare_folder(out: pathlib.Path) -> None:
         raise errors.UsageError(
             f"--out {out}: cannot write there ({error.strerror}); choose another folder"
         ) from None
+    for name in names:
+        if (out / name).is_dir():
+            raise errors.UsageError(f"--out {out}: {name} in it is a folder; choose another folder")
 
 
 def finite_or_none(content: Any) -> Any:

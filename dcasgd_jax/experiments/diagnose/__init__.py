@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     started = time.perf_counter()
     job = options.make_job(arguments)
     errors.require_packages("sklearn", "matplotlib", "rich")
-    _prepare_folder(job)
+    records.prepare_folder(job.out, RESULTS, PICTURE)
     console = terminal.make_console()
     runs = _run_all(job)
     rows = summary.summarise(runs)
@@ -58,16 +58,6 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     seconds = time.perf_counter() - started
     saved = f"Saved {job.out / RESULTS} and {PICTURE} beside it ({seconds:.1f} s in all)."
     terminal.print_text(console, saved, wrap=False)
-
-
-def _prepare_folder(job: options.Job) -> None:
-    """Makes `--out` and proves that it can be written."""
-    records.prepare_folder(job.out)
-    for name in (RESULTS, PICTURE):
-        if (job.out / name).is_dir():
-            raise errors.UsageError(
-                f"--out {job.out}: {name} in it is a folder; choose another folder"
-            )
 
 
 def _run_all(job: options.Job) -> list[events.Run]:

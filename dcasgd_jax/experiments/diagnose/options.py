@@ -6,16 +6,14 @@ import math
 import pathlib
 
 from dcasgd_jax.experiments import (
-    datasets,
     defaults,
     errors,
     methods,
-    option_values,
     settings,
     tasks,
 )
+from dcasgd_jax.experiments import options as common
 from dcasgd_jax.experiments.diagnose import events
-from dcasgd_jax.experiments.options import integer_from
 
 DESCRIPTION = """\
 Runs asynchronous SGD without compensation on scikit-learn's digits, stops it before some pushes
@@ -56,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--events",
-        type=integer_from(1),
+        type=common.integer_from(1),
         default=8,
         metavar="N",
         help="pushes looked at per moment and seed, default %(default)s",
@@ -93,14 +91,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
         metavar="LAW",
         help=f"how long a gradient takes a worker: {', '.join(settings.LAWS)}; default %(default)s",
     )
-    parser.add_argument(
-        "--law-param",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of the law, repeatable; VALUE may be one number per worker, separated "
-        "by commas",
-    )
+    common.add_law_param(parser)
     for names, value, text in (
         (["--workers"], default.num_workers, "M"),
         (["--updates"], default.num_pushes, "pushed gradients of one run"),
@@ -109,7 +100,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(
             *names,
-            type=integer_from(1),
+            type=common.integer_from(1),
             default=value,
             metavar="N",
             help=f"{text}, default %(default)s",
@@ -123,25 +114,14 @@ def make_job(arguments: argparse.Namespace) -> Job:
       UsageError: If they do not make a diagnosis.
     """
     workers, pushes = arguments.workers, arguments.updates
-    if arguments.batch > datasets.NUM_TRAIN_DIGITS:
-        raise errors.UsageError(
-            f"--batch {arguments.batch}: there are only {datasets.NUM_TRAIN_DIGITS} training "
-            "images, use fewer"
-        )
+    common.check_batch(arguments.batch)
     least = max(settings.MIN_ROUNDS * workers, len(events.MOMENTS) * arguments.events)
     if pushes < least:
         raise errors.UsageError(
             f"--updates {pushes}: use at least {least} with {workers} workers and --events "
             f"{arguments.events}"
         )
-    setting = settings.Setting(
-        model=arguments.model,
-        num_workers=workers,
-        law_name=arguments.law,
-        law=option_values.make_law(arguments.law, arguments.law_param, workers),
-        num_pushes=pushes,
-        batch_size=arguments.batch,
-    )
+    setting = common.make_setting(arguments, pushes)
     rate = arguments.learning_rate
     if rate is None:
         plain = methods.METHODS["asgd"]

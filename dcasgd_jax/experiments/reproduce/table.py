@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dcasgd_jax.experiments import methods
+from dcasgd_jax.experiments import methods, terminal
 from dcasgd_jax.experiments.reproduce import results, settings
 
 if TYPE_CHECKING:
@@ -71,12 +71,9 @@ def _merit(row: Row) -> tuple[float, float]:
 
 def make_table(console: "Console", lines: Sequence[results.Line]) -> "Table":
     """What `terminal.print_table` takes."""
-    from rich import box
-    from rich.table import Table
-
     utf = console.encoding.lower().startswith("utf")
     plus_minus, lambda0 = ("±", "λ0") if utf else ("+-", "lam0")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = terminal.new_table()
     table.add_column("method", no_wrap=True)
     for name in ("M", "lr", lambda0, "test\nerror %", "paper\n%", "train\nloss", "simul.\nseconds"):
         table.add_column(name, justify="right", no_wrap=True)
