@@ -77,7 +77,7 @@ def dc_s3gd(
             raise ValueError("dc_s3gd needs parameters with one leading axis of workers each.")
         return DCS3GDState(
             last_steps=leaves.zeros_to_accumulate(params),
-            strengths=jnp.zeros(counts.pop() if counts else (0,), float),
+            strengths=jnp.zeros(next(iter(counts), (0,)), float),
             inner_state=jax.vmap(inner.init)(params) if counts else inner.init(params),
         )
 

@@ -107,3 +107,20 @@ def test_dc_s3gd_on_vmapped_workers():
         params = optax.apply_updates(params, updates)
         losses.append(float(loss.mean()))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("inner", [optax.adam(0.1), optax.sgd(optax.linear_schedule(0.1, 0.0, 9))])
+def test_every_worker_of_dc_s3gd_has_a_whole_state_of_inner(inner):
+    """Counters too, which do not have the shape of a parameter."""
+    params = jnp.stack([jnp.arange(3.0)] * 4)
+    tx = rivals.dc_s3gd(inner)
+    state = tx.init(params)
+    chex.assert_tree_shape_prefix(state.inner_state, (4,))
+    for _ in range(2):
+        updates, state = tx.update(params, state, params)
+        chex.assert_trees_all_close(updates, jnp.stack([updates[0]] * 4))
+        assert float(jnp.abs(updates[0, 1:]).min()) > 0.01
+    counts = [leaf for leaf in jax.tree.leaves(state.inner_state) if leaf.ndim == 1]
+    assert counts
+    for count in counts:
+        np.testing.assert_array_equal(count, [2, 2, 2, 2])
