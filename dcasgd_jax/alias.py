@@ -45,7 +45,9 @@ def dcasgd(
       nesterov: Nesterov's form of that momentum.
       weight_decay: Decay added after compensation, so that it is not squared.
       max_pull: κ ≥ 0: no event moves a weight by more than the fraction κ of the way back to its
-        stale value. This project's addition; 1 is a good first choice, `None` is the paper.
+        stale value, in the long run if there is momentum: the cap is that of the learning rate
+        :math:`\eta / (1 - \mu)`. This project's addition; 1 is a good first choice, `None` is the
+        paper.
       per_worker_mean_square: One mean square per worker, as in the paper authors' released code.
 
     Returns:
@@ -77,7 +79,7 @@ def dcasgd(
             bias_correction=bias_correction,
             per_worker_mean_square=per_worker_mean_square,
             max_pull=max_pull,
-            learning_rate=learning_rate,
+            learning_rate=effective_learning_rate(learning_rate, momentum),
         )
     ]
     if not isinstance(weight_decay, float | int) or weight_decay:
@@ -86,3 +88,29 @@ def dcasgd(
         stages.append(optax.trace(momentum, nesterov))
     stages.append(optax.scale_by_learning_rate(learning_rate))
     return optax.chain(*stages)
+
+
+def effective_learning_rate(
+    learning_rate: optax.ScalarOrSchedule, momentum: float | None
+) -> optax.ScalarOrSchedule:
+    r"""What momentum makes of a learning rate, once an impulse has been repeated to its end.
+
+    .. math:: \eta / (1 - \mu)
+
+    Args:
+      learning_rate: η, a number or a schedule.
+      momentum: μ in [0, 1), of the summing form; `None` for none.
+
+    Returns:
+      A number or a schedule.
+
+    Example:
+      >>> from dcasgd_jax import alias
+      >>> alias.effective_learning_rate(0.25, momentum=0.5)
+      0.5
+    """
+    if momentum is None:
+        return learning_rate
+    if callable(learning_rate):
+        return lambda count: learning_rate(count) / (1 - momentum)
+    return learning_rate / (1 - momentum)

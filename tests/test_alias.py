@@ -43,6 +43,19 @@ schedule = optax.linear_schedule(0.3, 0.0, 20)
             by_hand([optax.add_decayed_weights(0.1), optax.trace(0.9)]),
         ),
         ({"max_pull": 0.5}, by_hand([], max_pull=0.5, learning_rate=0.3)),
+        (
+            {"momentum": 0.5, "max_pull": 0.5},
+            by_hand([optax.trace(0.5)], max_pull=0.5, learning_rate=0.6),
+        ),
+        (
+            {"learning_rate": schedule, "momentum": 0.5, "max_pull": 0.5},
+            by_hand(
+                [optax.trace(0.5)],
+                schedule,
+                max_pull=0.5,
+                learning_rate=lambda count: 2 * schedule(count),
+            ),
+        ),
         ({"per_worker_mean_square": True}, by_hand([], per_worker_mean_square=True)),
         ({"eps": 1e-2}, by_hand([], eps=1e-2)),
         (
@@ -58,7 +71,7 @@ def test_is_its_chain_bitwise(kwargs, chain):
 
 
 def test_every_option_does_something():
-    """So the comparison above compares nine different optimizers."""
+    """So the comparison above compares different optimizers."""
     default = dc.dcasgd(0.3, num_workers=4)
     for kwargs in (
         {"lambda0": 1.0},

@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 import dcasgd_jax as dc
+from dcasgd_jax import alias
 from dcasgd_jax.experiments import methods
 
 
@@ -30,8 +31,9 @@ def make_tx(
         rate = lambda count: learning_rate * decay(count)
         chain = []
         if method.compensates:
-            # The cap must see the rate that is applied, decay included.
-            capped_by = None if method.max_pull is None else rate
+            # The cap must see the rate that is applied, decay and momentum included.
+            applied = alias.effective_learning_rate(rate, momentum or None)
+            capped_by = None if method.max_pull is None else applied
             compensate = dc.compensate_delay(
                 lambda0,
                 ms_decay=method.ms_decay,
