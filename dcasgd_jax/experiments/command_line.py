@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import dcasgd_jax
-from dcasgd_jax.experiments import compare, diagnose, errors, reproduce, strengths
+from dcasgd_jax.experiments import compare, diagnose, errors, every_method, reproduce, strengths
 
 SUBCOMMANDS = {
     "compare": compare,
     "diagnose": diagnose,
+    "every-method": every_method,
     "reproduce": reproduce,
     "strengths": strengths,
 }

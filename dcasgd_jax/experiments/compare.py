@@ -20,6 +20,7 @@ from dcasgd_jax.experiments import (
     terminal,
     tuning,
 )
+from dcasgd_jax.experiments.every_method import catalogue, single, study
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +41,10 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
       UsageError: If the options are wrong, a package is missing or nothing can be saved; before
         any training.
     """
+    if options.ALL in arguments.methods:
+        cell = single.make_cell(arguments)
+        study.run([cell], catalogue.names(), arguments.seeds, arguments.out, command)
+        return
     started = time.perf_counter()
     job = options.make_job(arguments)
     errors.require_packages("sklearn", "matplotlib", "rich")

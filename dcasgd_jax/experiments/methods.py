@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 import dcasgd_jax as dc
-from dcasgd_jax import sim
+from dcasgd_jax import alias, sim
 from dcasgd_jax.sim.schedules import protocols
 from dcasgd_jax.typing import PyTree
 
@@ -24,6 +24,9 @@ class Hyperparameters(NamedTuple):
 
     learning_rate: float
     lambda0: float | None = None  # None: this method does not compensate
+
+
+Recipe = Callable[[Any, Any, optax.Schedule], optax.GradientTransformation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Method:
       curvature: As in `dc.compensate_delay`.
       rule: Makes the strength of the number that stands for λ0 and of the decay of the learning
         rate, a schedule; `None` is the number itself.
+      momentum: μ of heavy ball after the compensation; `None` for none.
+      recipe: Makes the optimizer of the learning rate before decay, the number that stands for λ0
+        and the decay, in the place of everything from `ms_decay` to `momentum`.
+      send: As in `sim.simulate`.
     """
 
     name: str
@@ -50,6 +57,9 @@ class Method:
     max_pull: float | None = None
     curvature: str | None = None
     rule: Callable[[Any, optax.Schedule], Any] | None = None
+    momentum: float | None = None
+    recipe: Recipe | None = None
+    send: Callable[[PyTree, PyTree], PyTree] | None = None
 
 
 METHODS = {
@@ -93,20 +103,25 @@ def build_chain(
     method: Method, learning_rate: Any, lambda0: Any, decay: optax.Schedule
 ) -> optax.GradientTransformationExtraArgs:
     """The method's optimizer for one learning rate (before decay) and one λ0."""
+    if method.recipe is not None:
+        return optax.with_extra_args_support(method.recipe(learning_rate, lambda0, decay))
     rate = lambda count: learning_rate * decay(count)
-    if not method.compensates:
-        return optax.with_extra_args_support(optax.scale_by_learning_rate(rate))
-    return optax.chain(
-        dc.compensate_delay(
+    stages: list[optax.GradientTransformation] = []
+    if method.compensates:
+        compensate = dc.compensate_delay(
             lambda0 if method.rule is None else method.rule(lambda0, decay),
             curvature=method.curvature,
             ms_decay=method.ms_decay,
             max_pull=method.max_pull,
-            # The cap must see the rate that is applied, decay included.
-            learning_rate=None if method.max_pull is None else rate,
-        ),
-        optax.scale_by_learning_rate(rate),
-    )
+            # The cap must see the rate that is applied, decay and momentum included.
+            learning_rate=None
+            if method.max_pull is None
+            else alias.effective_learning_rate(rate, method.momentum),
+        )
+        stages.append(compensate)
+    if method.momentum is not None:
+        stages.append(optax.trace(method.momentum))
+    return optax.chain(*stages, optax.scale_by_learning_rate(rate))
 
 
 @functools.cache

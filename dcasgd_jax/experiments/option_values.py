@@ -1,5 +1,6 @@
 """Values of options that are more than a number: of a law, of some methods."""
 
+import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -33,6 +34,17 @@ def make_law(name: str, assignments: Sequence[str], num_workers: int) -> Any:
     except ValueError as error:
         raise errors.UsageError(f"--law-param: {error}") from None
     return made
+
+
+def momentum(text: str) -> float | None:
+    """A type of an option: μ in [0, 1), `None` for 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number in [0, 1)")
+    return value or None
 
 
 def given_values(

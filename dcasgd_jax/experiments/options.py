@@ -21,6 +21,8 @@ DESCRIPTION = """\
 Trains on scikit-learn's digits (1797 real images, no download) with several methods on the same
 initial parameters, batches and worker compute times, and compares them."""
 
+ALL = "all"
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -43,10 +45,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        choices=list(methods.METHODS),
+        choices=[*methods.METHODS, ALL],
         default=list(methods.METHODS),
         metavar="METHOD",
-        help="which methods; default: all six, listed below",
+        help="which methods; default: the six listed below; `all`: every method of the package, "
+        "each tuned with the same effort, as `dcasgd-jax every-method` does in many settings",
+    )
+    parser.add_argument(
+        "--momentum",
+        type=option_values.momentum,
+        metavar="MU",
+        help="heavy ball in every method, with --methods all; default 0",
     )
     _add_setting(parser)
     _add_hyperparameters(parser)
@@ -126,8 +135,10 @@ def make_job(arguments: argparse.Namespace) -> Job:
     Raises:
       UsageError: If they do not make a comparison.
     """
+    if arguments.momentum is not None:
+        raise errors.UsageError(f"--momentum {arguments.momentum:g}: use it with --methods {ALL}")
     workers = arguments.workers
-    pushes = _budget(arguments.updates, workers)
+    pushes = budget(arguments.updates, workers)
     _check_limits(arguments)
     setting = make_setting(arguments, pushes)
     chosen = tuple(m for m in methods.METHODS.values() if m.name in arguments.methods)
@@ -179,8 +190,12 @@ def make_setting(arguments: argparse.Namespace, num_pushes: int) -> settings.Set
     )
 
 
-def _budget(updates: int, workers: int) -> int:
-    """Pushes in all: whole rounds of all workers, enough for every step of the decay."""
+def budget(updates: int, workers: int) -> int:
+    """Pushes in all: whole rounds of all workers, enough for every step of the decay.
+
+    Raises:
+      UsageError: If there are too few `updates`.
+    """
     least = settings.MIN_ROUNDS * workers
     if updates < least:
         raise errors.UsageError(
@@ -254,6 +269,7 @@ def _epilog() -> str:
         "examples:",
         "  dcasgd-jax compare",
         "  dcasgd-jax compare --law exponential --methods asgd dcasgd-a --learning-rate 0.4",
+        "  dcasgd-jax compare --methods all --model softmax --law exponential",
         "  dcasgd-jax compare --law-param mean=1,1,1,2 --workers 4 --tune --out slow-worker",
     ]
     return "\n".join(lines)

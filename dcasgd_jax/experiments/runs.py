@@ -1,6 +1,7 @@
 """One run: a method on a workload, with its numbers."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,13 @@ class Workload(NamedTuple):
     params: PyTree
     rows: np.ndarray  # [num_pushes, batch_size], training images of each push
     schedules: dict[protocols.ServerProtocol, sim.Schedule]
+
+
+class Outcome(NamedTuple):
+    """How a run ended; both are nan if it diverged."""
+
+    train_loss: float
+    test_error: float  # fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +149,16 @@ def final_train_losses(
 
     What `train` says of each, but for rounding; `progress` hears of pushes done.
     """
+    return np.array([o.train_loss for o in final_outcomes(setting, method, members, progress)])
+
+
+def final_outcomes(
+    setting: settings.Setting,
+    method: methods.Method,
+    members: Sequence[tuple[methods.Hyperparameters, Workload]],
+    progress: Progress = lambda num_pushes: None,
+) -> list[Outcome]:
+    """How each member ends; trains all at once. `progress` hears of pushes done."""
     numbers = [hyperparameters for hyperparameters, _ in members]
     workloads = [workload for _, workload in members]
     hyperparams = {"learning_rate": np.array([n.learning_rate for n in numbers])}
@@ -153,25 +171,29 @@ def final_train_losses(
         progress(num_events - done)
         done = num_events
 
-    task = tasks.digits_task(setting.model)
     result = sim.sweep(
-        task.loss_fn,
+        tasks.digits_task(setting.model).loss_fn,
         sim.PerMember(workload.params for workload in workloads),
         methods.make_tx(method, num_server_updates(setting, method)),
         sim.PerMember(workload.schedules[method.protocol] for workload in workloads),
         sim.PerMember(workload.rows for workload in workloads),
         hyperparams=hyperparams,
+        send=method.send,
         progress=advance,
     )
     params = jax.device_get(result.params)
-    losses = np.full(len(members), np.nan)
-    for i, workload in enumerate(workloads):
-        initial = float(task.evaluate(workload.params).train_loss)
-        of_member = jax.tree.map(lambda leaf: leaf[i], params)  # noqa: B023
-        final = float(task.evaluate(of_member).train_loss)
-        if not has_diverged(initial, final):
-            losses[i] = final
-    return losses
+    of_member = lambda i: jax.tree.map(lambda leaf: leaf[i], params)
+    return [outcome(setting, workload, of_member(i)) for i, workload in enumerate(workloads)]
+
+
+def outcome(setting: settings.Setting, workload: Workload, params: PyTree) -> Outcome:
+    """What the final parameters of a run on a workload are worth."""
+    evaluate = tasks.digits_task(setting.model).evaluate
+    initial, final = float(evaluate(workload.params).train_loss), evaluate(params)
+    loss = float(final.train_loss)
+    if has_diverged(initial, loss):
+        return Outcome(math.nan, math.nan)
+    return Outcome(loss, float(final.test_error))
 
 
 def has_diverged(initial_train_loss: float, final_train_loss: float) -> bool:

@@ -51,7 +51,9 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     errors.require_packages("sklearn", "matplotlib", "rich")
     chosen = [c for c in candidates.CANDIDATES if c.name in arguments.candidates]
     todo = [
-        settings.Setting(model=model, num_workers=workers, num_pushes=_budget(arguments, workers))
+        settings.Setting(
+            model=model, num_workers=workers, num_pushes=options.budget(arguments.updates, workers)
+        )
         for model in arguments.models
         for workers in arguments.workers
     ]
@@ -85,12 +87,3 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     report.print_table(console, cells)
     report.save_picture(arguments.out / PICTURE, cells)
     terminal.print_text(console, f"Saved {path} and {PICTURE} beside it.", wrap=False)
-
-
-def _budget(arguments: argparse.Namespace, workers: int) -> int:
-    if arguments.updates < settings.MIN_ROUNDS * workers:
-        raise errors.UsageError(
-            f"--updates {arguments.updates}: use at least {settings.MIN_ROUNDS * workers} with "
-            f"{workers} workers"
-        )
-    return arguments.updates - arguments.updates % workers

@@ -1,0 +1,101 @@
+"""This package's own methods: no compensation, the paper's, and everything that was added to it."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+import dcasgd_jax as dc
+from dcasgd_jax import alias, sim
+from dcasgd_jax.experiments import methods
+from dcasgd_jax.experiments.every_method.choice import Choice
+
+NUMBERS = {
+    "dcasgd-c": (1.0, 4.0, 16.0),
+    "dcasgd-a": (0.5, 2.0, 8.0),
+    "dcasgd-capped": (2.0, 4.0, 8.0),
+}
+EVERYWHERE_CAPPED = 1e30
+
+
+def choices(momentum: float | None) -> list[Choice]:
+    """The six methods of `compare`, then strengths, curvatures and the control."""
+    found = [
+        Choice(method, NUMBERS.get(method.name, (None,))) for method in methods.METHODS.values()
+    ]
+    found += [
+        _capped("capped-annealed", "capped, λ0 falls with the rate", (2.0, 4.0, 8.0), _annealed),
+        _capped("capped-abs", "capped, |g| for g²", (4.0, 8.0, 16.0), curvature="abs"),
+        _capped("ratio", "capped, λ by dc.ratio(number)", (0.5, 1.0, 2.0), _ratio),
+        _capped("capped-share", "λ by dc.capped_share(number)", (0.02, 0.05, 0.1), _capped_share),
+        _capped("least-squares", "capped, λ by dc.least_squares()", (1.0,), _least_squares),
+        _uncapped("fisher", "per-sample squares for g²", (0.5, 1.0, 2.0), "fisher"),
+        _uncapped("hessian", "a share of the exact Hessian", (0.25, 0.5, 1.0), "hvp"),
+        _control(momentum),
+    ]
+    return [
+        choice._replace(method=dataclasses.replace(choice.method, momentum=momentum))
+        for choice in found
+    ]
+
+
+def _capped(name, title, numbers, rule=None, *, curvature: str | None = None) -> Choice:
+    return Choice(
+        methods.Method(
+            name,
+            title,
+            sim.Asynchronous(),
+            compensates=True,
+            ms_decay=methods.MS_DECAY if curvature is None else None,
+            max_pull=1.0,
+            curvature=curvature,
+            rule=rule,
+        ),
+        numbers,
+    )
+
+
+def _uncapped(name, title, numbers, curvature) -> Choice:
+    method = methods.Method(name, title, sim.Asynchronous(), compensates=True, curvature=curvature)
+    return Choice(method, numbers)
+
+
+def _control(momentum: float | None) -> Choice:
+    def recipe(learning_rate, pull, decay):
+        rate = lambda count: learning_rate * decay(count)
+        return optax.chain(
+            # So strong that the cap decides everywhere: no curvature is left.
+            dc.compensate_delay(
+                EVERYWHERE_CAPPED,
+                ms_decay=methods.MS_DECAY,
+                max_pull=pull,
+                learning_rate=alias.effective_learning_rate(rate, momentum),
+            ),
+            *([] if momentum is None else [optax.trace(momentum)]),
+            optax.scale_by_learning_rate(rate),
+        )
+
+    title = "control: the same pull everywhere"
+    method = methods.Method(
+        "uniform-pull", title, sim.Asynchronous(), compensates=True, recipe=recipe
+    )
+    return Choice(method, (0.25, 0.5, 0.8))
+
+
+def _annealed(lambda0: Any, decay: optax.Schedule) -> Any:
+    return lambda count: lambda0 * decay(count)
+
+
+def _ratio(rho: Any, decay: optax.Schedule) -> Any:
+    del decay
+    return dc.ratio(rho)
+
+
+def _capped_share(share: Any, decay: optax.Schedule) -> Any:
+    del decay
+    return dc.capped_share(share)
+
+
+def _least_squares(number: Any, decay: optax.Schedule) -> Any:
+    del number, decay
+    return dc.least_squares()

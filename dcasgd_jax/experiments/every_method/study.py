@@ -1,0 +1,117 @@
+"""The comparison from an empty folder, or a half full one, to tables and a picture."""
+
+import datetime
+import pathlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from dcasgd_jax.experiments import errors, records, runs, terminal, tuning
+from dcasgd_jax.experiments.every_method import catalogue, cells, picture, report
+
+FOLDER, RESULTS, PICTURE = "cells", "every-method.json", "every-method.png"
+
+Kept = dict[str, Any]
+
+
+def run(
+    todo: Sequence[cells.Cell],
+    names: Collection[str],
+    num_seeds: int,
+    out: pathlib.Path,
+    command: Sequence[str],
+) -> None:
+    """Runs the methods that are missing in each cell, then reports all cells.
+
+    Args:
+      todo: The cells.
+      names: Of the methods.
+      num_seeds: Fresh seeds.
+      out: Folder for the results; each cell is a file in it, rewritten after every method.
+      command: What was typed, for the record.
+
+    Raises:
+      UsageError: If a package is missing, there are too many seeds, `out` cannot be written or
+        holds cells of other settings; before any training.
+    """
+    errors.require_packages("sklearn", "matplotlib", "rich")
+    if num_seeds > tuning.TUNING_SEEDS[0]:
+        raise errors.UsageError(
+            f"--seeds {num_seeds}: seeds from {tuning.TUNING_SEEDS[0]} on are for tuning, use at "
+            f"most {tuning.TUNING_SEEDS[0]}"
+        )
+    records.prepare_folder(out, RESULTS, PICTURE)
+    records.prepare_folder(out / FOLDER)
+    kept = [read(out, cell, num_seeds) for cell in todo]
+    missing = [list(_missing(*of_cell, names)) for of_cell in zip(todo, kept, strict=True)]
+    total = sum(
+        len(entries) * cells.num_pushes(cell, num_seeds)
+        for cell, entries in zip(todo, missing, strict=True)
+    )
+    console = terminal.make_console()
+    if total:
+        started = f"{sum(map(len, missing))} methods in {len(todo)} cells to run."
+        terminal.print_text(console, started)
+    with terminal.progress_bar(total) as advance:
+        for cell, content, entries in zip(todo, kept, missing, strict=True):
+            for entry in entries:
+                progress = _progress(advance, f"{cell.name} {entry.name}")
+                content["rows"].append(cells.run(cell, entry, num_seeds, progress))
+                content |= {"date": _today(), "versions": records.versions()}
+                records.write_json(_path(out, cell), content)
+    found = [report.only(records.read_json(_path(out, cell)), names) for cell in todo]
+    report.print_all(console, found)
+    summary = {
+        "date": _today(),
+        "command": ["dcasgd-jax", *command],
+        "configurations_per_method": catalogue.NUM_CONFIGURATIONS,
+        "tuning_seeds": list(cells.TUNING_SEEDS),
+        "seeds": list(range(num_seeds)),
+        "seconds": sum(row["seconds"] for cell in found for row in cell["rows"]),
+        "summary": report.summarise(found),
+        "cells": found,
+    }
+    records.write_json(out / RESULTS, summary)
+    picture.save(out / PICTURE, found)
+    terminal.print_text(console, f"Saved {out / RESULTS} and {PICTURE} beside it.", wrap=False)
+
+
+def read(out: pathlib.Path, cell: cells.Cell, num_seeds: int) -> Kept:
+    """What there is of a cell.
+
+    Raises:
+      UsageError: If its file is of another setting, or no such file.
+    """
+    path = _path(out, cell)
+    wanted = {"name": cell.name, "setting": cell.describe(), "seeds": list(range(num_seeds))}
+    if not path.exists():
+        return {**wanted, "rows": []}
+    try:
+        content = records.read_json(path)
+        same = all(content[key] == value for key, value in wanted.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        raise errors.UsageError(f"{path} is no cell of this comparison; move it away") from None
+    if not same:
+        raise errors.UsageError(
+            f"{path} was made with another --updates, --seeds or law: choose another --out"
+        )
+    return content
+
+
+def _missing(cell: cells.Cell, kept: Kept, names: Collection[str]) -> Iterator[catalogue.Entry]:
+    done = {row["name"] for row in kept["rows"]}
+    for entry in cell.entries():
+        if entry.name in names and entry.name not in done:
+            yield entry
+
+
+def _path(out: pathlib.Path, cell: cells.Cell) -> pathlib.Path:
+    return out / FOLDER / f"{cell.name}.json"
+
+
+def _progress(advance: terminal.Advance, text: str) -> runs.Progress:
+    advance(text, 0)
+    return lambda pushes: advance(text, pushes)
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
