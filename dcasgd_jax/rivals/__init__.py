@@ -8,6 +8,9 @@ from dcasgd_jax.rivals.adaptive_steps import WuAdaptiveState as WuAdaptiveState
 from dcasgd_jax.rivals.adaptive_steps import wu_adaptive as wu_adaptive
 from dcasgd_jax.rivals.buffering import FedBuffState as FedBuffState
 from dcasgd_jax.rivals.buffering import fedbuff as fedbuff
+from dcasgd_jax.rivals.coordinates import AccelerateCoordinatesState as AccelerateCoordinatesState
+from dcasgd_jax.rivals.coordinates import accelerate_coordinates as accelerate_coordinates
+from dcasgd_jax.rivals.coordinates import coordinate_compensation as coordinate_compensation
 from dcasgd_jax.rivals.dana import Dana as Dana
 from dcasgd_jax.rivals.dana import PerWorkerMomentumState as PerWorkerMomentumState
 from dcasgd_jax.rivals.dana import dana as dana
