@@ -107,7 +107,7 @@ def print_all(console: "Console", found: Sequence[Cell]) -> None:
             c for c in found
             if (c["setting"]["model"], c["setting"]["momentum"]) == (model, momentum)
         ]  # fmt: skip
-        title = f"{model} on digits, {momentum_text(momentum)}: final train loss, mean ± std"
+        title = f"{model} on digits, {momentum_text(momentum)}: 1000 x final train loss, mean±std"
         terminal.print_table(console, title, task_table(of_task))
     if len(found) == 1:
         title = "The same cell: what was chosen, and how far the learning rate can be moved"
@@ -141,15 +141,21 @@ def task_table(of_task: Sequence[Cell]) -> "Table":
 
 
 def loss_text(row: Row | None) -> str:
-    """Mean and sample standard deviation of the train loss."""
+    """Mean and sample standard deviation of the train loss, in thousandths."""
     if row is None:
         return "-"
     if num_diverged(row):
         return f"{num_diverged(row)}/{len(row['train_loss'])} div."
-    text = f"{mean(row):.3g}"
-    if len(losses(row)) > 1:
-        text += f"±{statistics.stdev(losses(row)):.1g}"
-    return text
+    found = [1000 * loss for loss in losses(row)]
+    text = _digits(statistics.fmean(found), 3)
+    return text if len(found) == 1 else f"{text}±{_digits(statistics.stdev(found), 1)}"
+
+
+def _digits(number: float, count: int) -> str:
+    """That many significant digits, but all before the point and no exponent."""
+    if not number:
+        return "0"
+    return f"{number:.{max(count - 1 - math.floor(math.log10(number)), 0)}f}"
 
 
 def choices_table(cell: Cell) -> "Table":

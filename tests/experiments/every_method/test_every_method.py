@@ -173,8 +173,9 @@ def test_summary_counts_cells():
 def test_loss_text():
     assert report.loss_text(None) == "-"
     assert report.loss_text(row("a", 0.5, None, 0.2)) == "1/3 div."
-    assert report.loss_text(row("a", 0.012345)) == "0.0123"
-    assert report.loss_text(row("a", 1.0, 2.0)) == "1.5±0.7"
+    assert report.loss_text(row("a", 0.012345)) == "12.3"
+    assert report.loss_text(row("a", 0.001, 0.002)) == "1.50±0.7"
+    assert report.loss_text(row("a", 2.3456)) == "2346"
 
 
 def test_ranges_of_the_rate_have_no_gap():
