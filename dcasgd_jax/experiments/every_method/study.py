@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import jax
+
 from dcasgd_jax.experiments import errors, records, runs, terminal, tuning
 from dcasgd_jax.experiments.every_method import catalogue, cells, picture, report
 
@@ -51,8 +53,13 @@ def run(
     if total:
         started = f"{sum(map(len, missing))} methods in {len(todo)} cells to run."
         terminal.print_text(console, started)
+    compiled_for = None
     with terminal.progress_bar(total) as advance:
         for cell, content, entries in zip(todo, kept, missing, strict=True):
+            if compiled_for not in (None, _programs(cell)):
+                # A process that keeps a thousand programs runs out of memory maps, and crashes.
+                jax.clear_caches()
+            compiled_for = _programs(cell)
             for entry in entries:
                 progress = _progress(advance, f"{cell.name} {entry.name}")
                 content["rows"].append(cells.run(cell, entry, num_seeds, progress))
@@ -102,6 +109,12 @@ def _missing(cell: cells.Cell, kept: Kept, names: Collection[str]) -> Iterator[c
     for entry in cell.entries():
         if entry.name in names and entry.name not in done:
             yield entry
+
+
+def _programs(cell: cells.Cell) -> tuple[Any, ...]:
+    """Cells that agree in this share compiled programs."""
+    setting = cell.setting
+    return setting.model, setting.num_workers, setting.num_pushes, cell.momentum
 
 
 def _path(out: pathlib.Path, cell: cells.Cell) -> pathlib.Path:
