@@ -84,18 +84,22 @@ def run(
         "title": entry.title,
         "learning_rate": tuned.chosen.learning_rate,
         "number": tuned.chosen.lambda0,
-        "train_loss": [outcome.train_loss for outcome in outcomes],
-        "test_error": [outcome.test_error for outcome in outcomes],
+        "train_loss": [_rounded(outcome.train_loss, 6) for outcome in outcomes],
+        "test_error": [_rounded(outcome.test_error, 6) for outcome in outcomes],
         **rate_ranges(tuned),
         "warnings": tuned.warnings(),
         "tuning": {
             "learning_rates": list(grid.learning_rates),
             "numbers": list(grid.lambda0s),
             # [learning_rates, numbers]; null where a tuning seed diverged
-            "train_loss": [[float(f"{x:.4g}") for x in row] for row in tuned.losses.mean(axis=2)],
+            "train_loss": [[_rounded(x, 4) for x in row] for row in tuned.losses.mean(axis=2)],
         },
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _rounded(number: float, digits: int) -> float:
+    return float(f"{number:.{digits}g}")
 
 
 def _tune(

@@ -21,6 +21,7 @@ def save(path: pathlib.Path, found: Sequence[report.Cell]) -> None:
     drawing = figure.Figure(figsize=(max(width, 5.0), height), dpi=130, layout="constrained")
     axes = drawing.subplots()
     values = np.array([[_decades(cell, name) for cell in found] for name in names])
+    axes.set_facecolor("#c8c8c8")
     image = axes.imshow(values, cmap="PuOr", vmin=-DECADES, vmax=DECADES, aspect="auto")
     for row, name in enumerate(names):
         for column, cell in enumerate(found):
@@ -34,7 +35,7 @@ def save(path: pathlib.Path, found: Sequence[report.Cell]) -> None:
     bar.set_ticks(ticks, labels=[f"{10**tick:.2g}" for tick in ticks])
     bar.set_label(
         f"final train loss / that of {report.REFERENCE} in the same cell "
-        "(x: a seed diverged; white: equal, or not run)",
+        "(x: a seed diverged; grey: not run)",
         fontsize=8,
     )
     with files.replacing(path) as stream:

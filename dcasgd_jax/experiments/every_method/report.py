@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dcasgd_jax.experiments import terminal
@@ -46,6 +46,22 @@ def relative(cell: Cell, row: Row) -> float:
     return math.nan if reference is None else mean(row) / mean(reference)
 
 
+def error_difference(cell: Cell, row: Row) -> float:
+    """Mean test error less that of plain asynchronous SGD, in points; nan as in `relative`."""
+    if math.isnan(relative(cell, row)):
+        return math.nan
+    reference = find(cell, REFERENCE)
+    assert reference is not None
+    return 100 * (statistics.fmean(row["test_error"]) - statistics.fmean(reference["test_error"]))
+
+
+def rate_room(row: Row) -> float:
+    """Factor between the learning rates whose loss is within twice the best; nan: no such range."""
+    return (
+        math.nan if row["within_twice"] is None else row["within_twice"][1] / row["within_twice"][0]
+    )
+
+
 def verdict(cell: Cell, row: Row) -> str:
     """`better` or `worse` than the reference if no seed of the one reaches any of the other's."""
     reference = find(cell, REFERENCE)
@@ -69,15 +85,19 @@ def summarise(found: Sequence[Cell]) -> list[dict[str, Any]]:
     lines = []
     for name in method_names(found):
         pairs = [(cell, row) for cell in found if (row := find(cell, name)) is not None]
-        ratios = [ratio for cell, row in pairs if not math.isnan(ratio := relative(cell, row))]
+        ratios = _finite(relative(cell, row) for cell, row in pairs)
         verdicts = [verdict(cell, row) for cell, row in pairs]
         lines.append(
             {
                 "name": name,
                 "title": pairs[0][1]["title"],
                 "cells": len(pairs),
-                "median_relative": statistics.median(ratios) if ratios else None,
+                "median_relative": _median(ratios),
                 "worst_relative": max(ratios, default=None),
+                "median_error_difference": _median(
+                    _finite(error_difference(cell, row) for cell, row in pairs)
+                ),
+                "median_rate_room": _median(_finite(rate_room(row) for _, row in pairs)),
                 **{word: verdicts.count(word) for word in ("better", "equal", "worse")},
                 "diverged_cells": sum(num_diverged(row) > 0 for _, row in pairs),
                 "diverged_runs": sum(num_diverged(row) for _, row in pairs),
@@ -86,6 +106,14 @@ def summarise(found: Sequence[Cell]) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def _finite(numbers: Iterable[float]) -> list[float]:
+    return [number for number in numbers if not math.isnan(number)]
+
+
+def _median(numbers: Sequence[float]) -> float | None:
+    return statistics.median(numbers) if numbers else None
 
 
 def method_names(found: Sequence[Cell]) -> list[str]:
@@ -118,7 +146,9 @@ def print_all(console: "Console", found: Sequence[Cell]) -> None:
         terminal.print_text(
             console,
             "better, worse: cells where no seed of the one reaches any of the other's. first: "
-            "cells with the lowest mean of the parallel methods. diverged: runs of all cells.",
+            "cells with the lowest mean of the parallel methods. diverged: runs of all cells. test "
+            f"error: median difference from {REFERENCE}'s, in points. lr room: median factor "
+            "between the learning rates whose loss is within twice the best.",
         )
 
 
@@ -189,7 +219,8 @@ def summary_table(found: Sequence[Cell]) -> "Table":
     """A row for each method over all cells, the lowest median first."""
     table = terminal.new_table()
     table.add_column("method", no_wrap=True)
-    for name in ("median", "worst", "better", "equal", "worse", "first", "cells", "diverged"):
+    counts = "better", "equal", "worse", "first", "cells"
+    for name in ("median", "worst", *counts, "diverged", "test\nerror", "lr\nroom"):
         table.add_column(name, justify="right", no_wrap=True)
     infinite = lambda line: math.inf if (m := line["median_relative"]) is None else m
     for line in sorted(summarise(found), key=infinite):
@@ -198,6 +229,8 @@ def summary_table(found: Sequence[Cell]) -> "Table":
             *(_ratio_text(line[key]) for key in ("median_relative", "worst_relative")),
             *(str(line[key]) for key in ("better", "equal", "worse", "first_in_cells", "cells")),
             f"{line['diverged_runs']}/{line['runs']}",
+            "-" if (error := line["median_error_difference"]) is None else f"{error:+.2f}",
+            "-" if (room := line["median_rate_room"]) is None else f"{room:.1f}",
         )
     return table
 

@@ -75,7 +75,12 @@ def run(
         "seeds": list(range(num_seeds)),
         "seconds": sum(row["seconds"] for cell in found for row in cell["rows"]),
         "summary": report.summarise(found),
-        "cells": found,
+        # What was tried stays in the files of the cells.
+        "cells": [
+            {**cell, "rows": [{k: v for k, v in row.items() if k != "tuning"} for row in rows]}
+            for cell in found
+            for rows in [cell["rows"]]
+        ],
     }
     records.write_json(out / RESULTS, summary)
     picture.save(out / PICTURE, found)

@@ -141,7 +141,8 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path, capsys):
 
 
 def row(name, *losses, **fields):
-    return {"name": name, "title": name, "train_loss": list(losses), **fields}
+    made = {"name": name, "title": name, "train_loss": list(losses), "within_twice": [0.1, 0.3]}
+    return {**made, "test_error": [0.1 * len(name)] * len(losses), **fields}
 
 
 def cell(*rows):
@@ -167,6 +168,8 @@ def test_summary_counts_cells():
     one = cell(row("sgd", 0.1), row("asgd", 1.0), row("a", 0.5), row("b", None))
     two = cell(row("asgd", 1.0), row("a", 2.0), row("b", 0.25))
     sgd, asgd, a, b = report.summarise([one, two])
+    assert a["median_error_difference"] == pytest.approx(-30)  # a and asgd: 0.1 and 0.4
+    assert asgd["median_rate_room"] == pytest.approx(3)
     assert (a["median_relative"], a["worst_relative"]) == (1.25, 2.0)
     assert (a["better"], a["equal"], a["worse"], a["first_in_cells"]) == (1, 0, 1, 1)
     assert (b["median_relative"], b["diverged_cells"], b["diverged_runs"]) == (0.25, 1, 1)
