@@ -44,7 +44,9 @@ class Server:
         with np.errstate(divide="ignore", invalid="ignore"):  # eps = 0 and g = 0
             curvature = np.where(grad == 0, 0.0, self.strength(worker, name, grad) * grad**2)
         if self.max_pull is not None:
-            curvature = np.minimum(curvature, self.max_pull / self.lr if self.lr else np.inf)
+            # In the long run momentum repeats an impulse 1 / (1 - momentum) times.
+            lr = self.lr / (1 - self.momentum)
+            curvature = np.minimum(curvature, self.max_pull / lr if lr else np.inf)
         return grad + curvature * (self.params[name] - self.stale_params(worker)[name])
 
     def decay(self, name, grad):
