@@ -20,7 +20,7 @@ class FedBuffState(NamedTuple):
 
     versions: versions.Versions  # its version is the number of updates that were made
     num_buffered: chex.Array  # int32 scalar in [0, buffer_size)
-    total: PyTree  # like params, at least float32: weighted sum of the buffered pushes
+    total: PyTree  # like params, at least float32: the weighted sum; outdated if none is buffered
     inner_state: optax.OptState
 
 
@@ -93,17 +93,29 @@ def fedbuff(
     ) -> Any:
         del stale_params
         staleness = versions.staleness_of(state.versions, worker, staleness)
+        # Emptied when it is needed again: two passes over it at one push make XLA copy it.
+        empty = state.num_buffered == 0
+        kept = jax.tree.map(lambda t: jnp.where(empty, jnp.zeros_like(t), t), state.total)
         add = lambda total, u: total + jnp.asarray(rule(staleness), u.dtype) * u
-        total = leaves.map_accumulators(add, state.total, updates)
+        total = leaves.map_accumulators(add, kept, updates)
         is_full = state.num_buffered + 1 >= buffer_size
-        mean = leaves.map_updates(lambda _, total: total / buffer_size, updates, total)
+
+        pushed = updates
+
+        def update_with_mean(updates, state, params=None, **extra_args) -> Any:
+            del updates
+            mean = leaves.map_updates(lambda _, total: total / buffer_size, pushed, total)
+            mean = mean if params is None else leaves.fill_missing(mean, params)
+            return inner.update(mean, state, params, **extra_args)
+
+        averaging = optax.GradientTransformationExtraArgs(inner.init, update_with_mean)
         updates, inner_state = gate.update_if(
-            is_full, inner, mean, state.inner_state, params, **extra_args
+            is_full, averaging, pushed, state.inner_state, params, **extra_args
         )
         return updates, FedBuffState(
             versions=versions.after_push(state.versions, worker, is_full),
             num_buffered=jnp.where(is_full, 0, state.num_buffered + 1),
-            total=jax.tree.map(lambda t: jnp.where(is_full, jnp.zeros_like(t), t), total),
+            total=total,
             inner_state=inner_state,
         )
 

@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from dcasgd_jax.rivals import checks, leaves, prediction, sending
@@ -14,13 +16,21 @@ from dcasgd_jax.typing import PyTree, Scalar
 class PerWorkerMomentumState(NamedTuple):
     """State of `per_worker_momentum`."""
 
-    velocities: PyTree  # leaf [num_workers, ...], at least float32
+    written: PyTree  # leaf [num_workers, ...], at least float32; the pending worker's is outdated
+    latest: PyTree  # like params: the velocity of the last update, not written yet
+    pending_worker: chex.Array  # int32 scalar: whose it is
     total: PyTree | None  # like params: the sum of all velocities; None with nesterov
 
     @property
     def num_workers(self) -> int:
         """The number of velocities of every leaf."""
-        return next((leaf.shape[0] for leaf in jax.tree.leaves(self.velocities)), 1)
+        return next((leaf.shape[0] for leaf in jax.tree.leaves(self.written)), 1)
+
+    @property
+    def velocities(self) -> PyTree:
+        """The velocity of every worker, leaf `[num_workers, ...]`; outside a jit a copy of all."""
+        write = lambda written, latest: rows.write_row(written, latest, self.pending_worker)
+        return jax.tree.map(write, self.written, self.latest)
 
 
 def per_worker_momentum(
@@ -41,7 +51,7 @@ def per_worker_momentum(
 
     Args:
       decay: γ in [0, 1).
-      num_workers: M ≥ 1. The state holds M velocities, and their sum unless `nesterov`.
+      num_workers: M ≥ 1. The state holds M + 1 velocities, and their sum unless `nesterov`.
       nesterov: Whether to add the momentum that comes next, as DANA-Slim's workers do.
 
     Returns:
@@ -69,24 +79,28 @@ def per_worker_momentum(
     num_workers = transform_checks.check_num_workers(num_workers)
 
     def init_fn(params: PyTree) -> Any:
-        zeros = leaves.zeros_to_accumulate(params)
-        velocities = jax.tree.map(lambda zero: rows.repeat_row(zero, num_workers), zeros)
-        return PerWorkerMomentumState(velocities, None if nesterov else zeros)
+        zeros = lambda: leaves.zeros_to_accumulate(params)
+        return PerWorkerMomentumState(
+            written=jax.tree.map(lambda zero: rows.repeat_row(zero, num_workers), zeros()),
+            latest=zeros(),
+            pending_worker=jnp.zeros((), jnp.int32),
+            total=None if nesterov else zeros(),
+        )
 
     def update_fn(updates, state, params=None, *, worker=None, **extra_args) -> Any:
         del params, extra_args
         row = transform_checks.checked_worker(worker, num_workers)
-        before = jax.tree.map(lambda leaf: rows.read_row(leaf, row), state.velocities)
-        after = leaves.map_accumulators(lambda v, g: decay * v + g, before, updates)
-        velocities = jax.tree.map(
-            lambda leaf, new: rows.write_row(leaf, new, row), state.velocities, after
-        )
+        # Write, then read: the other order, and one velocity less, makes XLA copy all of them.
+        written = state.velocities
+        before = jax.tree.map(lambda leaf: rows.read_row(leaf, row), written)
+        latest = leaves.map_accumulators(lambda v, g: decay * v + g, before, updates)
         total = None
         if not nesterov:
             add = lambda all_of_them, new, old: all_of_them + (new - old)
-            total = jax.tree.map(add, state.total, after, before)
+            total = jax.tree.map(add, state.total, latest, before)
         look = (lambda g, v: decay * v.astype(g.dtype) + g) if nesterov else (lambda g, v: v)
-        return leaves.map_updates(look, updates, after), PerWorkerMomentumState(velocities, total)
+        new_state = PerWorkerMomentumState(written, latest, row, total)
+        return leaves.map_updates(look, updates, latest), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -4,6 +4,7 @@ import numbers
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -15,7 +16,7 @@ class DelayedNesterovState(NamedTuple):
     """State of `delayed_nesterov`, the learning rate's aside."""
 
     num_buffered: chex.Array  # int32 scalar in [0, num_steps): pushes since the last milestone
-    total: PyTree  # like params, at least float32: their sum
+    total: PyTree  # like params, at least float32: their sum; outdated if there are none
     velocity: PyTree  # like params, at least float32
 
 
@@ -89,7 +90,10 @@ def _scale_by_delayed_nesterov(num_steps, momentum, smoothing):
     def update_fn(updates, state, params=None, **extra_args) -> Any:
         del params, extra_args
         is_last = state.num_buffered + 1 >= num_steps
-        total = leaves.map_accumulators(jnp.add, state.total, updates)
+        # Emptied when it is needed again: two passes over it at one push make XLA copy it.
+        empty = state.num_buffered == 0
+        kept = jax.tree.map(lambda t: jnp.where(empty, jnp.zeros_like(t), t), state.total)
+        total = leaves.map_accumulators(jnp.add, kept, updates)
         move = lambda v, t: jnp.where(is_last, momentum * v + t / num_steps, v)
         velocity = leaves.map_accumulators(move, state.velocity, total)
         share = jnp.where(is_last, 1 - smoothing * num_steps + smoothing, smoothing) * momentum
@@ -97,9 +101,7 @@ def _scale_by_delayed_nesterov(num_steps, momentum, smoothing):
         direction = leaves.map_updates(direct, updates, velocity)
         return direction, DelayedNesterovState(
             num_buffered=jnp.where(is_last, 0, state.num_buffered + 1),
-            total=leaves.map_accumulators(
-                lambda t, _: jnp.where(is_last, jnp.zeros_like(t), t), total, total
-            ),
+            total=total,
             velocity=velocity,
         )
 

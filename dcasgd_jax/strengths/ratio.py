@@ -19,7 +19,11 @@ class RatioState(NamedTuple):
 
 
 def ratio(
-    rho: optax.ScalarOrSchedule, *, decay: Scalar = 0.99, per_leaf: bool = False
+    rho: optax.ScalarOrSchedule,
+    *,
+    decay: Scalar = 0.99,
+    per_leaf: bool = False,
+    block_stride: int = 1,
 ) -> rule.StrengthRule:
     r"""Chooses λ0 such that the compensation is about ρ times as long as the gradient.
 
@@ -39,6 +43,9 @@ def ratio(
         the gradient.
       decay: d in [0, 1) of the running means.
       per_leaf: One λ0 for each leaf instead of one for the whole tree.
+      block_stride: k ≥ 1. With k > 1 both norms are estimated: of a leaf of at least 2 k blocks of
+        16,384 coordinates from every k-th block, others at each of k updates in turn. 1 is exact;
+        2 reads half as much, and the running means smooth out what the estimate is off by.
 
     Returns:
       A rule that goes where `lambda0` goes.
@@ -58,6 +65,7 @@ def ratio(
       [0.55 0.4 ]
     """
     rule.check_numbers(rho=rho, decay=decay)
+    rule.check_block_stride(block_stride)
 
     def init_fn(params: PyTree) -> Any:
         zeros = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
@@ -66,11 +74,16 @@ def ratio(
 
     def update_fn(state: RatioState, situation: rule.Situation) -> Any:
         average = lambda old, new: decay * old + (1 - decay) * new
-        squares = [rule.inner_products(tree, tree) for tree in (situation.grads, situation.term)]
+        squares = situation.sums(
+            lambda coordinates: jnp.square(coordinates.grads.astype(jnp.float32)),
+            lambda coordinates: jnp.square(coordinates.term.astype(jnp.float32)),
+            block_stride=block_stride,
+            first_block=state.num_updates % block_stride,
+        )
         if not per_leaf:
-            squares = [rule.total(square) for square in squares]
+            squares = tuple(rule.total(square) for square in squares)
         old = (state.gradient_square, state.term_square)
-        gradient_square, term_square = jax.tree.map(average, old, tuple(squares))
+        gradient_square, term_square = jax.tree.map(average, old, squares)
         rho_now = rho(state.num_updates) if callable(rho) else rho
         # Roots before the quotient: a quotient of two squares leaves the range of float32.
         lambda0 = jax.tree.map(

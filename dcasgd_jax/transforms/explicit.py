@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import strengths
-from dcasgd_jax.transforms import checks, measurement
+from dcasgd_jax.transforms import checks, measurement, rows
 from dcasgd_jax.transforms import curvature as curvatures
 from dcasgd_jax.transforms import term as terms
 from dcasgd_jax.typing import PyTree, Scalar
@@ -131,13 +132,15 @@ def compensate_delay(
                 "update() needs stale_params=: the parameters that this gradient was taken at. "
                 "If the server keeps them per worker, use compensate_worker_delay instead."
             )
+        stale_rows = stale_params
+        stale_params = jax.tree.map(rows.read, stale_rows, is_leaf=rows.is_row)
         checks.check_like_params("stale_params", stale_params, params)
         mean_square, squares = curvatures.update_squares(settings, state.squares, updates, worker)
         term = terms.make_term(
             settings,
             updates,
             params,
-            stale_params,
+            stale_rows,
             mean_square,
             max_curvature=curvatures.max_curvature(max_pull, learning_rate, state.num_updates),
             hessian_vector_product=hessian_vector_product,

@@ -112,7 +112,7 @@ def compensate_worker_delay(
             state.backups,
             params,
         )
-        stale_params = jax.tree.map(lambda backup: rows.read_row(backup, worker), backups)
+        stale_params = jax.tree.map(lambda backup: rows.Row(backup, worker), backups)
         updates, compensation = inner.update(
             updates,
             state.compensation,

@@ -25,6 +25,28 @@ def repeat_row(row: chex.Array, count: int) -> jax.Array:
     return jnp.stack([jnp.asarray(row)] * count)
 
 
+class Row(NamedTuple):
+    """One row of an array that is read later, where it is needed."""
+
+    rows: jax.Array  # [num_rows, ...]
+    number: Scalar
+
+
+def is_row(node: Any) -> bool:
+    """Whether a node of a tree is a `Row`."""
+    return isinstance(node, Row)
+
+
+def read(array: Any) -> Any:
+    """The array itself, or the row that is to be read."""
+    return read_row(*array) if isinstance(array, Row) else array
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """The shape of what `read` returns."""
+    return jnp.shape(array.rows)[1:] if isinstance(array, Row) else jnp.shape(array)
+
+
 class Ring(NamedTuple):
     """The last few values of every leaf, each leaf with a length of its own."""
 

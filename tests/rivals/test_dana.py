@@ -125,6 +125,41 @@ def test_dana_dc_compensates_towards_what_was_sent(x64):
     np.testing.assert_allclose(used, expected_used, rtol=0, atol=ATOL)
 
 
+def read_then_write(velocities, total, worker, grad):
+    """The rule in the order in which it is stated, on `[num_workers, ...]` and a sum."""
+    velocity = DECAY * velocities[worker] + grad
+    total = total + (velocity - velocities[worker])
+    return velocity, velocities.at[worker].set(velocity), total
+
+
+def test_the_velocity_that_is_not_written_yet_changes_no_bit():
+    grads = np.random.default_rng(0).normal(size=(30, 7)).astype(np.float32)
+    workers = np.random.default_rng(1).integers(0, 3, 30)
+    tx = rivals.per_worker_momentum(DECAY, 3)
+    state = tx.init(jnp.zeros(7))
+    velocities, total = jnp.zeros((3, 7)), jnp.zeros(7)
+    for worker, grad in zip(map(int, workers), grads, strict=True):
+        expected, velocities, total = read_then_write(velocities, total, worker, grad)
+        actual, state = tx.update(grad, state, worker=worker)
+        np.testing.assert_array_equal(actual, expected)
+        np.testing.assert_array_equal(state.velocities, velocities)
+        np.testing.assert_array_equal(state.total, total)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_step_copies_no_velocities(nesterov):
+    params = jnp.ones((1000, 100))
+    tx = multi(num_workers=2, nesterov=nesterov)
+
+    def step(params, state, worker):
+        updates, state = tx.update(params, state, params, worker=worker)
+        return optax.apply_updates(params, updates), state
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    compiled = jitted.lower(params, tx.init(params), jnp.int32(0)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1000
+
+
 def falling(event):
     return RATE * 0.5 ** (event // 8)
 
