@@ -6,13 +6,22 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import dcasgd_jax
-from dcasgd_jax.experiments import compare, diagnose, errors, every_method, reproduce, strengths
+from dcasgd_jax.experiments import (
+    compare,
+    diagnose,
+    errors,
+    every_method,
+    reproduce,
+    shakespeare,
+    strengths,
+)
 
 SUBCOMMANDS = {
     "compare": compare,
     "diagnose": diagnose,
     "every-method": every_method,
     "reproduce": reproduce,
+    "shakespeare": shakespeare,
     "strengths": strengths,
 }
 """Name -> module with `HELP`, `add_options(parser)` and `run(arguments, command)`."""
