@@ -1,13 +1,12 @@
 """This package's own methods: no compensation, the paper's, and everything that was added to it."""
 
 import dataclasses
-from typing import Any
 
 import optax
 
 import dcasgd_jax as dc
 from dcasgd_jax import alias, sim
-from dcasgd_jax.experiments import methods
+from dcasgd_jax.experiments import methods, strength_rules
 from dcasgd_jax.experiments.every_method.choice import Choice
 
 NUMBERS = {
@@ -24,11 +23,23 @@ def choices(momentum: float | None) -> list[Choice]:
         Choice(method, NUMBERS.get(method.name, (None,))) for method in methods.METHODS.values()
     ]
     found += [
-        _capped("capped-annealed", "capped, λ0 falls with the rate", (2.0, 4.0, 8.0), _annealed),
+        _capped(
+            "capped-annealed",
+            "capped, λ0 falls with the rate",
+            (2.0, 4.0, 8.0),
+            strength_rules.annealed,
+        ),
         _capped("capped-abs", "capped, |g| for g²", (4.0, 8.0, 16.0), curvature="abs"),
-        _capped("ratio", "capped, λ by dc.ratio(number)", (0.5, 1.0, 2.0), _ratio),
-        _capped("capped-share", "λ by dc.capped_share(number)", (0.02, 0.05, 0.1), _capped_share),
-        _capped("least-squares", "capped, λ by dc.least_squares()", (1.0,), _least_squares),
+        _capped("ratio", "capped, λ by dc.ratio(number)", (0.5, 1.0, 2.0), strength_rules.ratio),
+        _capped(
+            "capped-share",
+            "λ by dc.capped_share(number)",
+            (0.02, 0.05, 0.1),
+            strength_rules.capped_share,
+        ),
+        _capped(
+            "least-squares", "capped, λ by dc.least_squares()", (1.0,), strength_rules.least_squares
+        ),
         _uncapped("fisher", "per-sample squares for g²", (0.5, 1.0, 2.0), "fisher"),
         _uncapped("hessian", "a share of the exact Hessian", (0.25, 0.5, 1.0), "hvp"),
         _control(momentum),
@@ -80,22 +91,3 @@ def _control(momentum: float | None) -> Choice:
         "uniform-pull", title, sim.Asynchronous(), compensates=True, recipe=recipe
     )
     return Choice(method, (0.25, 0.5, 0.8))
-
-
-def _annealed(lambda0: Any, decay: optax.Schedule) -> Any:
-    return lambda count: lambda0 * decay(count)
-
-
-def _ratio(rho: Any, decay: optax.Schedule) -> Any:
-    del decay
-    return dc.ratio(rho)
-
-
-def _capped_share(share: Any, decay: optax.Schedule) -> Any:
-    del decay
-    return dc.capped_share(share)
-
-
-def _least_squares(number: Any, decay: optax.Schedule) -> Any:
-    del number, decay
-    return dc.least_squares()

@@ -8,7 +8,7 @@ import optax
 
 import dcasgd_jax as dc
 from dcasgd_jax import sim
-from dcasgd_jax.experiments import methods
+from dcasgd_jax.experiments import methods, strength_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +56,6 @@ def _candidate(
     return Candidate(title, method, number)
 
 
-def _ratio(rho: Any, decay: optax.Schedule) -> Any:
-    del decay
-    return dc.ratio(rho)
-
-
 def _ratio_per_leaf(rho: Any, decay: optax.Schedule) -> Any:
     del decay
     return dc.ratio(rho, per_leaf=True)
@@ -71,38 +66,25 @@ def _ratio_unsmoothed(rho: Any, decay: optax.Schedule) -> Any:
     return dc.ratio(rho, decay=0.0)
 
 
-def _capped_share(share: Any, decay: optax.Schedule) -> Any:
-    del decay
-    return dc.capped_share(share)
-
-
-def _least_squares(number: Any, decay: optax.Schedule) -> Any:
-    del number, decay
-    return dc.least_squares()
-
-
-def _annealed(lambda0: Any, decay: optax.Schedule) -> Any:
-    """λ0 that falls with the learning rate."""
-    return lambda count: lambda0 * decay(count)
-
-
 UNTUNED = Candidate("asynchronous SGD", methods.METHODS["asgd"], None)
 
 CANDIDATES = (
     _candidate("paper", "λ0 = 2, uncapped: the paper's", 2.0, max_pull=None),
     _candidate("lambda4", "λ0 = 4", 4.0),
     _candidate("lambda8", "λ0 = 8", 8.0),
-    _candidate("annealed8", "λ0 = 8, falls with the rate", 8.0, _annealed),
+    _candidate("annealed8", "λ0 = 8, falls with the rate", 8.0, strength_rules.annealed),
     _candidate("abs8", "|g|, λ0 = 8", 8.0, curvature="abs"),
-    _candidate("ratio1-uncapped", "ratio(1), uncapped", 1.0, _ratio, max_pull=None),
-    _candidate("ratio1", "ratio(1)", 1.0, _ratio),
-    _candidate("ratio2", "ratio(2)", 2.0, _ratio),
+    _candidate("ratio1-uncapped", "ratio(1), uncapped", 1.0, strength_rules.ratio, max_pull=None),
+    _candidate("ratio1", "ratio(1)", 1.0, strength_rules.ratio),
+    _candidate("ratio2", "ratio(2)", 2.0, strength_rules.ratio),
     _candidate("ratio2-per-leaf", "ratio(2, per_leaf=True)", 2.0, _ratio_per_leaf),
     _candidate("ratio2-unsmoothed", "ratio(2, decay=0)", 2.0, _ratio_unsmoothed),
-    _candidate("share2", "capped_share(0.02)", 0.02, _capped_share),
-    _candidate("share5", "capped_share(0.05)", 0.05, _capped_share),
-    _candidate("abs-share2", "|g|, capped_share(0.02)", 0.02, _capped_share, curvature="abs"),
-    _candidate("least-squares", "least_squares()", 1.0, _least_squares),
+    _candidate("share2", "capped_share(0.02)", 0.02, strength_rules.capped_share),
+    _candidate("share5", "capped_share(0.05)", 0.05, strength_rules.capped_share),
+    _candidate(
+        "abs-share2", "|g|, capped_share(0.02)", 0.02, strength_rules.capped_share, curvature="abs"
+    ),
+    _candidate("least-squares", "least_squares()", 1.0, strength_rules.least_squares),
     # So strong that the cap decides everywhere: no curvature is left.
     _candidate("uniform25", "uniform pull of 0.25", 1e30, max_pull=0.25),
     _candidate("uniform50", "uniform pull of 0.5", 1e30, max_pull=0.5),

@@ -1,0 +1,30 @@
+"""Rules for the strength as a `Method` takes them: of a number and the decay of the rate."""
+
+from typing import Any
+
+import optax
+
+import dcasgd_jax as dc
+
+
+def ratio(rho: Any, decay: optax.Schedule) -> Any:
+    """`dc.ratio` of the number."""
+    del decay
+    return dc.ratio(rho)
+
+
+def capped_share(share: Any, decay: optax.Schedule) -> Any:
+    """`dc.capped_share` of the number."""
+    del decay
+    return dc.capped_share(share)
+
+
+def least_squares(number: Any, decay: optax.Schedule) -> Any:
+    """`dc.least_squares`, whatever the number."""
+    del number, decay
+    return dc.least_squares()
+
+
+def annealed(lambda0: Any, decay: optax.Schedule) -> Any:
+    """The number as λ0 that falls with the learning rate."""
+    return lambda count: lambda0 * decay(count)
