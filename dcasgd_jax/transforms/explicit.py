@@ -68,7 +68,8 @@ def compensate_delay(
         step may move a weight: the curvature λ·g² is capped at κ/η. This project's addition, not
         the paper's. `None` is the paper; 0 is the inner optimizer without compensation.
       learning_rate: η ≥ 0, the learning rate (or schedule) that the chain applies afterwards; read
-        only by `max_pull`, which requires it.
+        only by `max_pull`, which requires it. With a momentum μ behind it pass η / (1 - μ), which
+        is what an impulse comes to in the long run.
 
     Returns:
       A transformation with `update(updates, state, params, *, stale_params, worker=None)`.
