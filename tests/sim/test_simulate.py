@@ -47,7 +47,9 @@ def test_float64_run_equals_the_numpy_oracle(law, num_workers, seed, lambda0, ms
         batches = problems.softmax_batches(24, np.float64)
         options = dict(ms_decay=ms_decay, max_pull=max_pull)
         tx = optax.chain(
-            dc.compensate_delay(lambda0, **options, learning_rate=0.3), optax.sgd(0.3, momentum=0.5)
+            # As in dcasgd, the cap is that of 0.3 / (1 - 0.5).
+            dc.compensate_delay(lambda0, **options, learning_rate=0.6),
+            optax.sgd(0.3, momentum=0.5),
         )
         result = sim.simulate(problems.softmax_loss, params, tx, schedule, batches)
         expected = numpy_loop(
