@@ -1,6 +1,7 @@
 """The house: who may import whom, what is public, what every public thing must say."""
 
 import ast
+import contextlib
 import doctest
 import importlib
 import inspect
@@ -8,6 +9,7 @@ import pathlib
 import re
 
 import jax
+import one_ray
 import pytest
 
 import dcasgd_jax as dc
@@ -53,6 +55,7 @@ TRANSFORMS = "dcasgd_jax.transforms"
 RIVALS = "dcasgd_jax.rivals"
 DIAGNOSTICS = "dcasgd_jax.diagnostics"
 SIM = "dcasgd_jax.sim"
+RUNTIME = "dcasgd_jax.runtime"
 
 
 def test_floors():
@@ -69,6 +72,8 @@ def test_floors():
         assert not of_ours(name, TYPES, FORMULA, STRENGTHS, TRANSFORMS, DIAGNOSTICS), name
     for name in below(SIM):
         assert not of_ours(name, TYPES, FORMULA, TRANSFORMS, SIM), name
+    for name in below(RUNTIME):
+        assert not of_ours(name, TYPES, TRANSFORMS, SIM, RUNTIME), name
 
 
 ON_THE_HOST = [
@@ -170,5 +175,6 @@ def test_examples_in_the_readme():
     assert len(blocks) >= 2
     for block in blocks:
         assert len(block.strip().splitlines()) <= 14
-        with jax.numpy_rank_promotion("allow"):  # as a reader's interpreter has it
+        alone = one_ray.at_a_time() if "runtime" in block else contextlib.nullcontext()
+        with alone, jax.numpy_rank_promotion("allow"):  # as a reader's interpreter has it
             exec(compile(block, "README.md", "exec"), {})

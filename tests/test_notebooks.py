@@ -13,7 +13,8 @@ import pytest
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 300_000
-EXTRAS = {"04_cifar10": "reproduce"}  # what the first cell installs, if not the usual
+# What the first cell installs, if not the usual.
+EXTRAS = {"04_cifar10": "reproduce", "07_ray": "experiments,ray"}
 # In a process of its own: what zmq and asyncio warn of is theirs, and no warning of ours is hidden.
 EXECUTE = """
 import sys
@@ -31,7 +32,7 @@ def code_cells(path):
 
 
 def test_there_are_notebooks():
-    assert {path.stem[:2] for path in NOTEBOOKS} >= {"01", "02", "03", "04", "05"}
+    assert {path.stem[:2] for path in NOTEBOOKS} >= {"01", "02", "03", "04", "05", "06", "07"}
 
 
 @each_notebook

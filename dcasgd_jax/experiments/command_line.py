@@ -14,6 +14,7 @@ from dcasgd_jax.experiments import (
     reproduce,
     shakespeare,
     strengths,
+    train,
 )
 
 SUBCOMMANDS = {
@@ -23,6 +24,7 @@ SUBCOMMANDS = {
     "reproduce": reproduce,
     "shakespeare": shakespeare,
     "strengths": strengths,
+    "train": train,
 }
 """Name -> module with `HELP`, `add_options(parser)` and `run(arguments, command)`."""
 

@@ -11,6 +11,7 @@ import jaxlib
 import lanes
 import optax
 import other_methods
+import ray_server
 import schedules
 import server_step
 import sweep
@@ -21,6 +22,7 @@ def main():
     rows += [*other_methods.step_rows(), *other_methods.hessian_rows()]
     rows += lanes.rows_of_8_devices()
     rows += sweep.rows()
+    rows += ray_server.rows()
     print(f"{datetime.date.today()}, {jax.devices()[0].device_kind} with {os.cpu_count()} cores,")
     print(f"Python {platform.python_version()}, jax {jax.__version__}, jaxlib", end=" ")
     print(f"{jaxlib.__version__}, optax {optax.__version__}; medians of alternating runs.\n")

@@ -2,11 +2,18 @@
 
 import engines
 import lanes
+import one_ray
 import other_methods
 import pytest
+import ray_server
 import schedules
 import server_step
 import sweep
+
+
+def ray_rows():
+    with one_ray.at_a_time():
+        return ray_server.rows([("toy", (8, 4), 20)], repeats=1)
 
 
 @pytest.mark.parametrize(
@@ -20,8 +27,9 @@ import sweep
         lambda: schedules.rows(num_events=500, repeats=1),
         lambda: lanes.rows(num_events=16, batch=2, repeats=1, cases=lanes.CASES[:1]),
         lambda: sweep.rows(num_events=8, num_members=3, batch=2, repeats=1),
+        ray_rows,
     ],
-    ids=["server", "methods", "hessian", "scan", "host", "schedules", "lanes", "sweep"],
+    ids=["server", "methods", "hessian", "scan", "host", "schedules", "lanes", "sweep", "ray"],
 )
 def test_every_benchmark_reports_positive_ratios(measure):
     rows = measure()

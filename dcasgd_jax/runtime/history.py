@@ -1,0 +1,103 @@
+"""What has been pushed to a server, in the order of arrival: a schedule that really happened."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dcasgd_jax.sim.schedules.schedule import Schedule
+
+_DTYPES = {
+    "worker": np.int32,
+    "read_version": np.int32,
+    "version": np.int32,
+    "time": np.float64,
+    "applied": np.bool_,
+    "batch": np.int32,
+    "corrupt": np.bool_,
+    "read_time": np.float64,
+    "number": np.int64,
+    "loss": np.float64,
+}
+
+
+class Event(NamedTuple):
+    """One push; the fields up to `read_time` mean what they mean in `Schedule`."""
+
+    worker: int
+    read_version: int
+    version: int
+    time: float
+    applied: bool
+    batch: int
+    corrupt: bool
+    read_time: float
+    number: int  # which of its worker's gradients
+    loss: float
+
+
+class Recorded(NamedTuple):
+    """The pushes of a run."""
+
+    schedule: Schedule
+    number: np.ndarray  # int64 [num_events]: event k used batch `number[k]` of its worker
+    loss: np.ndarray  # float64 [num_events]: at the parameters that the worker used
+
+
+class History:
+    """Pushes so far, and the numbers that were measured of them."""
+
+    def __init__(self, metrics: tuple[str, ...] = ()):
+        self._columns: dict[str, list[Any]] = {name: [] for name in (*_DTYPES, *metrics)}
+        self._metrics = metrics
+
+    def __len__(self) -> int:
+        return len(self._columns["worker"])
+
+    def add(self, event: Event, metrics: Mapping[str, float]) -> None:
+        """Notes a push; `metrics` must hold the names given at the start, or nothing."""
+        for name, value in event._asdict().items():
+            self._columns[name].append(value)
+        for name in self._metrics:
+            self._columns[name].append(metrics.get(name, np.nan))
+
+    def event(self, index: int) -> Event:
+        """A push that was noted."""
+        return Event(*(self._columns[name][index] for name in Event._fields))
+
+    def move_unused_to(self, version: int) -> None:
+        """An update without a push has come: unused pushes since the last used one come after it.
+
+        In a schedule an update follows a push that is applied.
+        """
+        applied, versions = self._columns["applied"], self._columns["version"]
+        event = len(applied) - 1
+        while event >= 0 and not applied[event]:
+            versions[event] = version
+            event -= 1
+
+    def arrays(self, start: int = 0) -> dict[str, np.ndarray]:
+        """The columns from event `start` on."""
+        return {
+            name: np.array(values[start:], _DTYPES.get(name, np.float64))
+            for name, values in self._columns.items()
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Puts the columns back that `arrays` returned."""
+        self._columns = {name: arrays[name].tolist() for name in self._columns}
+
+
+def recorded(arrays: Mapping[str, np.ndarray], num_workers: int) -> Recorded:
+    """The columns of a finished run as a schedule; pushes after the last used one are left out.
+
+    Raises:
+      ValueError: If no push has been applied.
+    """
+    used = np.flatnonzero(arrays["applied"])
+    if not len(used):
+        raise ValueError("No push has been applied yet, so there is nothing to record.")
+    kept = {name: column[: used[-1] + 1] for name, column in arrays.items()}
+    of_schedule = [name for name in _DTYPES if name not in ("number", "loss")]
+    schedule = Schedule(**{name: kept[name] for name in of_schedule}, num_workers=num_workers)
+    return Recorded(schedule, kept["number"], kept["loss"])

@@ -1,0 +1,117 @@
+"""What a server holds on its device: parameters and optimizer state, updated in place."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dcasgd_jax.runtime import admission, step
+from dcasgd_jax.runtime.bookkeeping import Settings
+from dcasgd_jax.runtime.layout import Layout, Message
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.typing import PyTree
+
+
+class Model:
+    """Parameters, optimizer state and backups of a server.
+
+    Args:
+      params: The initial parameters, copied.
+      settings: Of the server.
+      layout: Of the messages.
+      publish: Makes of a message with parameters, which are about to change, what workers are sent.
+
+    Raises:
+      ValueError: If pushes cannot be compensated after a mean.
+      TypeError: If a transformation wants the stale parameters from outside.
+    """
+
+    def __init__(
+        self,
+        params: PyTree,
+        settings: Settings,
+        layout: Layout,
+        publish: Callable[[Message], Any],
+    ):
+        self._layout, self._publish, self._metrics = layout, publish, settings.metrics
+        self._program = _make_program(settings)
+        self.state = step.initial_state(self._program, params, settings.num_workers)
+        step.check_program(self._program, layout, self.state)
+        backups = "push_state" if self._program.flow == "mean" else "opt_state"
+        self._backups = backups if step.keeps_backups(getattr(self.state, backups)) else None
+        self._on_wire = None  # the params in the dtypes of the wire, where those are others
+        self._published = None  # of this version, once somebody has pulled it
+
+    def replace_state(self, state: programs.SimState) -> None:
+        """Takes another state, of a checkpoint."""
+        self.state, self._on_wire, self._published = state, None, None
+
+    def receive(
+        self, gradient: Sequence[np.ndarray], worker: int, staleness: int, num_pushes: int,
+        *, updates: bool,
+    ) -> dict[str, float]:  # fmt: skip
+        """Hands a gradient to the transformations; returns what was measured.
+
+        Args:
+          gradient: Its leaves, as they travelled.
+          worker: Whose.
+          staleness: In versions.
+          num_pushes: With how many it is averaged, itself included, if it `updates`.
+          updates: Whether the parameters change now.
+        """
+        return self._receive(self._program, gradient, worker, staleness, num_pushes, updates)
+
+    def update_without_push(self, num_pushes: int) -> None:
+        """The mean of the pushes so far is due: adds one of zeros, which nothing transforms."""
+        zeros = [np.zeros(leaf.shape, leaf.wire_dtype) for leaf in self._layout.leaves]
+        self._receive(self._program._replace(per_push=None), zeros, 0, 0, num_pushes, True)
+
+    def record_pull(self, worker: int) -> None:
+        """A worker pulls, and not right after its own push: renews its backup, if there are any."""
+        if self._backups:
+            state = getattr(self.state, self._backups)
+            recorded = step.record_pull(state, np.int32(worker), self.state.params)
+            self.state = self.state._replace(**{self._backups: recorded})
+
+    def params_to_send(self) -> Any:
+        """What workers are sent of this version; published once, if somebody pulls it."""
+        if self._published is None:
+            params = self.state.params
+            arrays = self._layout.structure.flatten_up_to(params)
+            if self._layout.casts:
+                arrays = self._on_wire or step.to_wire(self._layout, params)
+            self._published = self._publish(self._layout.pack(arrays))
+        return self._published
+
+    def _receive(self, program, gradient, worker, staleness, num_pushes, updates):
+        event = step.make_event(self._program, worker, staleness, num_pushes, updates)
+        self.state, metrics, self._on_wire = step.compiled_receive(
+            program, self._layout, self.state, event, step.on_device(gradient)
+        )
+        if updates:
+            self._published = None
+        return {name: float(getattr(metrics, name)) for name in self._metrics}
+
+
+def check(params: PyTree, settings: Settings, layout: Layout) -> None:
+    """Raises what a server with these would raise, without making one."""
+    admission.make_server(settings.protocol, settings.num_workers)
+    program = _make_program(settings)
+    make = lambda params: step.initial_state(program, params, settings.num_workers)
+    step.check_program(program, layout, jax.eval_shape(make, params))
+
+
+def _make_program(settings: Settings) -> programs.Program:
+    return programs.Program(
+        loss_fn=_no_loss,
+        tx=settings.tx,
+        per_push=settings.per_push,
+        flow="mean" if admission.averages(settings.protocol) else "each",
+        mixes=admission.mixes(settings.protocol),
+        metrics=settings.metrics,
+    )
+
+
+def _no_loss(params: PyTree, batch: PyTree) -> Any:
+    raise TypeError("A server computes no gradients.")

@@ -1,0 +1,134 @@
+"""What a live run returns, and how it is replayed in the simulator."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from dcasgd_jax.runtime import history, step
+from dcasgd_jax.runtime.bookkeeping import Counts
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim import recording
+from dcasgd_jax.sim import results as sim_results
+from dcasgd_jax.sim.schedules.schedule import Schedule
+from dcasgd_jax.sim.simulate import simulate
+from dcasgd_jax.typing import PyTree
+
+
+class Run(NamedTuple):
+    """What `train` returns."""
+
+    result: sim_results.SimResult
+    schedule: Schedule  # who pushed what when; of the first shard if there are several
+    number: np.ndarray  # int64 [num_events]: event k used batch `number[k]` of its worker
+    shards: tuple[history.Recorded, ...]  # the same for each shard
+    counts: Counts  # of all shards together
+    seconds: float  # wall time of training, also that before an interruption
+    wire_dtype: str | None
+
+    @property
+    def reads_are_consistent(self) -> bool:
+        """Whether every gradient was taken at one version of the whole model."""
+        first, *others = map(_by_gradient, self.shards)
+        return all(np.array_equal(first, other) for other in others)
+
+
+def _by_gradient(shard: history.Recorded) -> np.ndarray:
+    """Which version each gradient read and met, whatever the order within one version."""
+    schedule = shard.schedule
+    columns = (schedule.worker, shard.number, schedule.read_version, schedule.version)
+    order = np.lexsort((schedule.version, shard.number, schedule.worker))
+    return np.stack([*columns, schedule.applied])[:, order]
+
+
+def make_result(
+    params: PyTree,
+    states: list[programs.SimState],
+    of_first: history.Recorded,
+    metrics: dict[str, np.ndarray],
+    batch_size: int,
+) -> sim_results.SimResult:
+    """The result of a live run as the simulator would give it."""
+    schedule, loss = of_first.schedule, of_first.loss
+    num_events = len(schedule)
+    bad = np.flatnonzero(~np.isfinite(loss))
+    record = recording.Record(
+        kept=np.arange(num_events),
+        metrics=programs.Metrics(loss=loss, **metrics),
+        evaluated=np.zeros(0, np.int64),
+        evaluations=None,
+        first_non_finite=int(bad[0]) if len(bad) else None,
+        lost=False,
+    )
+    samples = sim_results.samples_seen(schedule, batch_size)
+    trace = sim_results.make_trace(schedule, 0, record, samples)
+    one = len(states) == 1
+    return sim_results.SimResult(
+        params=params,
+        opt_state=states[0].opt_state if one else tuple(state.opt_state for state in states),
+        model_state=None,
+        losses=trace.loss,
+        trace=trace,
+        evaluations=None,
+        non_finite=sim_results.find_non_finite(schedule, 0, record),
+        state=states[0] if one else tuple(states),  # type: ignore[arg-type]
+    )
+
+
+def replay(
+    run: Run,
+    loss_fn: Callable[[PyTree, PyTree], Any],
+    params: PyTree,
+    tx: optax.GradientTransformation,
+    batches_fn: Callable[[int, int], PyTree],
+    *,
+    per_push: optax.GradientTransformation | None = None,
+    **options: Any,
+) -> sim_results.SimResult:
+    """Repeats a live run in the simulator, event for event, on one device.
+
+    Args:
+      run: What `train` returned.
+      loss_fn: As given to `train`.
+      params: As given to `train`.
+      tx: As given to `train`.
+      batches_fn: As given to `train`; called here with the same workers and numbers.
+      per_push: As given to `train`.
+      options: Further arguments of `sim.simulate`, such as `eval_fn=` or `metrics=`.
+
+    Returns:
+      What `sim.simulate` returns; the params are those of the run to float32 rounding.
+
+    Raises:
+      ValueError: If shards applied the pushes in different orders: their gradients were taken at
+        weights that were never a version, which no schedule can say.
+
+    Example:
+      >>> from dcasgd_jax.runtime import ray
+      >>> run = ray.train(loss_fn, params, tx, batches_fn, num_workers=2,
+      ...                 num_updates=50)  # doctest: +SKIP
+      >>> again = ray.replay(run, loss_fn, params, tx, batches_fn)  # doctest: +SKIP
+    """
+    if not run.reads_are_consistent:
+        raise ValueError(
+            f"The {len(run.shards)} shards of this run applied pushes in different orders, so "
+            "workers read mixtures of versions: no schedule can replay that. Use num_shards=1."
+        )
+    pushes = zip(run.schedule.worker.tolist(), run.number.tolist(), run.schedule.batch, strict=True)
+
+    def batches() -> Iterator[PyTree]:
+        for event, (worker, number, batch) in enumerate(pushes):
+            if batch == event:
+                yield jax.tree.map(np.asarray, batches_fn(worker, number))
+
+    return simulate(
+        loss_fn if run.wire_dtype is None else step.rounded_loss(loss_fn),
+        params,
+        step.recorded_pulls(tx),
+        run.schedule,
+        batches(),
+        per_push=None if per_push is None else step.recorded_pulls(per_push),
+        **options,
+    )

@@ -1,0 +1,162 @@
+"""`train`: a loss and an optimizer in, parameters trained by real workers and a record out."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from dcasgd_jax.runtime import model, shards
+from dcasgd_jax.runtime.bookkeeping import Settings
+from dcasgd_jax.runtime.ray import cluster, session, watching
+from dcasgd_jax.runtime.ray.results import Run
+from dcasgd_jax.sim import preconditions, preparation
+from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
+from dcasgd_jax.sim.schedules import laws, protocols
+from dcasgd_jax.sim.schedules.cluster import Durations
+from dcasgd_jax.typing import PyTree
+
+_METRICS = ("compensation_ratio", "cosine", "below_eps")
+
+
+def train(
+    loss_fn: Callable[[PyTree, PyTree], Any],
+    params: PyTree,
+    tx: optax.GradientTransformation,
+    batches_fn: Callable[[int, int], PyTree],
+    *,
+    num_workers: int,
+    num_updates: int,
+    address: str | None = None,
+    protocol: protocols.ServerProtocol | None = None,
+    per_push: optax.GradientTransformation | None = None,
+    num_shards: int = 1,
+    wire_dtype: str | None = None,
+    delays: laws.WorkerTimeLaw | None = None,
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+    log: str | os.PathLike | None = None,
+    progress: Callable[[watching.Status], None] | None = None,
+    metrics: Collection[str] = (),
+    worker_options: Mapping[str, Any] | None = None,
+    server_options: Mapping[str, Any] | None = None,
+    max_restarts: int = 3,
+) -> Run:
+    r"""Trains asynchronously with real workers on Ray, and records who pushed what when.
+
+    The server does with each push what the simulator does with an event, in the order in which
+    pushes arrive:
+
+    .. math:: w_{v+1} = w_v + tx(\nabla f(w_r; B)), \quad r = \text{what the worker had pulled}
+
+    A worker that dies is restarted, pulls afresh and has its backup renewed; the gradient that it
+    was computing is lost. A server that dies goes on from its last checkpoint: lost are the updates
+    since that one, no more, and gradients taken at weights that it no longer has are refused and
+    computed again. What Ray itself trusts, this trusts: use it on a trusted network only.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)`; returns a scalar. Runs compiled on the workers.
+      params: Initial parameters, real floats.
+      tx: An optax transformation that is offered `worker=` and `staleness=`, such as
+        `dc.dcasgd(..., num_workers=)`. With several shards there is one for each, which sees the
+        leaves of its shard only, the others being None.
+      batches_fn: `batches_fn(worker, number)` returns the batch of gradient `number` (0, 1, ...)
+        of a worker, NumPy arrays; called there, and once here with (0, 0) to check shapes. The same
+        arguments must give the same batch, or the run cannot be replayed. Random keys for the
+        loss belong in the batch.
+      num_workers: M ≥ 1.
+      num_updates: Server updates in all ≥ 1.
+      address: Of a running Ray cluster; None uses the one of this process, or starts one here.
+      protocol: `sim.Asynchronous()` (default), `DropStale`, `Buffered`, `StaleSynchronous` or
+        `Synchronous`, as in the simulator.
+      per_push: As in `sim.simulate`; compensates each push before a mean is taken.
+      num_shards: Servers among which the leaves are dealt out by size. Each orders the pushes for
+        itself, so that a worker may read one leaf before and another after the same push.
+      wire_dtype: "bfloat16" halves the messages; the server keeps what it has in the params' dtype.
+      delays: Law of seconds that each gradient takes at least, drawn as in the simulator.
+      seed: Of the delays, ≥ 0.
+      checkpoint: `sim.Checkpoint(directory, every=)`, counted in updates. The run goes on from what
+        is there. The servers write it: with nodes of several machines, on a shared disk.
+      log: File to append a JSON line to for every push and incident.
+      progress: Called a few times a second with a `Status`.
+      metrics: What else to trace, of "compensation_ratio", "cosine", "below_eps".
+      worker_options: Ray options of worker actors, such as `num_gpus`; by default one CPU and one
+        thread each. With `runtime_env={"env_vars": {"JAX_PLATFORMS": ""}}` JAX chooses the device.
+      server_options: Ray options of server actors; by default one logical CPU each.
+      max_restarts: Times that Ray restarts each worker, and each server if there are checkpoints.
+
+    Returns:
+      A `Run`: the `SimResult`, the `Schedule` that happened, and the number of each push's batch.
+
+    Raises:
+      ValueError: For arguments out of range, a cluster too small, another worker's model, or a
+        checkpoint of another run.
+      TypeError: If `tx` wants the stale parameters from outside, or a parameter is no real float.
+      RuntimeError: If all workers, or a server, have died for good.
+
+    Example:
+      >>> import dcasgd_jax as dc
+      >>> from dcasgd_jax.runtime import ray
+      >>> run = ray.train(
+      ...     loss_fn, params, dc.dcasgd(0.1, num_workers=3), batches_fn, num_workers=3,
+      ...     num_updates=200)  # doctest: +SKIP
+      >>> print(run.schedule)  # doctest: +SKIP
+    """
+    _check_sizes(num_workers=num_workers, num_updates=num_updates, num_shards=num_shards)
+    preconditions.check_metrics(metrics)
+    if "gap" in metrics:
+        raise ValueError(f'A live server does not trace "gap"; there are {list(_METRICS)}.')
+    settings = Settings(
+        tx=tx,
+        num_workers=num_workers,
+        num_updates=num_updates,
+        protocol=protocols.Asynchronous() if protocol is None else protocol,
+        per_push=per_push,
+        metrics=tuple(metrics),
+    )
+    params = jax.tree.map(np.asarray, params)
+    split = shards.make_split(params, num_shards, wire_dtype)
+    parts = [split.subtree(params, shard) for shard in range(num_shards)]
+    for part, layout in zip(parts, split.layouts, strict=True):
+        model.check(part, settings, layout)  # raises here what it would raise over there
+    durations = None if delays is None else Durations(delays, num_workers, [seed])
+    if checkpoint is not None:
+        checkpoint.prepare()
+    options = session.Options(
+        worker=cluster.worker_options(worker_options),
+        server=cluster.server_options(server_options),
+        max_restarts=max_restarts,
+    )
+    watcher = watching.Watcher(num_updates, num_shards, log, progress)
+    with cluster.connected(address, options.num_cpus(num_workers, num_shards)):
+        batch_size = _check_loss(loss_fn, params, batches_fn(0, 0))
+        running = session.start(
+            settings, parts, split, wire_dtype, loss_fn, batches_fn, durations,
+            [_of_shard(checkpoint, shard, num_shards) for shard in range(num_shards)], options,
+        )  # fmt: skip
+        return running.run(watcher, batch_size)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        protocols.check_integer(name, size, least=1)
+
+
+def _check_loss(loss_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> int:
+    """Raises unless the loss is a scalar; returns the size of a batch."""
+    loss = jax.eval_shape(loss_fn, params, batch)
+    shape = getattr(loss, "shape", None)
+    if shape != ():
+        raise ValueError(f"loss_fn must return a scalar, got {loss}.")
+    return preparation.batch_size(batch)
+
+
+def _of_shard(checkpoint: Checkpoint | None, shard: int, num_shards: int) -> Checkpoint | None:
+    """Each server's own directory."""
+    if checkpoint is None or num_shards == 1:
+        return checkpoint
+    directory = checkpoint.path / f"shard-{shard}-of-{num_shards}"
+    return dataclasses.replace(checkpoint, directory=directory)

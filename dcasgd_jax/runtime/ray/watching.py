@@ -1,0 +1,155 @@
+"""Watching a run from outside: how far it is, the log, and Ray's metrics."""
+
+import collections
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from ray.util import metrics as ray_metrics
+
+from dcasgd_jax.runtime.bookkeeping import Counts
+from dcasgd_jax.runtime.ray.log import JsonLines
+
+_WINDOW = 10.0  # seconds over which the rate is taken
+_RECENT = 50  # pushes over which the loss is averaged
+_BOUNDARIES = [0.5, 1.5, 2.5, 4.5, 8.5, 16.5, 32.5, 64.5, 128.5]
+_MILLISECONDS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
+
+
+class Status(NamedTuple):
+    """How far a run is; what `progress` is called with."""
+
+    version: int  # updates so far; of the slowest shard if there are several
+    num_updates: int
+    num_pushes: int
+    updates_per_second: float  # lately; NaN at first
+    mean_staleness: float  # of applied pushes, versions
+    max_staleness: int
+    loss: float  # mean of the last pushes
+    counts: Counts  # of all shards together
+    seconds: float
+
+
+class Watcher:
+    """Puts together what the servers tell, and tells it on.
+
+    Args:
+      num_updates: Of the run.
+      log: The path of a file of JSON lines, or None.
+      progress: Called with a `Status` after all news.
+    """
+
+    def __init__(
+        self,
+        num_updates: int,
+        num_shards: int,
+        log: str | os.PathLike | None,
+        progress: Callable[[Status], None] | None,
+    ):
+        self.log = JsonLines(log)
+        self._num_updates, self._progress = num_updates, progress
+        self._known = [{"life": 0, "num_events": 0, "num_incidents": 0} for _ in range(num_shards)]
+        self._versions, self._seconds = [0] * num_shards, 0.0
+        self._counts = [Counts() for _ in range(num_shards)]
+        self._applied = self._total_staleness = self._max_staleness = 0  # of pushes that were used
+        self._loss: collections.deque[float] = collections.deque(maxlen=_RECENT)
+        self._rate: collections.deque[tuple[float, int]] = collections.deque()
+        self._metrics = _Metrics()
+
+    def known(self, shard: int) -> tuple[int, int, int]:
+        """The arguments of the server's `news`."""
+        known = self._known[shard]
+        return known["life"], known["num_events"], known["num_incidents"]
+
+    def add(self, shard: int, news: dict[str, Any]) -> None:
+        """Takes the news of one server."""
+        known, columns = self._known[shard], news["events"]
+        same_life = news["life"] == known["life"]
+        if not same_life:
+            known["num_incidents"] = 0
+        for incident in news["incidents"]:
+            self.log.write("incident", shard=shard, **incident._asdict())
+        known["life"] = news["life"]
+        known["num_incidents"] += len(news["incidents"])
+        known["num_events"] = news["first_event"] + len(columns["worker"])
+        self._versions[shard], self._counts[shard] = news["version"], news["counts"]
+        self._seconds = max(self._seconds, news["seconds"])
+        if shard == 0:
+            self._take_pushes(news["first_event"], columns)
+
+    def tell(self) -> None:
+        """Passes the news on."""
+        self.log.flush()
+        if self._progress is not None:
+            self._progress(self.status())
+
+    def status(self) -> Status:
+        """How far the run is."""
+        version, now = min(self._versions), time.monotonic()
+        self._rate.append((now, version))
+        while now - self._rate[0][0] > _WINDOW:
+            self._rate.popleft()
+        (start, before), rate = self._rate[0], math.nan
+        if now > start:
+            rate = (version - before) / (now - start)
+        return Status(
+            version=version,
+            num_updates=self._num_updates,
+            num_pushes=self._known[0]["num_events"],
+            updates_per_second=rate,
+            mean_staleness=self._total_staleness / self._applied if self._applied else math.nan,
+            max_staleness=self._max_staleness,
+            loss=float(np.mean(self._loss)) if self._loss else math.nan,
+            counts=add_counts(self._counts),
+            seconds=self._seconds,
+        )
+
+    def _take_pushes(self, first: int, columns: dict[str, np.ndarray]) -> None:
+        rows = {name: column.tolist() for name, column in columns.items()}
+        for k in range(len(columns["worker"])):
+            self.log.write("push", index=first + k, **{name: rows[name][k] for name in rows})
+        applied = columns["applied"]
+        staleness = (columns["version"] - columns["read_version"])[applied]
+        self._applied += len(staleness)
+        self._total_staleness += int(staleness.sum())
+        self._max_staleness = max(self._max_staleness, int(staleness.max(initial=0)))
+        self._loss.extend(columns["loss"][applied].tolist())
+        self._metrics.add(columns, staleness)
+
+
+class _Metrics:
+    """Counters and histograms for Ray's dashboard; without a dashboard nobody reads them."""
+
+    def __init__(self):
+        self._pushes = ray_metrics.Counter(
+            "dcasgd_pushes", "Pushes that reached the server.", tag_keys=("applied",)
+        )
+        self._staleness = ray_metrics.Histogram(
+            "dcasgd_staleness", "Versions between read and application.", boundaries=_BOUNDARIES
+        )
+        self._cycle = ray_metrics.Histogram(
+            "dcasgd_cycle_ms", "Milliseconds from a pull to the push.", boundaries=_MILLISECONDS
+        )
+        self._loss = ray_metrics.Gauge("dcasgd_loss", "Loss of the last push.")
+
+    def add(self, columns: dict[str, np.ndarray], staleness: np.ndarray) -> None:
+        """Counts some pushes."""
+        applied = int(columns["applied"].sum())
+        for name, count in (("yes", applied), ("no", len(columns["applied"]) - applied)):
+            if count:
+                self._pushes.inc(count, tags={"applied": name})
+        for versions in staleness.tolist():
+            self._staleness.observe(versions)
+        for seconds in (columns["time"] - columns["read_time"]).tolist():
+            self._cycle.observe(1000 * seconds)
+        if len(columns["loss"]):
+            self._loss.set(float(columns["loss"][-1]))
+
+
+def add_counts(counts: list[Counts]) -> Counts:
+    """The sums of all fields."""
+    fields = vars(counts[0])
+    return Counts(**{name: sum(getattr(c, name) for c in counts) for name in fields})

@@ -1,0 +1,179 @@
+"""The compiled work: the server's update, which is the simulator's, and the worker's gradient."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dcasgd_jax import transforms
+from dcasgd_jax.runtime.layout import Layout, Message
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim import server, worker
+from dcasgd_jax.sim import step as sim_step
+from dcasgd_jax.typing import PyTree
+
+_LARGE = 2**16  # bytes
+_WHY = "a live server has neither the batch nor the loss: they are on the worker"
+
+
+def initial_state(program: programs.Program, params: PyTree, num_workers: int) -> programs.SimState:
+    """The state before the first push, in memory of its own; the snapshots are the workers'."""
+    state = sim_step.initial_state(program, params, None, None, 1, num_workers)
+    return state._replace(snapshots=programs.Pulled(None, None))
+
+
+def make_event(
+    program: programs.Program, worker: int, staleness: int, num_pushes: int, updates: bool
+) -> programs.Event:
+    """A push that is applied, as the compiled step sees it."""
+    event = programs.Event(
+        event=None, worker=np.int32(worker), current_slot=None, read_slot=None,
+        staleness=np.int32(staleness), batch=None,
+    )  # fmt: skip
+    if program.flow == "each":
+        return event
+    return event._replace(
+        applied=np.bool_(True), updates=np.bool_(updates), num_pushes=np.int32(num_pushes)
+    )
+
+
+def receive(
+    program: programs.Program,
+    layout: Layout,
+    state: programs.SimState,
+    event: programs.Event,
+    gradient: Sequence[jax.Array],
+) -> tuple[programs.SimState, programs.Metrics, list[jax.Array] | None]:
+    """Takes a push, and updates if the event says so; also the params for the wire, if cast."""
+    push = programs.Push(
+        gradient=programs.Gradient(jnp.zeros(()), layout.from_wire(gradient), None),
+        stale_params=None,
+        curvatures=worker.refused_curvatures(_WHY),
+    )
+    state, metrics = server.receive(program, state, event, push)
+    return state, metrics, layout.to_wire(state.params) if layout.casts else None
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def record_pull(state: PyTree, worker: jax.Array, params: PyTree) -> PyTree:
+    """`dc.record_pull`, in place."""
+    return transforms.record_pull(state, worker, params)
+
+
+compiled_receive = jax.jit(receive, static_argnames=("program", "layout"), donate_argnames="state")
+to_wire = jax.jit(lambda layout, params: layout.to_wire(params), static_argnums=0)
+
+
+def keeps_backups(state: PyTree) -> bool:
+    """Whether an optimizer state holds what each worker pulled."""
+    is_state = lambda node: isinstance(node, transforms.CompensateWorkerDelayState)
+    return any(map(is_state, jax.tree.leaves(state, is_leaf=is_state)))
+
+
+def check_program(program: programs.Program, layout: Layout, state: programs.SimState) -> None:
+    """Raises, before any worker starts, if the transformations ask for what there is not.
+
+    Raises:
+      ValueError: If averaged pushes of several versions are to be compensated after the mean.
+      TypeError: If a transformation wants the stale parameters from outside.
+    """
+    if program.mixes:
+        _check_needs_no_worker(program.tx, state.params)
+    event = make_event(program, 0, 0, 1, True)
+    arrays = [jax.ShapeDtypeStruct(leaf.shape, leaf.wire_dtype) for leaf in layout.leaves]
+    try:
+        jax.eval_shape(functools.partial(receive, program, layout), state, event, arrays)
+    except TypeError as error:
+        if "stale_params" not in str(error):
+            raise
+        raise TypeError(
+            "A live server keeps the stale parameters itself, one backup per worker: use "
+            f"dc.dcasgd or dc.compensate_worker_delay in tx. ({error})"
+        ) from error
+
+
+def _check_needs_no_worker(tx: optax.GradientTransformation, params: PyTree) -> None:
+    try:
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
+    except TypeError as error:
+        raise ValueError(
+            "The pushes of one update may have read different versions, so their mean has no "
+            "single stale point to compensate: take the compensating transformation out of tx "
+            f"and pass it as per_push=. ({error})"
+        ) from error
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "split"))
+def gradient(
+    loss_fn: Callable[..., Any], split: Any, pulled: Sequence[Sequence[jax.Array]], batch: PyTree
+) -> tuple[jax.Array, list[list[jax.Array]]]:
+    """The loss and whether the gradient is finite, as two floats; its leaves for all shards.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)`.
+      split: A `shards.Split`.
+      pulled: The leaves of the parameters from every shard, as they travelled.
+      batch: A tree of arrays.
+    """
+    loss, grads = jax.value_and_grad(loss_fn)(split.from_wire(pulled), batch)
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
+    facts = jnp.stack([loss, jnp.all(jnp.stack(finite)).astype(loss.dtype)])
+    return facts, split.to_wire(grads)
+
+
+def on_device(arrays: Sequence[np.ndarray]) -> list[jax.Array | np.ndarray]:
+    """Arrays that nobody changes any more, for compiled functions.
+
+    Large ones are taken where they are if that is the device's memory; of small ones a copy is
+    cheaper, which the compiled function makes itself.
+    """
+    put = functools.partial(jax.device_put, may_alias=True)
+    return [put(array) if array.nbytes >= _LARGE else array for array in arrays]
+
+
+def all_finite(layout: Layout, message: Message) -> bool:
+    """Whether all numbers of a message, whose sizes are right, are finite."""
+    # One fast sum may overflow where the numbers do not, so its word is not the last.
+    with np.errstate(all="ignore"):
+        return all(
+            np.isfinite(np.add.reduce(numbers)) or bool(np.isfinite(numbers).all())
+            for numbers in map(_as_float, layout.numbers(message))
+        )
+
+
+def _as_float(numbers: np.ndarray) -> np.ndarray:
+    """NumPy is slow to add in the dtypes that it does not know."""
+    return numbers if numbers.dtype.kind == "f" else numbers.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def rounded_loss(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss at parameters as they are after bfloat16 on the wire; its gradient is so, too."""
+
+    def loss_of_rounded(params: PyTree, batch: PyTree):
+        round_off = lambda leaf: jax.lax.reduce_precision(leaf, exponent_bits=8, mantissa_bits=7)
+        return loss_fn(jax.tree.map(round_off, params), batch)
+
+    return loss_of_rounded
+
+
+@functools.lru_cache(maxsize=16)
+def recorded_pulls(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, whose backups are first made what the simulator says that the worker had pulled.
+
+    Backups follow pulls that come right after the worker's own push. A live run has others: of
+    restarted workers, after pushes that were refused, behind barriers.
+    """
+
+    def update(updates, state, params=None, **extra_args) -> Any:
+        stale_params = extra_args.get("stale_params")
+        if keeps_backups(state) and stale_params is not None:
+            state = transforms.record_pull(state, extra_args["worker"], stale_params)
+        inner = optax.with_extra_args_support(tx)
+        return inner.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

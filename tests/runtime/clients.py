@@ -1,0 +1,156 @@
+"""Workers of a parameter server in this process: whoever the test names is next."""
+
+import functools
+
+import numpy as np
+import optax
+import problems
+
+import dcasgd_jax as dc
+from dcasgd_jax import sim
+from dcasgd_jax.runtime import admission, bookkeeping, history, messages, server, shards, step
+
+NUM_WORKERS = 3
+IMAGES, LABELS = problems.softmax_batches(200)
+
+
+def batches_fn(worker, number):
+    row = (67 * worker + number) % len(IMAGES)
+    return IMAGES[row], LABELS[row]
+
+
+@functools.cache  # the same objects again, so that tests share compiled programs
+def backed_up(learning_rate=0.3, **options):
+    return dc.dcasgd(learning_rate, num_workers=NUM_WORKERS, momentum=0.5, **options)
+
+
+@functools.cache
+def split_of_defaults(wire_dtype):
+    return shards.make_split(problems.softmax_params(), 1, wire_dtype)
+
+
+@functools.cache
+def plain():
+    return optax.sgd(0.3, momentum=0.5)
+
+
+@functools.cache
+def before_the_mean():
+    return dc.compensate_worker_delay(2.0, NUM_WORKERS, ms_decay=0.95)
+
+
+class Clock:
+    """Every look at it takes a second."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        self.seconds += 1.0
+        return self.seconds
+
+
+class Clients:
+    """A server and its workers; `replies` has those that hold parameters and can push."""
+
+    def __init__(self, tx=None, params=None, num_updates=40, wire_dtype=None, **settings):
+        self.params = problems.softmax_params() if params is None else params
+        self.settings = bookkeeping.Settings(
+            backed_up() if tx is None else tx, NUM_WORKERS, num_updates, **settings
+        )
+        self.split = (
+            split_of_defaults(wire_dtype) if params is None
+            else shards.make_split(self.params, 1, wire_dtype)
+        )  # fmt: skip
+        self.wire_dtype = wire_dtype
+        self.server = self.new_server()
+        self.replies, self.sent = {}, {}
+        for worker in range(NUM_WORKERS):
+            self.join(worker)
+
+    @property
+    def layout(self):
+        return self.split.layouts[0]
+
+    def new_server(self):
+        return server.ParameterServer(self.params, self.settings, self.layout, Clock())
+
+    def join(self, worker):
+        self.replies.pop(worker, None)
+        self.server.join(worker, self.layout.describe())
+        self.collect()
+
+    def gradient(self, worker, reply=None):
+        """The message with a gradient at what the worker holds."""
+        reply = self.replies[worker] if reply is None else reply
+        pulled = [step.on_device(self.layout.unpack(reply.payload))]
+        batch = batches_fn(worker, reply.next_number)
+        facts, grads = step.gradient(problems.softmax_loss, self.split, pulled, batch)
+        push = messages.Push(
+            worker, self.layout.digest(), reply.life, reply.version, reply.next_number,
+            float(facts[0]), bool(facts[1]),
+        )  # fmt: skip
+        return messages.pack_push(push), [np.array(part) for part in self.layout.pack(grads[0])]
+
+    def push(self, worker, message=None):
+        """Pushes; returns what came of it, None if the worker must wait."""
+        message = self.gradient(worker) if message is None else message
+        self.replies.pop(worker, None)
+        self.sent[worker] = message
+        self.server.push(*message)
+        self.collect()
+        reply = self.replies.get(worker)
+        return None if reply is None else reply.outcome
+
+    def collect(self):
+        self.replies |= self.server.outbox
+        self.server.outbox.clear()
+
+    def run(self, seed=0, until=None):
+        """Random workers push until version `until`, by default to the end."""
+        rng = np.random.default_rng(seed)
+        until = self.settings.num_updates if until is None else until
+        while self.server.version < until:
+            self.push(int(rng.choice(sorted(self.replies))))
+        return self
+
+    def recorded(self):
+        return history.recorded(self.server.history.arrays(), NUM_WORKERS)
+
+    def replay(self, **options):
+        """The same in the simulator, whose snapshots know nothing of backups."""
+        recorded = self.recorded()
+        pushes = zip(
+            recorded.schedule.worker, recorded.number, recorded.schedule.batch, strict=True
+        )
+        batches = [batches_fn(m, n) for k, (m, n, b) in enumerate(pushes) if b == k]
+        loss_fn = problems.softmax_loss
+        per_push = self.settings.per_push
+        return sim.simulate(
+            loss_fn if self.wire_dtype is None else step.rounded_loss(loss_fn),
+            self.params,
+            step.recorded_pulls(self.settings.tx),
+            recorded.schedule,
+            iter(batches),
+            engine=sim.HostEngine(),
+            per_push=None if per_push is None else step.recorded_pulls(per_push),
+            **options,
+        )
+
+
+PROTOCOLS = [
+    sim.Asynchronous(),
+    sim.DropStale(2),
+    sim.StaleSynchronous(0),
+    sim.StaleSynchronous(2),
+    sim.Synchronous(),
+    sim.Synchronous(backup_workers=1),
+    sim.Buffered(2),
+]
+
+
+def options_for(protocol):
+    """Where a protocol mixes versions, each push is compensated before the mean."""
+    if admission.mixes(protocol):
+        return {"protocol": protocol, "tx": plain(), "per_push": before_the_mean()}
+    return {"protocol": protocol}

@@ -1,0 +1,430 @@
+"""The server without a network: every protocol, every fault, against the simulator."""
+
+import jax
+import numpy as np
+import optax
+import problems
+import pytest
+
+import dcasgd_jax as dc
+from dcasgd_jax import sim
+from dcasgd_jax.runtime import messages, saving
+from dcasgd_jax.runtime.messages import Outcome
+from runtime import clients
+from runtime.clients import NUM_WORKERS, PROTOCOLS, Clients
+
+each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS, ids=repr)
+
+
+def same(one, other, rtol=1e-6, atol=1e-6):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def backups_of(run):
+    found = [run.server.model.state.opt_state, run.server.model.state.push_state]
+    is_state = lambda node: isinstance(node, dc.CompensateWorkerDelayState)
+    states = [node for node in jax.tree.leaves(found, is_leaf=is_state) if is_state(node)]
+    return states[0].backups
+
+
+@each_protocol
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_simulator_repeats_a_run(protocol, seed):
+    run = Clients(**clients.options_for(protocol)).run(seed)
+    assert run.server.done
+    result = run.replay()
+    recorded = run.recorded()
+    assert recorded.schedule.num_updates == run.settings.num_updates
+    same(result.params, run.server.model.state.params)
+    same(result.losses, recorded.loss)
+    if isinstance(protocol, sim.Asynchronous):
+        assert recorded.schedule.staleness.max() > 1
+    if protocol in (sim.DropStale(2), sim.Synchronous(backup_workers=1)):
+        assert run.server.counts.dropped == np.sum(~run.server.history.arrays()["applied"]) > 0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS[:4], ids=repr)
+def test_compensation_matters_in_these_runs(protocol):
+    run = Clients(**clients.options_for(protocol)).run()
+    plain = Clients(clients.backed_up(lambda0=0.0), protocol=protocol).run()
+    if protocol != sim.StaleSynchronous(0):
+        assert run.recorded().schedule.staleness.max() > 0
+    difference = np.abs(
+        run.server.model.state.params["w"] - plain.server.model.state.params["w"]
+    ).max()
+    assert difference > 1e-3
+
+
+@each_protocol
+def test_a_worker_that_comes_back_pulls_afresh(protocol):
+    run = Clients(**clients.options_for(protocol)).run(until=10)
+    lost = run.gradient(1) if 1 in run.replies else None
+    run.join(1)
+    assert run.server.counts.worker_restarts == 1
+    if 1 in run.replies:
+        reply = run.replies[1]
+        assert reply.version == run.server.version
+        same(run.layout.from_wire(run.layout.unpack(reply.payload)), run.server.model.state.params)
+        if run.server.model.state.push_state or protocol not in (sim.Synchronous(), PROTOCOLS[5]):
+            same(jax.tree.map(lambda b: b[1], backups_of(run)), run.server.model.state.params)
+    if lost is not None and run.replies[1].version != messages.unpack_push(lost[0]).read_version:
+        # What the dead process had under way no longer fits its backup.
+        assert run.push(1, lost) in (Outcome.UNKNOWN_VERSION, None)
+    run.run(seed=3)
+    same(run.replay().params, run.server.model.state.params)
+
+
+@each_protocol
+def test_the_others_go_on_without_a_worker_that_is_gone(protocol):
+    run = Clients(**clients.options_for(protocol)).run(until=7)
+    run.server.leave(2)
+    run.collect()
+    run.replies.pop(2, None)
+    run.run(seed=5)
+    recorded = run.recorded()
+    assert not np.any(recorded.schedule.worker[-10:] == 2)
+    assert run.server.incidents[-1].kind == "worker lost for good"
+    same(run.replay().params, run.server.model.state.params)
+
+
+def test_a_barrier_does_not_wait_for_the_dead():
+    run = Clients(protocol=sim.Synchronous(), num_updates=3)
+    assert run.push(0) is None
+    assert run.push(1) is None
+    assert run.server.version == 0
+    run.server.leave(2)
+    run.collect()
+    assert run.server.version == 1
+    assert run.replies[0].version == run.replies[1].version == 1
+    run.replies.pop(2)
+    run.run()
+    same(run.replay().params, run.server.model.state.params)
+
+
+def test_a_barrier_completed_by_a_death_right_after_a_refused_push():
+    run = Clients(protocol=sim.Synchronous(), num_updates=4)
+    run.push(0), run.push(1)
+    header, message = run.gradient(2)
+    message[0].view(np.float32)[:] = np.nan
+    run.push(2, (header, message))
+    run.server.leave(2)
+    run.collect()
+    run.replies.pop(2)
+    run.run()
+    schedule = run.recorded().schedule  # in which an update follows a push that is used
+    assert schedule.version.tolist()[:4] == [0, 0, 1, 1]
+    same(run.replay().params, run.server.model.state.params)
+
+
+def test_slow_starters_are_waited_for_by_barriers():
+    run = Clients(protocol=sim.Synchronous(), num_updates=2)
+    run.server = run.new_server()
+    run.replies.clear()
+    run.join(0)
+    assert run.push(0) is None
+    assert run.server.version == 0
+
+
+def test_a_push_that_comes_twice_is_applied_once():
+    run = Clients().run(until=10)
+    message = run.gradient(1)
+    assert run.push(1, message) == Outcome.APPLIED
+    held, after = run.replies[1], jax.tree.map(np.array, run.server.model.state)
+    assert run.push(1, message) == Outcome.DUPLICATE
+    assert run.replies[1].payload is None
+    assert run.server.counts.duplicates == 1
+    same(run.server.model.state, after, rtol=0, atol=0)
+    # Not even what the worker has pulled has changed: the gradient that it computes is welcome.
+    run.replies[1] = held
+    assert run.push(1) == Outcome.APPLIED
+    run.run(seed=2)
+    schedule = run.recorded().schedule
+    assert schedule.batch[11] == 10
+    assert not schedule.applied[11]
+    assert schedule.num_updates == run.settings.num_updates
+    same(run.replay().params, run.server.model.state.params)
+
+
+def test_an_old_push_that_comes_again_is_ignored():
+    run = Clients()
+    message = run.gradient(1)
+    run.run(until=20)
+    before = len(run.server.history)
+    assert run.push(1, message) == Outcome.DUPLICATE
+    assert run.server.version == 20
+    assert len(run.server.history) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("told", [True, False])
+@each_protocol
+def test_a_push_that_is_not_finite_is_refused(protocol, told, value):
+    run = Clients(**clients.options_for(protocol)).run(until=6)
+    worker = min(run.replies)
+    header, payload = run.gradient(worker)
+    push = messages.unpack_push(header)._replace(finite=not told)
+    if not told:
+        payload[0].view(np.float32)[2] = value
+    before = jax.tree.map(
+        np.array, (run.server.model.state.params, run.server.model.state.gradient_sum)
+    )
+    outcome = run.push(worker, (messages.pack_push(push), payload))
+    # With a bound of 0 it must even wait for the others now: its gradient has been spent.
+    assert outcome in (Outcome.NON_FINITE, None)
+    assert run.server.counts.non_finite == 1
+    same(
+        (run.server.model.state.params, run.server.model.state.gradient_sum), before, rtol=0, atol=0
+    )
+    run.run(seed=4)
+    assert run.recorded().schedule.corrupt.sum() == 1
+    same(run.replay().params, run.server.model.state.params)
+
+
+def test_huge_gradients_are_finite():
+    run = Clients(optax.sgd(0.0))
+    header, payload = run.gradient(0)
+    payload[0].view(np.float32)[:] = 3e38  # their sum is infinite
+    assert run.push(0, (header, payload)) == Outcome.APPLIED
+
+
+def restored(run, saved):
+    """What a new process makes of a checkpoint."""
+    fresh = run.new_server()
+    saving.check(fresh, saved.facts, "here")
+    saving.restore(fresh, saved)
+    return fresh
+
+
+@each_protocol
+def test_a_server_that_comes_back_refuses_what_it_does_not_know(protocol):
+    run = Clients(**clients.options_for(protocol)).run(until=12)
+    while not run.server.between_updates:
+        run.push(min(run.replies))
+    saved = saving.pack(run.server)
+    pulled = {m: reply.version for m, reply in run.replies.items()}
+    version = run.server.version
+    run.run(seed=8, until=version + 8)
+    computing = {m: run.gradient(m) for m in run.replies}
+    waiting = {m: message for m, message in run.sent.items() if m not in computing}
+    run.server = restored(run, saved)
+    assert run.server.version == version
+    assert run.server.counts.server_restarts == 1
+    for worker, message in computing.items():
+        read = messages.unpack_push(message[0]).read_version
+        before = jax.tree.map(np.array, run.server.model.state.params)
+        count = run.server.counts.unknown_version
+        run.push(worker, message)
+        if read > version or pulled.get(worker) != read:
+            assert run.server.counts.unknown_version == count + 1
+            same(run.server.model.state.params, before, rtol=0, atol=0)
+    for worker, message in waiting.items():  # whose call broke off, and who call again
+        if run.push(worker, message) == Outcome.DUPLICATE:
+            run.join(worker)
+    run.run(seed=9)
+    same(run.replay().params, run.server.model.state.params)
+
+
+def test_a_version_of_a_former_life_is_unknown_even_if_its_number_is_back():
+    run = Clients(num_updates=60).run(until=10)
+    saved = saving.pack(run.server)
+    run.run(seed=1, until=14)
+    old = run.replies[0]
+    while old.version == 10 or run.server.version < 20:
+        run.push(0)
+        old = run.replies[0]
+    run.server = restored(run, saved)
+    for worker in range(NUM_WORKERS):
+        run.join(worker)
+    # Worker 1 makes versions of the same numbers, and worker 0 pulls the one that it once had.
+    while run.server.version < old.version:
+        run.push(1)
+    run.join(0)
+    assert run.replies[0].version == old.version
+    before = jax.tree.map(np.array, run.server.model.state.params)
+    assert run.push(0, run.gradient(0, old)) == Outcome.UNKNOWN_VERSION
+    same(run.server.model.state.params, before, rtol=0, atol=0)
+    assert run.replies[0].next_number == saved.arrays["worker next_number"][0]
+
+
+def test_a_version_that_both_lives_know_is_used():
+    run = Clients().run(until=10)
+    saved = saving.pack(run.server)
+    worker = max(run.replies, key=lambda m: run.replies[m].version)
+    message = run.gradient(worker)
+    run.server = restored(run, saved)
+    assert run.push(worker, message) == Outcome.APPLIED
+    run.run(seed=6)
+    same(run.replay().params, run.server.model.state.params)
+
+
+def test_counts_and_times_survive():
+    run = Clients().run(until=10)
+    run.push(0, (run.gradient(0)[0], [np.full(run.layout.num_bytes, 255, np.uint8)]))
+    saved = saving.pack(run.server)
+    fresh = restored(run, saved)
+    assert fresh.counts.non_finite == 1
+    assert fresh.seconds >= saved.facts["seconds"]
+    same(saving.pack(fresh).arrays, saved.arrays, rtol=0, atol=0)
+
+
+def test_half_an_update_is_not_saved():
+    run = Clients(protocol=sim.Synchronous())
+    run.push(0)
+    with pytest.raises(ValueError, match="between two updates"):
+        saving.pack(run.server)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (dict(protocol=sim.DropStale(3)), r"protocol was Asynchronous.* and is DropStale"),
+        (dict(tx=clients.backed_up(ms_decay=None)), "opt_state"),
+        (dict(params={"w": np.zeros((6, 3), np.float32), "b": np.zeros(4, np.float32)}),
+         "parameters on the wire"),
+        (dict(wire_dtype="bfloat16"), "parameters on the wire"),
+        (dict(metrics=("cosine",)), "metrics"),
+    ],
+)  # fmt: skip
+def test_another_runs_checkpoint_is_refused(other, message):
+    saved = saving.pack(Clients().run(until=3).server)
+    with pytest.raises(ValueError, match=f"(?s)/a holds a checkpoint of another run: .*{message}"):
+        saving.check(Clients(**other).server, saved.facts, "/a")
+
+
+def test_foreign_workers_are_refused():
+    run = Clients()
+    other = {"w": np.zeros((6, 4), np.float32), "b": np.zeros(3, np.float32)}
+    foreign = Clients(params=other)
+    with pytest.raises(ValueError, match=r"Worker 1 .*\['w'\] has shape \(6, 4\)"):
+        run.server.join(1, foreign.layout.describe())
+    header, payload = run.gradient(1)
+    push = messages.unpack_push(header)
+    with pytest.raises(ValueError, match="Worker 1 has another model"):
+        run.server.push(messages.pack_push(push._replace(layout=5)), payload)
+    with pytest.raises(ValueError, match=r"\(136,\) bytes was expected, but .* \(132,\)"):
+        run.server.push(header, [payload[0][:-4]])
+    with pytest.raises(ValueError, match="no worker 7: this run has 3"):
+        run.server.push(messages.pack_push(push._replace(worker=7)), payload)
+    with pytest.raises(ValueError, match="no message"):
+        run.server.push(b"hello", payload)
+    assert run.server.version == 0
+    assert run.push(1) == Outcome.APPLIED
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (dict(tx=problems.adaptive()), TypeError, "dc.compensate_worker_delay in tx"),
+        (dict(protocol=sim.Buffered(2)), ValueError, "per_push="),
+        (dict(protocol=sim.Asynchronous(overlap=True)), ValueError, "cannot be run on a live"),
+        (dict(protocol=sim.Sequential()), ValueError, "cannot be run on a live server"),
+        (dict(protocol=sim.Synchronous(3)), ValueError, "less than the number of workers, 3"),
+        (dict(tx=dc.dcasgd(0.1, num_workers=NUM_WORKERS, curvature="fisher", ms_decay=None)),
+         ValueError, "they are on the worker"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_refused_at_once(settings, error, message):
+    with pytest.raises(error, match=message):
+        Clients(**settings)
+
+
+def test_whoever_comes_after_the_end_is_told():
+    run = Clients(num_updates=5).run()
+    params = jax.tree.map(np.array, run.server.model.state.params)
+    for worker in range(NUM_WORKERS):
+        assert run.replies[worker].outcome == Outcome.DONE
+    run.server.push(*run.gradient(0))
+    assert run.server.outbox[0].outcome == Outcome.DONE
+    run.server.join(1, run.layout.describe())
+    assert run.server.outbox[1].outcome == Outcome.DONE
+    assert run.server.version == 5
+    same(run.server.model.state.params, params, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("protocol", [sim.Synchronous(), sim.StaleSynchronous(0)], ids=repr)
+def test_nobody_is_left_waiting_at_the_end(protocol):
+    run = Clients(protocol=protocol, num_updates=7).run()
+    assert set(run.replies) == set(range(NUM_WORKERS))
+
+
+def test_metrics_are_the_simulators():
+    names = ("compensation_ratio", "cosine", "below_eps")
+    run = Clients(metrics=names).run()
+    result = run.replay(metrics=names)
+    columns = run.server.history.arrays()
+    assert columns["compensation_ratio"].max() > 0.01
+    for name in names:
+        np.testing.assert_allclose(columns[name], getattr(result.trace, name), rtol=1e-4)
+
+
+def test_bfloat16_on_the_wire_and_float32_on_the_server():
+    run = Clients(wire_dtype="bfloat16").run()
+    assert run.server.model.state.params["w"].dtype == np.float32
+    exact = Clients().run()
+    assert (
+        np.abs(run.server.model.state.params["w"] - exact.server.model.state.params["w"]).max()
+        > 1e-5
+    )
+    # A gradient at the edge between two bfloat16 numbers may be rounded the other way.
+    same(run.replay().params, run.server.model.state.params, rtol=0.01, atol=1e-3)
+
+
+def test_the_params_that_were_given_are_not_touched():
+    params = problems.softmax_params()
+    before = jax.tree.map(np.array, params)
+    Clients(params=params).run()
+    same(params, before, rtol=0, atol=0)
+
+
+def test_what_was_sent_does_not_change_any_more():
+    run = Clients()
+    (sent,) = run.replies[2].payload
+    before = sent.copy()
+    run.push(0), run.push(1), run.push(0)
+    np.testing.assert_array_equal(sent, before)
+
+
+def test_large_params_are_sent_as_a_copy():
+    run = Clients(optax.sgd(0.1), params={"w": np.ones((200, 200), np.float32)})
+    sent = run.layout.unpack(run.replies[0].payload)[0]
+    assert not np.shares_memory(sent, np.asarray(run.server.model.state.params["w"]))
+
+
+def test_two_shards_may_show_a_mixture_of_versions():
+    """What a sharded server costs: worker 2 reads one leaf after and one before a push."""
+    params = problems.softmax_params()
+    both = [Clients(optax.sgd(0.3), params={name: params[name]}).server for name in ("w", "b")]
+    whole = Clients(optax.sgd(0.3), params=params)
+    arrays = {m: whole.layout.unpack(whole.gradient(m)[1]) for m in (0, 1)}
+    parts = {m: (w, b) for m, (b, w) in arrays.items()}
+    for shard, order in enumerate([(0, 1), (1, 0)]):
+        for m in order[:1]:
+            _push_raw(both[shard], m, parts[m][shard])
+    read = {"w": both[0].model.state.params["w"], "b": both[1].model.state.params["b"]}
+    assert both[0].version == both[1].version == 1
+    for order in [(0,), (1,), ()]:
+        reference = Clients(optax.sgd(0.3), params=params)
+        for m in order:
+            reference.push(m)
+        differences = [
+            np.abs(reference.server.model.state.params[name] - read[name]).max() > 0
+            for name in read
+        ]
+        assert any(differences), f"this was a version: after the pushes {order}"
+    # In the end both have both pushes: nothing is lost or applied twice, only the order differs.
+    _push_raw(both[0], 1, parts[1][0])
+    _push_raw(both[1], 0, parts[0][1])
+    reference = Clients(optax.sgd(0.3), params=params)
+    message = reference.gradient(1)
+    reference.push(0), reference.push(1, message)
+    end = {"w": both[0].model.state.params["w"], "b": both[1].model.state.params["b"]}
+    same(end, reference.server.model.state.params)
+
+
+def _push_raw(part, worker, numbers):
+    part.join(worker, part.layout.describe()) if not part.workers[worker].joined else None
+    known = part.workers[worker]
+    push = messages.Push(worker, part.layout.digest(), part.life, known.pulled_version,
+                         known.next_number, 0.0, True)  # fmt: skip
+    part.push(messages.pack_push(push), part.layout.pack([numbers]))
