@@ -1,6 +1,7 @@
 """`dcasgd-jax train`: real runs end to end, an interrupted one, and what is refused before."""
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -24,6 +25,13 @@ from ..images import writers
 
 MARK = "DCASGD_JAX_TEST_MARK"
 SECONDS = 120
+# A suite that runs in the background of a shell inherits that Ctrl-C is ignored.
+LISTENING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from dcasgd_jax.__main__ import main
+sys.exit(main())
+"""
 
 
 def lines(path):
@@ -62,7 +70,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_processes(tmp_path, no_other_ray):
     arguments = ["--workers", "2", "--batch", "4", "--delays", "constant", "--law-param"]
     arguments += ["seconds=0.02", "--checkpoint-every", "1000", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dcasgd_jax", "train", "--updates", "100000", *arguments],
+        [sys.executable, "-c", LISTENING, "train", "--updates", "100000", *arguments],
         env=os.environ | {MARK: str(tmp_path), "JAX_PLATFORMS": "cpu"},
         start_new_session=True,  # a terminal sends Ctrl-C to all processes of a session
         stdout=subprocess.PIPE,
@@ -76,7 +84,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_processes(tmp_path, no_other_ray):
         os.killpg(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=SECONDS)
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     assert process.returncode == 130, stderr
     assert stderr.strip() == "dcasgd-jax train: error: interrupted"
     assert "Traceback" not in stdout
