@@ -100,7 +100,12 @@ def decay_schedule(num_server_updates: int) -> optax.Schedule:
 
 
 def build_chain(
-    method: Method, learning_rate: Any, lambda0: Any, decay: optax.Schedule
+    method: Method,
+    learning_rate: Any,
+    lambda0: Any,
+    decay: optax.Schedule,
+    *,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """The method's optimizer for one learning rate (before decay) and one λ0."""
     if method.recipe is not None:
@@ -119,6 +124,8 @@ def build_chain(
             else alias.effective_learning_rate(rate, method.momentum),
         )
         stages.append(compensate)
+    if weight_decay:
+        stages.append(optax.add_decayed_weights(weight_decay))
     if method.momentum is not None:
         stages.append(optax.trace(method.momentum))
     return optax.chain(*stages, optax.scale_by_learning_rate(rate))

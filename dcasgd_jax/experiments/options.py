@@ -129,6 +129,18 @@ def _add_hyperparameters(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_runs(parser: argparse.ArgumentParser, out: pathlib.Path) -> None:
+    """Adds `--updates`, `--seeds` and `--out` of a study of many settings."""
+    count = functools.partial(parser.add_argument, type=integer_from(1), metavar="N")
+    count(
+        "--updates",
+        default=settings.Setting.num_pushes,
+        help="pushed gradients of one run, default %(default)s",
+    )
+    count("--seeds", default=5, help="default %(default)s")
+    parser.add_argument("--out", type=pathlib.Path, default=out, metavar="DIR")
+
+
 def make_job(arguments: argparse.Namespace) -> Job:
     """Checks the options together.
 
@@ -163,10 +175,15 @@ def make_job(arguments: argparse.Namespace) -> Job:
 
 def _check_limits(arguments: argparse.Namespace) -> None:
     check_batch(arguments.batch)
-    if arguments.seeds > tuning.TUNING_SEEDS[0]:
+    check_seeds(arguments.seeds)
+
+
+def check_seeds(count: int) -> None:
+    """Raises UsageError if there are more seeds than before those of tuning."""
+    if count > tuning.TUNING_SEEDS[0]:
         raise errors.UsageError(
-            f"--seeds {arguments.seeds}: seeds from {tuning.TUNING_SEEDS[0]} on are for tuning, "
-            f"use at most {tuning.TUNING_SEEDS[0]}"
+            f"--seeds {count}: seeds from {tuning.TUNING_SEEDS[0]} on are for tuning, use at most "
+            f"{tuning.TUNING_SEEDS[0]}"
         )
 
 

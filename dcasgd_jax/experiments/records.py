@@ -1,5 +1,6 @@
 """Strict JSON, written whole or not at all."""
 
+import datetime
 import json
 import math
 import os
@@ -62,6 +63,11 @@ def finite_or_none(content: Any) -> Any:
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content
+
+
+def today() -> str:
+    """The date, as everywhere."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def versions() -> dict[str, str]:

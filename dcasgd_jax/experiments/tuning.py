@@ -1,9 +1,8 @@
 """Tuning: a grid of hyperparameters per method, on seeds that the comparison does not use."""
 
 import dataclasses
-import datetime
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,9 @@ LAMBDA0S = {
     "dcasgd-a": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0),
     "dcasgd-capped": (0.5, 1.0, 2.0, 4.0, 8.0, 32.0, 128.0),
 }
+
+
+Member = tuple[methods.Hyperparameters, runs.Workload]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,21 +101,42 @@ def tune(
     progress: runs.Progress = lambda num_pushes: None,
 ) -> Tuned:
     """Trains every combination on every workload, all in one sweep."""
+
+    def train_losses(members: Sequence[Member]) -> np.ndarray:
+        return runs.final_train_losses(setting, method, members, progress)
+
+    return search(method.name, grid, workloads, train_losses)
+
+
+def search(
+    name: str,
+    grid: Grid,
+    workloads: Sequence[runs.Workload],
+    train_losses: Callable[[Sequence[Member]], np.ndarray],
+) -> Tuned:
+    """What comes of every combination on every workload.
+
+    Args:
+      name: Of the method.
+      grid: The combinations.
+      workloads: A seed each.
+      train_losses: Trains members; returns their final train losses [num_members], nan where one
+        diverged.
+    """
     members = [
         (methods.Hyperparameters(rate, lambda0), workload)
         for rate, lambda0, workload in itertools.product(
             grid.learning_rates, grid.lambda0s, workloads
         )
     ]
-    losses = runs.final_train_losses(setting, method, members, progress)
     shape = (len(grid.learning_rates), len(grid.lambda0s), len(workloads))
-    return Tuned(method.name, grid, losses.reshape(shape))
+    return Tuned(name, grid, train_losses(members).reshape(shape))
 
 
 def record(setting: settings.Setting, tuned: Sequence[Tuned]) -> dict[str, Any]:
     """Everything about a tuning run, in JSON's types; the defaults are read from such a record."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": records.today(),
         "setting": setting.describe(),
         "seeds": list(TUNING_SEEDS),
         "chosen_on": "mean final train loss over the seeds; null: diverged",

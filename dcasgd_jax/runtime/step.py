@@ -11,8 +11,8 @@ import optax
 
 from dcasgd_jax import transforms
 from dcasgd_jax.runtime.layout import Layout, Message
+from dcasgd_jax.sim import preconditions, server, worker
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim import server, worker
 from dcasgd_jax.sim import step as sim_step
 from dcasgd_jax.typing import PyTree
 
@@ -82,7 +82,8 @@ def check_program(program: programs.Program, layout: Layout, state: programs.Sim
       TypeError: If a transformation wants the stale parameters from outside.
     """
     if program.mixes:
-        _check_needs_no_worker(program.tx, state.params)
+        why = "The pushes of one update may have read different versions"
+        preconditions.check_mean(program.tx, state.params, why)
     event = make_event(program, 0, 0, 1, True)
     arrays = [jax.ShapeDtypeStruct(leaf.shape, leaf.wire_dtype) for leaf in layout.leaves]
     try:
@@ -93,17 +94,6 @@ def check_program(program: programs.Program, layout: Layout, state: programs.Sim
         raise TypeError(
             "A live server keeps the stale parameters itself, one backup per worker: use "
             f"dc.dcasgd or dc.compensate_worker_delay in tx. ({error})"
-        ) from error
-
-
-def _check_needs_no_worker(tx: optax.GradientTransformation, params: PyTree) -> None:
-    try:
-        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
-    except TypeError as error:
-        raise ValueError(
-            "The pushes of one update may have read different versions, so their mean has no "
-            "single stale point to compensate: take the compensating transformation out of tx "
-            f"and pass it as per_push=. ({error})"
         ) from error
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dcasgd_jax import transforms
 from dcasgd_jax.sim import program as programs
@@ -47,12 +48,17 @@ def check_mixed(
     schedule: schedules.Schedule, event: int, program: programs.Program, params: PyTree
 ) -> None:
     """An average of gradients taken at several versions has no stale point for `tx`."""
+    averaged = f"The pushes averaged into update {schedule.version[event]}"
+    check_mean(program.tx, params, f"{averaged} read different versions (event {event})")
+
+
+def check_mean(tx: optax.GradientTransformation, params: PyTree, why: str) -> None:
+    """`tx` gets a mean without a stale point, for the reason given."""
     try:
-        jax.eval_shape(lambda p: program.tx.update(p, program.tx.init(p), p), params)
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
     except TypeError as error:
         raise ValueError(
-            f"The pushes averaged into update {schedule.version[event]} read different versions "
-            f"(event {event}), so the mean has no single stale point to compensate: take the "
+            f"{why}, so the mean has no single stale point to compensate: take the "
             "compensating transformation out of tx and pass it as per_push=, which transforms "
             f"each push before the mean is taken. ({error})"
         ) from error

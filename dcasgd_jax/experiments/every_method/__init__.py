@@ -21,7 +21,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "What is finished is kept in --out: call it again to go on. Processes with different "
         "--models can share one --out."
     )
-    count = options.integer_from(1)
     models, laws = list(tasks.MODELS), list(settings.LAWS)
     parser.add_argument("--models", nargs="+", choices=models, default=models, metavar="MODEL")
     parser.add_argument(
@@ -38,19 +37,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MU",
         help=f"0 is none; default 0 and {MOMENTUM}",
     )
-    add_methods(parser)
-    parser.add_argument(
-        "--updates", type=count, default=settings.Setting.num_pushes, metavar="N",
-        help="gradients of one run, default %(default)s",
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=count, default=5, metavar="N", help="default %(default)s")
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("every-method-results"), metavar="DIR"
-    )
-
-
-def add_methods(parser: argparse.ArgumentParser) -> None:
-    """Adds `--methods`."""
     names = list(catalogue.names())
     parser.add_argument(
         "--methods",
@@ -60,6 +46,7 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="which methods; default: all, %(default)s",
     )
+    options.add_runs(parser, pathlib.Path("every-method-results"))
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:

@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
-import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dcasgd_jax.experiments import methods, records, runs, settings, tuning
+from dcasgd_jax.experiments import records, runs, settings, tuning
 from dcasgd_jax.experiments.every_method import catalogue
+from dcasgd_jax.experiments.every_method.entry import Entry
 
 Row = dict[str, Any]
 
@@ -39,7 +40,7 @@ class Cell:
         """In JSON's types, what another run of the same cell has to have in common with it."""
         return records.finite_or_none({**self.setting.describe(), "momentum": self.momentum})
 
-    def entries(self) -> tuple[catalogue.Entry, ...]:
+    def entries(self) -> tuple[Entry, ...]:
         """The methods that there are for it."""
         setting = self.setting
         return catalogue.entries(setting.num_workers, setting.num_pushes, self.momentum)
@@ -59,7 +60,7 @@ def workloads(setting: settings.Setting, seeds: tuple[int, ...]) -> list[runs.Wo
 
 def run(
     cell: Cell,
-    entry: catalogue.Entry,
+    entry: Entry,
     num_seeds: int,
     progress: runs.Progress = lambda pushes: None,
 ) -> Row:
@@ -75,8 +76,14 @@ def run(
       What was chosen and how the fresh seeds ended (nan: diverged), in JSON's types.
     """
     started = time.perf_counter()
-    grid = entry.grid(cell.setting.model, cell.momentum)
-    tuned = _tune(cell, entry, grid, progress)
+    grid = catalogue.make_grid(entry, cell.setting.model, cell.momentum)
+
+    def train_losses(members: Sequence[tuning.Member]) -> np.ndarray:
+        outcomes = entry.train(cell.setting, members, progress)
+        return np.array([outcome.train_loss for outcome in outcomes])
+
+    to_tune = workloads(cell.setting, TUNING_SEEDS)
+    tuned = tuning.search(entry.name, grid, to_tune, train_losses)
     fresh = workloads(cell.setting, tuple(range(num_seeds)))
     outcomes = entry.train(cell.setting, [(tuned.chosen, w) for w in fresh], progress)
     return {
@@ -100,20 +107,6 @@ def run(
 
 def _rounded(number: float, digits: int) -> float:
     return float(f"{number:.{digits}g}")
-
-
-def _tune(
-    cell: Cell, entry: catalogue.Entry, grid: tuning.Grid, progress: runs.Progress
-) -> tuning.Tuned:
-    to_tune = workloads(cell.setting, TUNING_SEEDS)
-    members = [
-        (methods.Hyperparameters(rate, number), workload)
-        for rate, number, workload in itertools.product(grid.learning_rates, grid.lambda0s, to_tune)
-    ]
-    outcomes = entry.train(cell.setting, members, progress)
-    losses = np.array([outcome.train_loss for outcome in outcomes])
-    shape = len(grid.learning_rates), len(grid.lambda0s), len(to_tune)
-    return tuning.Tuned(entry.name, grid, losses.reshape(shape))
 
 
 def rate_ranges(tuned: tuning.Tuned) -> dict[str, Any]:

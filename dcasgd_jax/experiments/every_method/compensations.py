@@ -7,7 +7,7 @@ import optax
 import dcasgd_jax as dc
 from dcasgd_jax import alias, sim
 from dcasgd_jax.experiments import methods, strength_rules
-from dcasgd_jax.experiments.every_method.choice import Choice
+from dcasgd_jax.experiments.every_method.entry import Entry, swept
 
 NUMBERS = {
     "dcasgd-c": (1.0, 4.0, 16.0),
@@ -16,12 +16,12 @@ NUMBERS = {
 }
 EVERYWHERE_CAPPED = 1e30
 
+Tried = tuple[methods.Method, tuple[float | None, ...]]
 
-def choices(momentum: float | None) -> list[Choice]:
+
+def choices(momentum: float | None) -> list[Entry]:
     """The six methods of `compare`, then strengths, curvatures and the control."""
-    found = [
-        Choice(method, NUMBERS.get(method.name, (None,))) for method in methods.METHODS.values()
-    ]
+    found = [(method, NUMBERS.get(method.name, (None,))) for method in methods.METHODS.values()]
     found += [
         _capped(
             "capped-annealed",
@@ -45,13 +45,12 @@ def choices(momentum: float | None) -> list[Choice]:
         _control(momentum),
     ]
     return [
-        choice._replace(method=dataclasses.replace(choice.method, momentum=momentum))
-        for choice in found
+        swept(dataclasses.replace(method, momentum=momentum), numbers) for method, numbers in found
     ]
 
 
-def _capped(name, title, numbers, rule=None, *, curvature: str | None = None) -> Choice:
-    return Choice(
+def _capped(name, title, numbers, rule=None, *, curvature: str | None = None) -> Tried:
+    return (
         methods.Method(
             name,
             title,
@@ -66,12 +65,12 @@ def _capped(name, title, numbers, rule=None, *, curvature: str | None = None) ->
     )
 
 
-def _uncapped(name, title, numbers, curvature) -> Choice:
+def _uncapped(name, title, numbers, curvature) -> Tried:
     method = methods.Method(name, title, sim.Asynchronous(), compensates=True, curvature=curvature)
-    return Choice(method, numbers)
+    return method, numbers
 
 
-def _control(momentum: float | None) -> Choice:
+def _control(momentum: float | None) -> Tried:
     def recipe(learning_rate, pull, decay):
         rate = lambda count: learning_rate * decay(count)
         return optax.chain(
@@ -90,4 +89,4 @@ def _control(momentum: float | None) -> Choice:
     method = methods.Method(
         "uniform-pull", title, sim.Asynchronous(), compensates=True, recipe=recipe
     )
-    return Choice(method, (0.25, 0.5, 0.8))
+    return method, (0.25, 0.5, 0.8)

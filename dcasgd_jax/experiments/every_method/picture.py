@@ -16,7 +16,7 @@ def save(path: pathlib.Path, found: Sequence[report.Cell]) -> None:
     """Train loss by that of plain asynchronous SGD, as colours; a cross: some seed diverged."""
     from matplotlib import figure
 
-    names = _order(found)
+    names = [line["name"] for line in report.ranked(found)]
     width, height = 2.6 + 0.5 * len(found), 1.9 + 0.24 * len(names)
     drawing = figure.Figure(figsize=(max(width, 5.0), height), dpi=130, layout="constrained")
     axes = drawing.subplots()
@@ -40,13 +40,6 @@ def save(path: pathlib.Path, found: Sequence[report.Cell]) -> None:
     )
     with files.replacing(path) as stream:
         drawing.savefig(stream, format="png")
-
-
-def _order(found: Sequence[report.Cell]) -> list[str]:
-    """Names, the lowest median first."""
-    lines = report.summarise(found)
-    key = lambda line: math.inf if (m := line["median_relative"]) is None else m
-    return [line["name"] for line in sorted(lines, key=key)]
 
 
 def _decades(cell: report.Cell, name: str) -> float:

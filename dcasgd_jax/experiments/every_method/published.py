@@ -9,13 +9,13 @@ import optax
 import dcasgd_jax as dc
 from dcasgd_jax import rivals, sim
 from dcasgd_jax.experiments import methods
-from dcasgd_jax.experiments.every_method.choice import Choice
+from dcasgd_jax.experiments.every_method.entry import Entry, swept
 from dcasgd_jax.rivals import prediction
 
 REMEMBERED_ROUNDS = 8  # rounds of all workers whose step sizes `wu_adaptive` remembers
 
 
-def choices(num_workers: int, num_pushes: int, momentum: float | None) -> list[Choice]:
+def choices(num_workers: int, num_pushes: int, momentum: float | None) -> list[Entry]:
     """Rivals of any optimizer, and with momentum those that are about it."""
     found = _of_any_optimizer(num_workers, num_pushes, momentum)
     if momentum is None:
@@ -23,7 +23,7 @@ def choices(num_workers: int, num_pushes: int, momentum: float | None) -> list[C
     return [*found, *_of_momentum(num_workers, momentum, methods.decay_schedule(num_pushes))]
 
 
-def _of_any_optimizer(num_workers: int, num_pushes: int, momentum: float | None) -> list[Choice]:
+def _of_any_optimizer(num_workers: int, num_pushes: int, momentum: float | None) -> list[Entry]:
     # The horizon of a prediction: the delay of workers that take turns.
     delay = num_workers - 1
     buffer_size = max(num_workers // 2, 1)
@@ -79,7 +79,7 @@ def _of_any_optimizer(num_workers: int, num_pushes: int, momentum: float | None)
     ]
 
 
-def _of_momentum(num_workers: int, momentum: float, decay: optax.Schedule) -> list[Choice]:
+def _of_momentum(num_workers: int, momentum: float, decay: optax.Schedule) -> list[Entry]:
     delay = num_workers - 1
     per_worker = lambda **options: rivals.per_worker_momentum(momentum, num_workers, **options)
     then = lambda *stages: lambda rate: [*stages, optax.scale_by_learning_rate(rate)]
@@ -127,15 +127,15 @@ def _rival(
     *,
     send: Callable | None = None,
     rate_scale: float = 1.0,
-) -> Choice:
+) -> Entry:
     def recipe(learning_rate, number, decay):
         del number
         return optax.chain(*stages(lambda count: learning_rate * decay(count)))
 
-    return Choice(_method(name, title, recipe, send), rate_scale=rate_scale)
+    return swept(_method(name, title, recipe, send), rate_scale=rate_scale)
 
 
-def _wu(name, title, num_workers, direction, alpha) -> Choice:
+def _wu(name, title, num_workers, direction, alpha) -> Entry:
     def recipe(learning_rate, number, decay):
         del number
         remembered = REMEMBERED_ROUNDS * num_workers
@@ -143,7 +143,7 @@ def _wu(name, title, num_workers, direction, alpha) -> Choice:
         return optax.chain(direction(), steps, optax.scale_by_schedule(decay))
 
     # The bound is shared by the gradients under way.
-    return Choice(_method(name, title, recipe), rate_scale=num_workers)
+    return swept(_method(name, title, recipe), rate_scale=num_workers)
 
 
 def _decayed(send: prediction.Send, decay: optax.Schedule) -> prediction.Send:
@@ -158,7 +158,7 @@ def _decayed(send: prediction.Send, decay: optax.Schedule) -> prediction.Send:
     return decayed
 
 
-def _dana_dc(per_worker, look_ahead) -> Choice:
+def _dana_dc(per_worker, look_ahead) -> Entry:
     def recipe(learning_rate, lambda0, decay):
         return optax.chain(
             dc.compensate_delay(lambda0, ms_decay=methods.MS_DECAY),
@@ -174,7 +174,7 @@ def _dana_dc(per_worker, look_ahead) -> Choice:
         recipe=recipe,
         send=look_ahead,
     )
-    return Choice(method, (0.5, 2.0, 8.0))
+    return swept(method, (0.5, 2.0, 8.0))
 
 
 def _method(name: str, title: str, recipe: Any, send: Callable | None = None) -> methods.Method:

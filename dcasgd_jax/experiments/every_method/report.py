@@ -25,6 +25,12 @@ def only(cell: Cell, names: Collection[str]) -> Cell:
     return {**cell, "rows": sorted(rows, key=lambda row: order[row["name"]])}
 
 
+def without(cell: Cell, field: str) -> Cell:
+    """The cell, its rows without a field."""
+    drop = lambda row: {name: value for name, value in row.items() if name != field}
+    return {**cell, "rows": list(map(drop, cell["rows"]))}
+
+
 def losses(row: Row) -> list[float]:
     """Train loss of the seeds that did not diverge."""
     return [loss for loss in row["train_loss"] if loss is not None]
@@ -106,6 +112,12 @@ def summarise(found: Sequence[Cell]) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def ranked(found: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The lines of `summarise`, the lowest median first."""
+    infinite = lambda line: math.inf if (m := line["median_relative"]) is None else m
+    return sorted(summarise(found), key=infinite)
 
 
 def _finite(numbers: Iterable[float]) -> list[float]:
@@ -222,8 +234,7 @@ def summary_table(found: Sequence[Cell]) -> "Table":
     counts = "better", "equal", "worse", "first", "cells"
     for name in ("median", "worst", *counts, "diverged", "test\nerror", "lr\nroom"):
         table.add_column(name, justify="right", no_wrap=True)
-    infinite = lambda line: math.inf if (m := line["median_relative"]) is None else m
-    for line in sorted(summarise(found), key=infinite):
+    for line in ranked(found):
         table.add_row(
             line["name"],
             *(_ratio_text(line[key]) for key in ("median_relative", "worst_relative")),

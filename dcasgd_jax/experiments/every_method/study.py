@@ -1,14 +1,14 @@
 """The comparison from an empty folder, or a half full one, to tables and a picture."""
 
-import datetime
 import pathlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 
-from dcasgd_jax.experiments import errors, records, runs, terminal, tuning
+from dcasgd_jax.experiments import errors, options, records, runs, terminal
 from dcasgd_jax.experiments.every_method import catalogue, cells, picture, report
+from dcasgd_jax.experiments.every_method.entry import Entry
 
 FOLDER, RESULTS, PICTURE = "cells", "every-method.json", "every-method.png"
 
@@ -32,14 +32,15 @@ def run(
       command: What was typed, for the record.
 
     Raises:
-      UsageError: If a package is missing, there are too many seeds, `out` cannot be written or
-        holds cells of other settings; before any training.
+      UsageError: If a package is missing, there are too many seeds, no method is for any cell,
+        `out` cannot be written or holds cells of other settings; before any training.
     """
     errors.require_packages("sklearn", "matplotlib", "rich")
-    if num_seeds > tuning.TUNING_SEEDS[0]:
+    options.check_seeds(num_seeds)
+    todo = [cell for cell in todo if any(entry.name in names for entry in cell.entries())]
+    if not todo:
         raise errors.UsageError(
-            f"--seeds {num_seeds}: seeds from {tuning.TUNING_SEEDS[0]} on are for tuning, use at "
-            f"most {tuning.TUNING_SEEDS[0]}"
+            "--methods: none of these is for these cells, which have no momentum"
         )
     records.prepare_folder(out, RESULTS, PICTURE)
     records.prepare_folder(out / FOLDER)
@@ -63,12 +64,12 @@ def run(
             for entry in entries:
                 progress = _progress(advance, f"{cell.name} {entry.name}")
                 content["rows"].append(cells.run(cell, entry, num_seeds, progress))
-                content |= {"date": _today(), "versions": records.versions()}
+                content |= {"date": records.today(), "versions": records.versions()}
                 records.write_json(_path(out, cell), content)
-    found = [report.only(records.read_json(_path(out, cell)), names) for cell in todo]
+    found = [report.only(records.finite_or_none(content), names) for content in kept]
     report.print_all(console, found)
     summary = {
-        "date": _today(),
+        "date": records.today(),
         "command": ["dcasgd-jax", *command],
         "configurations_per_method": catalogue.NUM_CONFIGURATIONS,
         "tuning_seeds": list(cells.TUNING_SEEDS),
@@ -76,11 +77,7 @@ def run(
         "seconds": sum(row["seconds"] for cell in found for row in cell["rows"]),
         "summary": report.summarise(found),
         # What was tried stays in the files of the cells.
-        "cells": [
-            {**cell, "rows": [{k: v for k, v in row.items() if k != "tuning"} for row in rows]}
-            for cell in found
-            for rows in [cell["rows"]]
-        ],
+        "cells": [report.without(cell, "tuning") for cell in found],
     }
     records.write_json(out / RESULTS, summary)
     picture.save(out / PICTURE, found)
@@ -109,7 +106,7 @@ def read(out: pathlib.Path, cell: cells.Cell, num_seeds: int) -> Kept:
     return content
 
 
-def _missing(cell: cells.Cell, kept: Kept, names: Collection[str]) -> Iterator[catalogue.Entry]:
+def _missing(cell: cells.Cell, kept: Kept, names: Collection[str]) -> Iterator[Entry]:
     done = {row["name"] for row in kept["rows"]}
     for entry in cell.entries():
         if entry.name in names and entry.name not in done:
@@ -129,7 +126,3 @@ def _path(out: pathlib.Path, cell: cells.Cell) -> pathlib.Path:
 def _progress(advance: terminal.Advance, text: str) -> runs.Progress:
     advance(text, 0)
     return lambda pushes: advance(text, pushes)
-
-
-def _today() -> str:
-    return datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -1,8 +1,7 @@
 """Systems with a loop of their own: synchronous rounds, variance reduction, shared memory."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +11,16 @@ import optax
 import dcasgd_jax as dc
 from dcasgd_jax import rivals, sim
 from dcasgd_jax.experiments import datasets, methods, runs, settings, tasks
+from dcasgd_jax.experiments.every_method.entry import Entry
 from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.typing import PyTree
 
-Member = tuple[methods.Hyperparameters, runs.Workload]
 TrainOne = Callable[[settings.Setting, methods.Hyperparameters, runs.Workload], PyTree]
 
 SVRG_EPOCH = 420  # gradients, those of the full one included
 
 
-class System(NamedTuple):
-    """As `catalogue.Entry`."""
-
-    name: str
-    title: str
-    train: Callable[[settings.Setting, Sequence[Member], runs.Progress], list[runs.Outcome]]
-    numbers: tuple[float | None, ...] = (None,)
-    rate_scale: float = 1.0
-
-
-def choices(momentum: float | None) -> list[System]:
+def choices(momentum: float | None) -> list[Entry]:
     """The systems; those without a momentum of their own only where there is none."""
     synchronous = _system(
         "dc-s3gd",
@@ -61,7 +50,7 @@ def choices(momentum: float | None) -> list[System]:
     ]
 
 
-def _system(name: str, title: str, train_one: TrainOne, **options) -> System:
+def _system(name: str, title: str, train_one: TrainOne, **options) -> Entry:
     def train(setting, members, progress):
         outcomes = []
         for hyperparameters, workload in members:
@@ -70,7 +59,7 @@ def _system(name: str, title: str, train_one: TrainOne, **options) -> System:
             progress(setting.num_pushes)
         return outcomes
 
-    return System(name, title, train, **options)
+    return Entry(name, title, train, **options)
 
 
 def _train_ssgd(setting, hyperparameters, workload):

@@ -1,12 +1,11 @@
 """The optimizers of the paper's protocol: step decay, and momentum and weight decay if wanted."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import optax
 
-import dcasgd_jax as dc
-from dcasgd_jax import alias
 from dcasgd_jax.experiments import methods
 
 
@@ -27,24 +26,9 @@ def make_tx(
     boundaries = {int(round(at * num_updates, 6)): methods.DECAY_FACTOR for at in decay_at}
     decay = optax.piecewise_constant_schedule(1.0, boundaries)
 
+    moving = dataclasses.replace(method, momentum=momentum or None)
+
     def factory(learning_rate: Any, lambda0: Any = 0.0):
-        rate = lambda count: learning_rate * decay(count)
-        chain = []
-        if method.compensates:
-            # The cap must see the rate that is applied, decay and momentum included.
-            applied = alias.effective_learning_rate(rate, momentum or None)
-            capped_by = None if method.max_pull is None else applied
-            compensate = dc.compensate_delay(
-                lambda0,
-                ms_decay=method.ms_decay,
-                max_pull=method.max_pull,
-                learning_rate=capped_by,
-            )
-            chain.append(compensate)
-        if weight_decay:
-            chain.append(optax.add_decayed_weights(weight_decay))
-        if momentum:
-            chain.append(optax.trace(momentum))
-        return optax.chain(*chain, optax.scale_by_learning_rate(rate))
+        return methods.build_chain(moving, learning_rate, lambda0, decay, weight_decay=weight_decay)
 
     return optax.inject_hyperparams(factory)(learning_rate=0.0)

@@ -1,6 +1,5 @@
 """`shakespeare.json`: every finished run, rewritten whole after each few of them."""
 
-import datetime
 import pathlib
 import time
 from collections.abc import Sequence
@@ -75,7 +74,7 @@ class Record:
         """Writes everything, and `more`."""
         found = records.versions() | {"flax": metadata.version("flax")}
         content = {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "date": records.today(),
             **self.seconds,
             "versions": found,
             **self._fixed,

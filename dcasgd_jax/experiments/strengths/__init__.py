@@ -1,7 +1,6 @@
 """`dcasgd-jax strengths`: does one setting of the strength do for all tasks?"""
 
 import argparse
-import datetime
 import pathlib
 from collections.abc import Sequence
 
@@ -31,14 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="which settings; default: all, %(default)s",
     )
-    parser.add_argument(
-        "--updates", type=count, default=settings.Setting.num_pushes, metavar="N",
-        help="pushed gradients of one run, default %(default)s",
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=count, default=5, metavar="N", help="default %(default)s")
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("strengths-results"), metavar="DIR"
-    )
+    options.add_runs(parser, pathlib.Path("strengths-results"))
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
@@ -77,7 +69,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
         for setting in missing:
             kept.append(study.run_cell(setting, chosen, arguments.seeds, advance))
             content = {
-                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+                "date": records.today(),
                 "command": ["dcasgd-jax", *command],
                 "versions": records.versions(),
                 "cells": kept,

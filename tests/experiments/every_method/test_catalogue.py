@@ -36,7 +36,7 @@ def train(name, rate, number=None, momentum=None):
 def test_learns(name):
     momentum = None if name in entries() else 0.9
     entry = entries(momentum)[name]
-    grid = entry.grid("softmax", momentum)
+    grid = catalogue.make_grid(entry, "softmax", momentum)
     rate = grid.learning_rates[len(grid.learning_rates) // 3]
     pushes = []
     member = methods.Hyperparameters(rate, grid.lambda0s[0])
@@ -49,7 +49,7 @@ def test_learns(name):
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_all_get_as_many_configurations_over_the_same_range(momentum):
     for entry in entries(momentum).values():
-        grid = entry.grid("mlp", momentum)
+        grid = catalogue.make_grid(entry, "mlp", momentum)
         assert len(grid) == catalogue.NUM_CONFIGURATIONS, entry.name
         rates = grid.learning_rates
         assert math.isclose(rates[-1] / rates[0], catalogue.HIGHEST_BY_LOWEST, rel_tol=1e-3)

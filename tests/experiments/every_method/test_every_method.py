@@ -9,6 +9,7 @@ import pytest
 
 from dcasgd_jax.experiments import command_line, tuning
 from dcasgd_jax.experiments.every_method import catalogue, cells, report
+from dcasgd_jax.experiments.every_method.entry import Entry
 
 FEW = ("--methods", "asgd", "svrg", "staleness-lr")
 
@@ -78,6 +79,15 @@ def test_cells_with_and_without_momentum(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "softmax on digits, without momentum" in printed
     assert "softmax on digits, momentum 0.5" in printed
+
+
+def test_cells_that_no_chosen_method_is_for_are_left_out(tmp_path, capsys):
+    options = ("--workers", "2", "--seeds", "1", "--methods", "dana-slim")
+    assert run(tmp_path / "none", *options, "--momenta", "0") == 2
+    assert "none of these is for these cells" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert run(tmp_path / "one", *options, "--momenta", "0", "0.5") == 0
+    assert [cell["setting"]["momentum"] for cell in read(tmp_path / "one")["cells"]] == [0.5]
 
 
 def test_compare_with_all_methods_is_one_cell(tmp_path, monkeypatch, capsys):
@@ -196,7 +206,7 @@ def test_ranges_of_the_rate_have_no_gap():
 
 
 def test_a_nan_of_the_fresh_seeds_is_written_as_none(tmp_path, monkeypatch):
-    entry = catalogue.Entry("asgd", "lost", lambda *_: [cells.runs.Outcome(math.nan, math.nan)] * 3)
+    entry = Entry("asgd", "lost", lambda *_: [cells.runs.Outcome(math.nan, math.nan)] * 3)
     monkeypatch.setattr(catalogue, "entries", lambda *_: (entry,))
     options = ("--workers", "4", "--momenta", "0", "--seeds", "3", "--methods", "asgd")
     assert run(tmp_path, *options) == 0
