@@ -4,32 +4,26 @@ Optax transformations that correct stale gradients (Zheng et al., ICML 2017), an
 `dcasgd_jax.sim` an exact, compiled simulator of asynchronous training.
 """
 
+from dcasgd_jax import curvatures as curvatures
 from dcasgd_jax import diagnostics as diagnostics
 from dcasgd_jax import rivals as rivals
+from dcasgd_jax import strengths as strengths
 from dcasgd_jax.alias import dcasgd as dcasgd
 from dcasgd_jax.compensation import adaptive_strength as adaptive_strength
 from dcasgd_jax.compensation import compensated_gradient as compensated_gradient
-from dcasgd_jax.compensation import (
-    curvature_compensated_gradient as curvature_compensated_gradient,
-)
 from dcasgd_jax.compensation import update_mean_square as update_mean_square
-from dcasgd_jax.strengths import StrengthRule as StrengthRule
-from dcasgd_jax.strengths import capped_share as capped_share
-from dcasgd_jax.strengths import least_squares as least_squares
-from dcasgd_jax.strengths import ratio as ratio
+from dcasgd_jax.transforms import AssumeDelayState as AssumeDelayState
 from dcasgd_jax.transforms import CompensateDelayState as CompensateDelayState
-from dcasgd_jax.transforms import CompensateFixedDelayState as CompensateFixedDelayState
-from dcasgd_jax.transforms import CompensateWorkerDelayState as CompensateWorkerDelayState
 from dcasgd_jax.transforms import CompensationMetrics as CompensationMetrics
 from dcasgd_jax.transforms import CompensationSums as CompensationSums
 from dcasgd_jax.transforms import DelayGradientsState as DelayGradientsState
+from dcasgd_jax.transforms import RememberPullsState as RememberPullsState
+from dcasgd_jax.transforms import assume_delay as assume_delay
 from dcasgd_jax.transforms import compensate_delay as compensate_delay
-from dcasgd_jax.transforms import compensate_fixed_delay as compensate_fixed_delay
-from dcasgd_jax.transforms import compensate_worker_delay as compensate_worker_delay
 from dcasgd_jax.transforms import compensation_metrics as compensation_metrics
-from dcasgd_jax.transforms import compensation_ratio as compensation_ratio
 from dcasgd_jax.transforms import delay_gradients as delay_gradients
 from dcasgd_jax.transforms import pipeline_delays as pipeline_delays
 from dcasgd_jax.transforms import record_pull as record_pull
+from dcasgd_jax.transforms import remember_pulls as remember_pulls
 
 __version__ = "0.1.0"

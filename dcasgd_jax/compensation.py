@@ -6,6 +6,7 @@ Every gradient that is multiplied by itself in this package is multiplied here.
 import jax
 import jax.numpy as jnp
 
+from dcasgd_jax import trees
 from dcasgd_jax.typing import PyTree, Scalar
 
 
@@ -51,26 +52,67 @@ def compensated_gradient(
       >>> float(dc.compensated_gradient(0.2, 1.0, 0.5, strength=2.0))  # 0.2 + 2 * 0.2**2 * 0.5
       0.24...
     """
+    scaled = scaled_curvature(grads, strength, curvature)
+    return add(grads, pull_back(scaled, displacement(params, stale_params), max_curvature))
 
-    def compensate(grad, param, stale_param, leaf_strength, leaf_curvature=None):
+
+def displacement(params: PyTree, stale_params: PyTree) -> PyTree:
+    """How far the parameters have moved, w - w_stale, in at least float32."""
+
+    def move(param, stale_param):
+        dtype = trees.wide_dtype(param, stale_param)
+        return jnp.asarray(param, dtype) - jnp.asarray(stale_param, dtype)
+
+    return jax.tree.map(move, params, stale_params)
+
+
+def pull_back(scaled: PyTree, moved: PyTree, max_curvature: Scalar | None = None) -> PyTree:
+    r"""The compensation of curvatures that act on each coordinate alone.
+
+    .. math:: \min(\lambda \odot c,\; q_{max}) \odot (w - w_{stale})
+
+    Args:
+      scaled: λ ⊙ c, as `scaled_curvature` returns it; `None` leaves stay `None`.
+      moved: The displacement, as `displacement` returns it.
+      max_curvature: Upper bound on λ ⊙ c, a scalar; `None` is no bound.
+
+    Returns:
+      A tree like `scaled`; 0, never NaN, where λ ⊙ c is not a number: an infinite gradient at
+      strength 0, an infinite strength (eps = 0) of a gradient 0, a gradient that is NaN itself.
+    """
+
+    def pull(curvature, displacement):
+        if curvature is None:
+            return None
+        capped = curvature
+        if max_curvature is not None:
+            capped = jnp.minimum(capped, jnp.asarray(max_curvature, curvature.dtype))
+        nothing = jnp.isnan(capped) | (displacement == 0)
+        return jnp.where(nothing, 0, capped * displacement)
+
+    return jax.tree.map(pull, scaled, moved, is_leaf=trees.is_none)
+
+
+def add(grads: PyTree, term: PyTree) -> PyTree:
+    """The compensated gradient: bit for bit the gradient where its compensation is 0.
+
+    Args:
+      grads: Gradients; a tree of floating-point arrays, or `None` leaves, which stay `None`.
+      term: The compensation, a tree like `grads`.
+
+    Returns:
+      A tree with the structure, shapes and dtypes of `grads`.
+    """
+
+    def add_leaf(grad, leaf_term):
         if grad is None:
             return None
         grad = jnp.asarray(grad)
-        dtype = _arithmetic_dtype(grad, param, stale_param)
-        wide_grad = grad.astype(dtype)
-        displacement = jnp.asarray(param, dtype) - jnp.asarray(stale_param, dtype)
-        scaled = _scaled_curvature(wide_grad, leaf_strength, leaf_curvature)
-        if max_curvature is not None:
-            scaled = jnp.minimum(scaled, jnp.asarray(max_curvature, dtype))
-        # An infinite strength (eps = 0) must not turn "no displacement" into inf * 0.
-        flat = wide_grad == 0 if leaf_curvature is None else leaf_curvature == 0
-        unchanged = (displacement == 0) | flat
-        corrected = wide_grad + scaled * displacement
-        return jnp.where(unchanged, wide_grad, corrected).astype(grad.dtype)
+        wide_grad = grad.astype(trees.wide_dtype(grad, leaf_term))
+        # Not the sum: -0 + 0 is +0.
+        return jnp.where(leaf_term == 0, wide_grad, wide_grad + leaf_term).astype(grad.dtype)
 
-    trees = (params, stale_params, _for_each_leaf(strength, grads))
-    trees += () if curvature is None else (curvature,)
-    return jax.tree.map(compensate, grads, *trees, is_leaf=_is_none)
+    return jax.tree.map(add_leaf, grads, term, is_leaf=trees.is_none)
 
 
 def scaled_curvature(grads: PyTree, strength: PyTree, curvature: PyTree | None = None) -> PyTree:
@@ -98,48 +140,15 @@ def scaled_curvature(grads: PyTree, strength: PyTree, curvature: PyTree | None =
     def scale(grad, leaf_strength, leaf_curvature=None):
         if grad is None:
             return None
-        wide_grad = jnp.asarray(grad).astype(_arithmetic_dtype(jnp.asarray(grad)))
-        return _scaled_curvature(wide_grad, leaf_strength, leaf_curvature)
+        wide_grad = jnp.asarray(grad).astype(trees.wide_dtype(jnp.asarray(grad)))
+        scaled = jnp.asarray(leaf_strength, wide_grad.dtype)
+        if leaf_curvature is None:
+            return scaled * wide_grad * wide_grad
+        return scaled * jnp.asarray(leaf_curvature, wide_grad.dtype)
 
-    trees = () if curvature is None else (curvature,)
-    return jax.tree.map(scale, grads, _for_each_leaf(strength, grads), *trees, is_leaf=_is_none)
-
-
-def curvature_compensated_gradient(grads: PyTree, product: PyTree, strength: PyTree) -> PyTree:
-    r"""Corrects stale gradients with a known product of a curvature and the displacement.
-
-    .. math:: \tilde g = g + \lambda \, H (w - w_{stale})
-
-    With the Hessian of the loss and λ = 1 it is exact where the loss is quadratic.
-
-    Args:
-      grads: Gradients taken at the stale parameters; a tree of floating-point arrays or `None`.
-      product: H(w - w_stale), a tree like `grads`.
-      strength: λ, a scalar for all leaves or a tree like `grads` of scalars.
-
-    Returns:
-      Compensated gradients, with the structure, shapes and dtypes of `grads`.
-
-    Source: Zheng et al., ICML 2017: the first-order Taylor expansion of the gradient, before the
-    Hessian in it is approximated.
-
-    Example:
-      >>> import dcasgd_jax as dc
-      >>> float(dc.curvature_compensated_gradient(0.5, product=0.25, strength=1.0))
-      0.75
-    """
-
-    def compensate(grad, leaf_product, leaf_strength):
-        if grad is None:
-            return None
-        grad = jnp.asarray(grad)
-        dtype = _arithmetic_dtype(grad)
-        added = jnp.asarray(leaf_strength, dtype) * jnp.asarray(leaf_product, dtype)
-        return (grad.astype(dtype) + added).astype(grad.dtype)
-
-    return jax.tree.map(
-        compensate, grads, product, _for_each_leaf(strength, grads), is_leaf=_is_none
-    )
+    curvatures = () if curvature is None else (curvature,)
+    strengths = for_each_leaf(strength, grads)
+    return jax.tree.map(scale, grads, strengths, *curvatures, is_leaf=trees.is_none)
 
 
 def adaptive_strength(mean_square: PyTree, lambda0: PyTree, eps: Scalar) -> PyTree:
@@ -151,8 +160,9 @@ def adaptive_strength(mean_square: PyTree, lambda0: PyTree, eps: Scalar) -> PyTr
       mean_square: Running mean of squared gradients, *already updated* with the current gradient
         (see `update_mean_square`); a tree of arrays.
       lambda0: λ0 ≥ 0, a scalar for all leaves or a tree like `mean_square` of scalars.
-      eps: ε > 0, inside the root. Where the root mean square is far below sqrt(ε) the strength is
-        the constant λ0/sqrt(ε): with 1e-7 that floor lies at |g| = 3.2e-4.
+      eps: ε ≥ 0, inside the root; with 0 a mean square of 0 makes an infinite strength. Where the
+        root mean square is far below sqrt(ε) the strength is the constant λ0/sqrt(ε): with 1e-7
+        that floor lies at |g| = 3.2e-4.
 
     Returns:
       A tree like `mean_square`.
@@ -165,7 +175,7 @@ def adaptive_strength(mean_square: PyTree, lambda0: PyTree, eps: Scalar) -> PyTr
       4.0
     """
     divide = lambda square, numerator: numerator / jnp.sqrt(square + eps)
-    return jax.tree.map(divide, mean_square, _for_each_leaf(lambda0, mean_square))
+    return jax.tree.map(divide, mean_square, for_each_leaf(lambda0, mean_square))
 
 
 def update_mean_square(mean_square: PyTree, grads: PyTree, ms_decay: Scalar) -> PyTree:
@@ -197,27 +207,11 @@ def update_mean_square(mean_square: PyTree, grads: PyTree, ms_decay: Scalar) -> 
         new_square = ms_decay * square + (1 - ms_decay) * (wide_grad * wide_grad)
         return new_square.astype(square.dtype)
 
-    return jax.tree.map(update, mean_square, grads, is_leaf=_is_none)
+    return jax.tree.map(update, mean_square, grads, is_leaf=trees.is_none)
 
 
-def _scaled_curvature(wide_grad, strength, curvature):
-    scaled = jnp.asarray(strength, wide_grad.dtype)
-    if curvature is None:
-        return scaled * wide_grad * wide_grad
-    return scaled * jnp.asarray(curvature, wide_grad.dtype)
-
-
-def _for_each_leaf(value: PyTree, tree: PyTree) -> PyTree:
+def for_each_leaf(value: PyTree, tree: PyTree) -> PyTree:
     """A single value repeated for every leaf; a tree of values as it is."""
     if jax.tree.structure(value) != jax.tree.structure(0):
         return value
     return jax.tree.map(lambda _: value, tree)
-
-
-def _is_none(leaf) -> bool:
-    return leaf is None
-
-
-def _arithmetic_dtype(*arrays) -> jnp.dtype:
-    """Dtype to compute in: that of the operands, but never less than float32."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)

@@ -2,12 +2,12 @@
 
 import functools
 
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 
 
@@ -37,7 +37,7 @@ def noisy_loss(params, batch, key):
 
 def make_adaptive(learning_rate=0.3, lambda0=2.0, momentum=0.5, **options):
     return optax.chain(
-        dc.compensate_delay(lambda0, ms_decay=0.95, **options),
+        compensations.explicit(lambda0, ms_decay=0.95, **options),
         optax.sgd(learning_rate, momentum=momentum),
     )
 

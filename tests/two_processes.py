@@ -7,12 +7,12 @@ index, the port of process 0, and the directory for what comes out.
 import pathlib
 import sys
 
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 
 
@@ -33,7 +33,7 @@ def simulate(engine):
     options |= dict(eval_fn=optax.tree.norm, eval_versions=10)
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
-        dc.compensate_delay(2.0, ms_decay=0.95),
+        compensations.explicit(2.0, ms_decay=0.95),
         optax.sgd(0.2, momentum=0.5),
     )
     schedule = sim.make_schedule(sim.GammaTime(), 5, 60, seed=0)

@@ -6,15 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import compensation
+from dcasgd_jax import checks, compensation, curvatures
 from dcasgd_jax.diagnostics import samples, vectors
-from dcasgd_jax.transforms import checks
-from dcasgd_jax.transforms import curvature as menu
-from dcasgd_jax.transforms import term as terms
 from dcasgd_jax.typing import PyTree, Scalar
 
-CURVATURES = (*menu.MENU, "uniform")
-"""The menu, and as a control the bare displacement: the same curvature in every direction."""
+CURVATURES = ("squared_gradient", "adaptive", "absolute", "fisher", "hessian", "uniform")
+"""Those of `dc.curvatures`, and as a control the bare displacement: the same in every direction."""
 
 
 class Explanation(NamedTuple):
@@ -39,7 +36,7 @@ def explain(
     key: jax.Array | None = None,
     mean_square: PyTree | None = None,
     eps: Scalar = 1e-7,
-    curvatures: Collection[str] = CURVATURES,
+    names: Collection[str] = CURVATURES,
     per_leaf: bool = False,
 ) -> dict[str, Explanation]:
     r"""Says for each curvature how much of the error of a stale gradient it explains.
@@ -50,7 +47,7 @@ def explain(
 
     where t is the compensation that λ0 = 1 would add, on the same batch. Pure: `jax.jit` it (it is
     slow without), `jax.vmap` it over the arrays. It costs two gradients, one Hessian-vector product
-    ("hvp") and one gradient per sample ("fisher"); what `curvatures` leaves out costs nothing.
+    ("hessian") and one gradient per sample ("fisher"); what `names` leaves out costs nothing.
 
     Args:
       loss_fn: `loss_fn(params, batch)`, or `loss_fn(params, batch, key)` if `key` is given; returns
@@ -60,10 +57,10 @@ def explain(
       stale_params: Those that it was taken at; a tree like `params`.
       batch: For "fisher" a tree of arrays that share a leading axis of samples.
       key: PRNG key, the same for all gradients.
-      mean_square: Of the adaptive strength, *already updated* with this gradient; a tree like
+      mean_square: Of the adaptive curvature, *already updated* with this gradient; a tree like
         `params`. `None` is the square of the stale gradient itself, as with `ms_decay=0`.
-      eps: ε ≥ 0 of the adaptive strength, inside the root.
-      curvatures: Which, of `CURVATURES`: those of `dc.compensate_delay`, and "uniform".
+      eps: ε ≥ 0 of the adaptive curvature, inside the root.
+      names: Which, of `CURVATURES`: those of `dc.curvatures`, and "uniform".
       per_leaf: Explain every leaf by itself, with a λ0 of its own.
 
     Returns:
@@ -84,15 +81,15 @@ def explain(
       >>> loss = lambda w, batch: jnp.sum(jnp.asarray([1.0, 4.0]) * w**2) + 0 * batch.sum()
       >>> found = diagnostics.explain(loss, jnp.asarray([2.0, 1.0]), jnp.asarray([1.0, 2.0]),
       ...                             jnp.zeros(3))
-      >>> for name in ("hvp", "g2", "uniform"):
+      >>> for name in ("hessian", "squared_gradient", "uniform"):
       ...     print(f"{name}: {found[name].r_squared:.2f} with {found[name].lambda0:.3f}")
-      hvp: 1.00 with 1.000
-      g2: 0.95 with 0.031
+      hessian: 1.00 with 1.000
+      squared_gradient: 0.95 with 0.031
       uniform: 0.74 with 5.000
     """
-    unknown = [name for name in curvatures if name not in CURVATURES]
+    unknown = [name for name in names if name not in CURVATURES]
     if unknown:
-        raise ValueError(f"curvatures must be of {', '.join(CURVATURES)}, got {unknown[0]!r}.")
+        raise ValueError(f"names must be of {', '.join(CURVATURES)}, got {unknown[0]!r}.")
     checks.check_real(params)
     checks.check_like_params("stale_params", stale_params, params)
     loss = samples.with_key(loss_fn, key)
@@ -103,14 +100,16 @@ def explain(
     situation = _Situation(
         grads=grads,
         true_grads=vectors.widened(gradient_at(params)),
-        params=params,
-        stale_params=stale_params,
+        displacement=compensation.displacement(params, stale_params),
         mean_square=mean_square,
         eps=eps,
-        hessian_vector_product=lambda tangent: jax.jvp(gradient_at, (stale_params,), (tangent,))[1],
-        fisher_diagonal=lambda: samples.mean_squared_gradient(loss, stale_params, batch),
+        offered={
+            "hessian_vector_product": lambda t: jax.jvp(gradient_at, (stale_params,), (t,))[1],
+            "fisher_diagonal": lambda: samples.mean_squared_gradient(loss, stale_params, batch),
+        },
+        like=params,
     )
-    return {name: _explain_one(situation, name, per_leaf) for name in curvatures}
+    return {name: _explain_one(situation, name, per_leaf) for name in names}
 
 
 class _Situation(NamedTuple):
@@ -118,70 +117,65 @@ class _Situation(NamedTuple):
 
     grads: PyTree
     true_grads: PyTree
-    params: PyTree
-    stale_params: PyTree
+    displacement: PyTree
     mean_square: PyTree
     eps: Scalar
-    hessian_vector_product: Callable[[PyTree], PyTree]
-    fisher_diagonal: Callable[[], PyTree]
+    offered: dict[str, Any]
+    like: PyTree  # parameters, for their dtypes
+
+
+def _curvature(situation: _Situation, name: str) -> curvatures.Curvature:
+    """The curvature of a name; the adaptive one has its mean square already."""
+    if name == "uniform":
+        ones = lambda _, grads, strength: jax.tree.map(lambda g: strength + 0 * g, grads)
+        return curvatures.elementwise("uniform", ones)
+    if name == "adaptive":
+        keep = lambda state, grads: (situation.mean_square, state)
+        return curvatures.adaptive(0.0, situation.eps)._replace(update=keep)
+    return getattr(curvatures, name)()
 
 
 def _explain_one(situation: _Situation, name: str, per_leaf: bool) -> Explanation:
-    square = situation.mean_square if name == "adaptive" else None
-    term = vectors.widened(_unit_term(situation, name))
-    grads, true_grads, eps = situation.grads, situation.true_grads, situation.eps
+    curvature, grads = _curvature(situation, name), situation.grads
+    needed = {need: situation.offered[need] for need, _ in curvature.needs}
+    # Products are taken at the parameters, whose dtypes a tangent must have.
+    narrow = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, situation.like)
+    estimate, _ = curvature.update(curvature.init(situation.like), grads, **needed)
+    unit = curvature.term(estimate, narrow, situation.displacement, 1.0, None)
+    term = vectors.widened(unit)
+    floored = None if curvature.floored is None else curvature.floored(estimate)
     if not per_leaf:
-        return _explain(grads, true_grads, term, square, eps)
+        return _explain(grads, situation.true_grads, term, floored)
     structure = jax.tree.structure(grads)
     split = structure.flatten_up_to
-    squares = [None] * structure.num_leaves if square is None else split(square)
-    leaves = zip(split(grads), split(true_grads), split(term), squares, strict=True)
-    each = [_explain(grad, true, part, leaf, eps) for grad, true, part, leaf in leaves]
+    floors = [None] * structure.num_leaves if floored is None else split(floored)
+    leaves = zip(split(grads), split(situation.true_grads), split(term), floors, strict=True)
+    each = [_explain(*of_leaf) for of_leaf in leaves]
     return Explanation(*(structure.unflatten(field) for field in zip(*each, strict=True)))
 
 
-def _unit_term(situation: _Situation, name: str) -> PyTree:
-    """The compensation that λ0 = 1 adds, as the transformations make it."""
-    if name == "uniform":
-        return menu.displacement(situation.params, situation.stale_params)
-    adaptive = name == "adaptive"
-    settings = menu.make_settings(name, 0.0 if adaptive else None, situation.eps, False, None)
-    term = terms.make_term(
-        settings,
-        situation.grads,
-        situation.params,
-        situation.stale_params,
-        situation.mean_square if adaptive else None,
-        max_curvature=None,
-        hessian_vector_product=situation.hessian_vector_product,
-        fisher_diagonal=situation.fisher_diagonal,
-    )
-    return term.situation().term
-
-
 def _explain(
-    grads: PyTree, true_grads: PyTree, term: PyTree, square: PyTree | None, eps: Scalar
+    grads: PyTree, true_grads: PyTree, term: PyTree, floored: PyTree | None
 ) -> Explanation:
     change = jax.tree.map(jnp.subtract, true_grads, grads)
     lambda0, r_squared = vectors.best_multiple(change, term)
-    compensated = compensation.curvature_compensated_gradient(
-        grads, term, jnp.maximum(lambda0, 0.0)
-    )
-    added = jax.tree.map(lambda leaf: lambda0 * leaf, term)
+    added = jax.tree.map(lambda leaf: jnp.maximum(lambda0, 0.0) * leaf, term)
+    compensated = compensation.add(grads, added)
+    fitted = jax.tree.map(lambda leaf: lambda0 * leaf, term)
     return Explanation(
         r_squared=r_squared,
         lambda0=lambda0,
         cosine_stale=vectors.cosine(grads, true_grads),
         cosine_compensated=vectors.cosine(compensated, true_grads),
-        ratio=vectors.quotient(vectors.norm(added), vectors.norm(grads), jnp.nan),
-        below_eps=_share_below(square, eps),
+        ratio=vectors.quotient(vectors.norm(fitted), vectors.norm(grads), jnp.nan),
+        below_eps=_share(floored),
         change_norm=vectors.norm(change),
         term_norm=vectors.norm(term),
     )
 
 
-def _share_below(square: PyTree | None, eps: Scalar) -> jax.Array:
-    """Share of the coordinates below eps; nan if there are none."""
-    leaves = jax.tree.leaves(square)
-    below = jnp.asarray(sum(jnp.sum(leaf < eps) for leaf in leaves), jnp.result_type(float))
-    return vectors.quotient(below, sum(leaf.size for leaf in leaves), jnp.nan)
+def _share(floored: PyTree | None) -> jax.Array:
+    """Share of the coordinates where that is so; nan if there are none."""
+    leaves = jax.tree.leaves(floored)
+    together = jnp.asarray(sum(jnp.sum(leaf) for leaf in leaves), jnp.result_type(float))
+    return vectors.quotient(together, sum(leaf.size for leaf in leaves), jnp.nan)

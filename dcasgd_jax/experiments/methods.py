@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import optax
 
 import dcasgd_jax as dc
-from dcasgd_jax import alias, sim
+from dcasgd_jax import sim
 from dcasgd_jax.sim.schedules import protocols
+from dcasgd_jax.transforms import cap
 from dcasgd_jax.typing import PyTree
 
 MS_DECAY = 0.95
+SQUARED = dc.curvatures.squared_gradient()
+ADAPTIVE = dc.curvatures.adaptive(MS_DECAY)
 DECAY_FACTOR = 0.1
 DECAY_AT = (0.5, 0.75)  # fractions of the server updates
 
@@ -38,14 +41,13 @@ class Method:
       title: One line for the help text.
       protocol: Who waits for whom.
       compensates: Whether it has a λ0.
-      ms_decay: As in `dc.compensate_delay`.
-      max_pull: As in `dc.compensate_delay`.
       curvature: As in `dc.compensate_delay`.
+      max_pull: As in `dc.compensate_delay`.
       rule: Makes the strength of the number that stands for λ0 and of the decay of the learning
         rate, a schedule; `None` is the number itself.
       momentum: μ of heavy ball after the compensation; `None` for none.
       recipe: Makes the optimizer of the learning rate before decay, the number that stands for λ0
-        and the decay, in the place of everything from `ms_decay` to `momentum`.
+        and the decay, in the place of everything from `curvature` to `momentum`.
       send: As in `sim.simulate`.
     """
 
@@ -53,9 +55,8 @@ class Method:
     title: str
     protocol: protocols.ServerProtocol
     compensates: bool = False
-    ms_decay: float | None = None
+    curvature: dc.curvatures.Curvature = SQUARED
     max_pull: float | None = None
-    curvature: str | None = None
     rule: Callable[[Any, optax.Schedule], Any] | None = None
     momentum: float | None = None
     recipe: Recipe | None = None
@@ -79,14 +80,14 @@ METHODS = {
             f"delay-compensated, adaptive strength, ms_decay={MS_DECAY:g} (the paper)",
             sim.Asynchronous(),
             compensates=True,
-            ms_decay=MS_DECAY,
+            curvature=ADAPTIVE,
         ),
         Method(
             "dcasgd-capped",
             "dcasgd-a with max_pull=1 (this project's addition)",
             sim.Asynchronous(),
             compensates=True,
-            ms_decay=MS_DECAY,
+            curvature=ADAPTIVE,
             max_pull=1.0,
         ),
     )
@@ -116,12 +117,11 @@ def build_chain(
         compensate = dc.compensate_delay(
             lambda0 if method.rule is None else method.rule(lambda0, decay),
             curvature=method.curvature,
-            ms_decay=method.ms_decay,
             max_pull=method.max_pull,
             # The cap must see the rate that is applied, decay and momentum included.
             learning_rate=None
             if method.max_pull is None
-            else alias.effective_learning_rate(rate, method.momentum),
+            else cap.effective_learning_rate(rate, method.momentum),
         )
         stages.append(compensate)
     if weight_decay:

@@ -118,7 +118,9 @@ def fixed_numbers() -> dict[str, Any]:
             "factor": methods.DECAY_FACTOR,
             "at_fractions_of_server_updates": list(methods.DECAY_AT),
         },
-        "ms_decay": {name: method.ms_decay for name, method in methods.METHODS.items()},
+        "curvatures": {
+            name: repr(m.curvature) for name, m in methods.METHODS.items() if m.compensates
+        },
         "max_pull": {name: method.max_pull for name, method in methods.METHODS.items()},
         "diverged_means": "final train loss not finite, or not below both the initial one and "
         "chance (ln 10)",

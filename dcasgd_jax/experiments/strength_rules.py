@@ -8,21 +8,21 @@ import dcasgd_jax as dc
 
 
 def ratio(rho: Any, decay: optax.Schedule) -> Any:
-    """`dc.ratio` of the number."""
+    """`dc.strengths.ratio` of the number."""
     del decay
-    return dc.ratio(rho)
+    return dc.strengths.ratio(rho)
 
 
 def capped_share(share: Any, decay: optax.Schedule) -> Any:
-    """`dc.capped_share` of the number."""
+    """`dc.strengths.capped_share` of the number."""
     del decay
-    return dc.capped_share(share)
+    return dc.strengths.capped_share(share)
 
 
 def least_squares(number: Any, decay: optax.Schedule) -> Any:
-    """`dc.least_squares`, whatever the number."""
+    """`dc.strengths.least_squares`, whatever the number."""
     del number, decay
-    return dc.least_squares()
+    return dc.strengths.least_squares()
 
 
 def annealed(lambda0: Any, decay: optax.Schedule) -> Any:

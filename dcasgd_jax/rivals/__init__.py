@@ -1,20 +1,18 @@
 """Other published ways of living with stale gradients, as optax transformations."""
 
+from dcasgd_jax.rivals import sends as sends
 from dcasgd_jax.rivals.acceleration import AccelerateState as AccelerateState
 from dcasgd_jax.rivals.acceleration import accelerate as accelerate
-from dcasgd_jax.rivals.acceleration import momentum_compensation as momentum_compensation
 from dcasgd_jax.rivals.acceleration import nesterov_coefficient as nesterov_coefficient
-from dcasgd_jax.rivals.adaptive_steps import WuAdaptiveState as WuAdaptiveState
-from dcasgd_jax.rivals.adaptive_steps import wu_adaptive as wu_adaptive
+from dcasgd_jax.rivals.adaptive_steps import AdaptiveStepSizesState as AdaptiveStepSizesState
+from dcasgd_jax.rivals.adaptive_steps import adaptive_step_sizes as adaptive_step_sizes
 from dcasgd_jax.rivals.buffering import FedBuffState as FedBuffState
 from dcasgd_jax.rivals.buffering import fedbuff as fedbuff
 from dcasgd_jax.rivals.coordinates import AccelerateCoordinatesState as AccelerateCoordinatesState
 from dcasgd_jax.rivals.coordinates import accelerate_coordinates as accelerate_coordinates
-from dcasgd_jax.rivals.coordinates import coordinate_compensation as coordinate_compensation
 from dcasgd_jax.rivals.dana import Dana as Dana
 from dcasgd_jax.rivals.dana import PerWorkerMomentumState as PerWorkerMomentumState
 from dcasgd_jax.rivals.dana import dana as dana
-from dcasgd_jax.rivals.dana import dana_look_ahead as dana_look_ahead
 from dcasgd_jax.rivals.dana import per_worker_momentum as per_worker_momentum
 from dcasgd_jax.rivals.decentralized import DCS3GDState as DCS3GDState
 from dcasgd_jax.rivals.decentralized import dc_s3gd as dc_s3gd
@@ -27,11 +25,7 @@ from dcasgd_jax.rivals.ordered import ordered_momentum as ordered_momentum
 from dcasgd_jax.rivals.pipemare import PipeMareRescaleState as PipeMareRescaleState
 from dcasgd_jax.rivals.pipemare import pipemare_rescale as pipemare_rescale
 from dcasgd_jax.rivals.prediction import RememberStepState as RememberStepState
-from dcasgd_jax.rivals.prediction import msnag_prediction as msnag_prediction
 from dcasgd_jax.rivals.prediction import remember_step as remember_step
-from dcasgd_jax.rivals.prediction import roll_forward as roll_forward
-from dcasgd_jax.rivals.prediction import step_prediction as step_prediction
-from dcasgd_jax.rivals.prediction import velocity_prediction as velocity_prediction
 from dcasgd_jax.rivals.spikes import SpikeCompensationState as SpikeCompensationState
 from dcasgd_jax.rivals.spikes import spike_compensation as spike_compensation
 from dcasgd_jax.rivals.staleness import delay_adaptive as delay_adaptive

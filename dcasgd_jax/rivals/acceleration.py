@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import checks, leaves, prediction, sending
+from dcasgd_jax import checks, trees
+from dcasgd_jax.rivals import prediction, sending
 from dcasgd_jax.typing import PyTree, Scalar
 
 Coefficient = Callable[[chex.Numeric], Any] | Scalar
@@ -48,7 +49,7 @@ def accelerate(
 
     where u are the updates that come in, :math:`-\eta g`. The params are x. The gradient belongs
     at :math:`y_k = x_k + a_k (x_k - x_{k-1})`, which workers are given by
-    `send=rivals.momentum_compensation(delay)`.
+    `send=rivals.sends.momentum_compensation(delay)`.
 
     Args:
       coefficient: a, a number in [0, 1) or a function of the number of updates so far.
@@ -76,14 +77,14 @@ def accelerate(
     _check_coefficient(coefficient)
 
     def init_fn(params: PyTree) -> Any:
-        return AccelerateState(jnp.zeros((), jnp.int32), leaves.zeros_to_accumulate(params))
+        return AccelerateState(jnp.zeros((), jnp.int32), trees.zeros_to_accumulate(params))
 
     def update_fn(updates, state, params=None, **extra_args) -> Any:
         del params, extra_args
         factor = _at(coefficient, state.num_updates)
-        step = leaves.map_accumulators(lambda d, u: factor * d + u, state.step, updates)
+        step = trees.map_accumulators(lambda d, u: factor * d + u, state.step, updates)
         new = AccelerateState(jnp.asarray(optax.safe_increment(state.num_updates)), step)
-        return leaves.map_updates(lambda u, d: d, updates, step), new
+        return trees.map_updates(lambda u, d: d, updates, step), new
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -122,7 +123,7 @@ def momentum_compensation(
       >>> tx = optax.chain(optax.scale_by_learning_rate(0.02), rivals.accelerate())
       >>> result = sim.simulate(
       ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), tx, schedule,
-      ...     batches=jnp.ones((100, 3)), send=rivals.momentum_compensation(delay=3))
+      ...     batches=jnp.ones((100, 3)), send=rivals.sends.momentum_compensation(delay=3))
       >>> print(jnp.round(result.params, 1))
       [1. 1. 1.]
     """

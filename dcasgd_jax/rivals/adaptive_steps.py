@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import checks, leaves
+from dcasgd_jax import checks, trees
 from dcasgd_jax.typing import PyTree, Scalar
 
 
-class WuAdaptiveState(NamedTuple):
-    """State of `wu_adaptive`."""
+class AdaptiveStepSizesState(NamedTuple):
+    """State of `adaptive_step_sizes`."""
 
     step_sizes: jax.Array  # float [max(max_delay, 1)]: the last ones, newest first
 
@@ -21,7 +21,7 @@ class WuAdaptiveState(NamedTuple):
         return self.step_sizes[0]
 
 
-def wu_adaptive(
+def adaptive_step_sizes(
     step_bound: Scalar, max_delay: int, *, alpha: Scalar | None = 0.9, flip_sign: bool = True
 ) -> optax.GradientTransformationExtraArgs:
     r"""Learning rate of delay-adaptive asynchronous SGD: what the delay window has left over.
@@ -58,7 +58,7 @@ def wu_adaptive(
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from dcasgd_jax import rivals
-      >>> tx = rivals.wu_adaptive(1.0, max_delay=8, alpha=None)
+      >>> tx = rivals.adaptive_step_sizes(1.0, max_delay=8, alpha=None)
       >>> state = tx.init(jnp.ones(2))
       >>> for staleness in (1, 1, 2):
       ...     updates, state = tx.update(jnp.ones(2), state, staleness=staleness)
@@ -74,7 +74,7 @@ def wu_adaptive(
 
     def init_fn(params: PyTree) -> Any:
         del params
-        return WuAdaptiveState(jnp.zeros((length,), float))
+        return AdaptiveStepSizesState(jnp.zeros((length,), float))
 
     def update_fn(updates, state, params=None, *, staleness=None, **extra_args) -> Any:
         del params, extra_args
@@ -90,7 +90,7 @@ def wu_adaptive(
             step_size = alpha * jnp.maximum(room, 0)
         step_size = jnp.where(staleness <= max_delay, step_size, 0).astype(past.dtype)
         signed = -step_size if flip_sign else step_size
-        updates = leaves.map_updates(lambda u: u * signed.astype(u.dtype), updates)
-        return updates, WuAdaptiveState(jnp.concatenate([step_size[None], past[:-1]]))
+        updates = trees.map_updates(lambda u: u * signed.astype(u.dtype), updates)
+        return updates, AdaptiveStepSizesState(jnp.concatenate([step_size[None], past[:-1]]))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import checks, gate, leaves, versions
+from dcasgd_jax import checks, trees
+from dcasgd_jax.rivals import gate, versions
 from dcasgd_jax.rivals import staleness as rules
-from dcasgd_jax.transforms import checks as transform_checks
 from dcasgd_jax.typing import PyTree
 
 _HALF_POWER = rules.polynomial_staleness(0.5)
@@ -76,7 +76,7 @@ def fedbuff(
     """
     buffer_size = checks.check_count("buffer_size", buffer_size)
     if num_workers is not None:
-        num_workers = transform_checks.check_num_workers(num_workers)
+        num_workers = checks.check_count("num_workers", num_workers)
     checks.check_rule(rule)
     inner = optax.with_extra_args_support(inner)
 
@@ -84,7 +84,7 @@ def fedbuff(
         return FedBuffState(
             versions=versions.init_versions(num_workers),
             num_buffered=jnp.zeros((), jnp.int32),
-            total=leaves.zeros_to_accumulate(params),
+            total=trees.zeros_to_accumulate(params),
             inner_state=inner.init(params),
         )
 
@@ -92,20 +92,20 @@ def fedbuff(
         updates, state, params=None, *, staleness=None, worker=None, stale_params=None, **extra_args
     ) -> Any:
         del stale_params
-        staleness = versions.staleness_of(state.versions, worker, staleness)
+        staleness, row = versions.staleness_of(state.versions, num_workers, worker, staleness)
         # Emptied when it is needed again: two passes over it at one push make XLA copy it.
         empty = state.num_buffered == 0
         kept = jax.tree.map(lambda t: jnp.where(empty, jnp.zeros_like(t), t), state.total)
         add = lambda total, u: total + jnp.asarray(rule(staleness), u.dtype) * u
-        total = leaves.map_accumulators(add, kept, updates)
+        total = trees.map_accumulators(add, kept, updates)
         is_full = state.num_buffered + 1 >= buffer_size
 
         pushed = updates
 
         def update_with_mean(updates, state, params=None, **extra_args) -> Any:
             del updates
-            mean = leaves.map_updates(lambda _, total: total / buffer_size, pushed, total)
-            mean = mean if params is None else leaves.fill_missing(mean, params)
+            mean = trees.map_updates(lambda _, total: total / buffer_size, pushed, total)
+            mean = mean if params is None else trees.fill_missing(mean, params)
             return inner.update(mean, state, params, **extra_args)
 
         averaging = optax.GradientTransformationExtraArgs(inner.init, update_with_mean)
@@ -113,7 +113,7 @@ def fedbuff(
             is_full, averaging, pushed, state.inner_state, params, **extra_args
         )
         return updates, FedBuffState(
-            versions=versions.after_push(state.versions, worker, is_full),
+            versions=versions.after_push(state.versions, row, is_full),
             num_buffered=jnp.where(is_full, 0, state.num_buffered + 1),
             total=total,
             inner_state=inner_state,

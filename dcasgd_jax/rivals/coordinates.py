@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dcasgd_jax.rivals import checks, leaves, prediction, sending
+from dcasgd_jax import checks, trees
+from dcasgd_jax.rivals import prediction, sending
 from dcasgd_jax.typing import PyTree
 
 
@@ -34,8 +35,8 @@ def accelerate_coordinates(
 
     where u are the updates that come in, :math:`-\eta g`, of which only coordinate j counts; n is
     the number of all elements of the parameters. The params are x. The gradient belongs at y,
-    which workers are given by `send=rivals.coordinate_compensation(delay)`. With one element it is
-    Nesterov's accelerated gradient. For convex problems: θ never grows again.
+    which workers are given by `send=rivals.sends.coordinate_compensation(delay)`. With one element
+    it is Nesterov's accelerated gradient. For convex problems: θ never grows again.
 
     Args:
       seed: Integer ≥ 0; draws j, uniformly.
@@ -67,7 +68,7 @@ def accelerate_coordinates(
         raise ValueError(f"choose must be a function of the number of updates, got {choose!r}.")
 
     def init_fn(params: PyTree) -> Any:
-        lead = leaves.zeros_to_accumulate(params)
+        lead = trees.zeros_to_accumulate(params)
         theta = 1 / max(_num_elements(lead), 1)
         return AccelerateCoordinatesState(jnp.zeros((), jnp.int32), jnp.asarray(theta, float), lead)
 
@@ -82,9 +83,9 @@ def accelerate_coordinates(
             chosen = jnp.asarray(choose(count), jnp.int32)
         picked = _is_chosen(state.lead, chosen)
         step = lambda u, lead, here: theta.astype(u.dtype) * lead + jnp.where(here, u, 0)
-        directions = leaves.map_updates(step, updates, state.lead, picked)
+        directions = trees.map_updates(step, updates, state.lead, picked)
         # z moves by 1/(n θ) of what x moves by.
-        ahead = leaves.map_updates(
+        ahead = trees.map_updates(
             lambda u, here: jnp.where(here, u, 0) * (1 / (n * theta) - 1).astype(u.dtype),
             updates,
             picked,
@@ -93,7 +94,7 @@ def accelerate_coordinates(
         return directions, AccelerateCoordinatesState(
             jnp.asarray(optax.safe_increment(count)),
             _next(theta),
-            leaves.map_accumulators(stays, state.lead, ahead),
+            trees.map_accumulators(stays, state.lead, ahead),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -126,7 +127,7 @@ def coordinate_compensation(delay: int) -> prediction.Send:
       >>> tx = optax.chain(optax.scale_by_learning_rate(0.1), rivals.accelerate_coordinates())
       >>> result = sim.simulate(
       ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), tx, schedule,
-      ...     batches=jnp.ones((400, 3)), send=rivals.coordinate_compensation(delay=3))
+      ...     batches=jnp.ones((400, 3)), send=rivals.sends.coordinate_compensation(delay=3))
       >>> print(jnp.round(result.params, 1))
       [1. 1. 1.]
     """

@@ -7,30 +7,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import checks, leaves, prediction, sending
-from dcasgd_jax.transforms import checks as transform_checks
-from dcasgd_jax.transforms import explicit, rows
+from dcasgd_jax import checks, curvatures, rows, transforms, trees
+from dcasgd_jax.rivals import prediction, sending
+from dcasgd_jax.transforms import cap
 from dcasgd_jax.typing import PyTree, Scalar
+
+_SQUARED = curvatures.squared_gradient()
 
 
 class PerWorkerMomentumState(NamedTuple):
     """State of `per_worker_momentum`."""
 
-    written: PyTree  # leaf [num_workers, ...], at least float32; the pending worker's is outdated
+    written: rows.PerWorker  # of at least float32; the pending worker's row is outdated
     latest: PyTree  # like params: the velocity of the last update, not written yet
     pending_worker: chex.Array  # int32 scalar: whose it is
     total: PyTree | None  # like params: the sum of all velocities; None with nesterov
 
     @property
-    def num_workers(self) -> int:
-        """The number of velocities of every leaf."""
-        return next((leaf.shape[0] for leaf in jax.tree.leaves(self.written)), 1)
-
-    @property
     def velocities(self) -> PyTree:
         """The velocity of every worker, leaf `[num_workers, ...]`; outside a jit a copy of all."""
-        write = lambda written, latest: rows.write_row(written, latest, self.pending_worker)
-        return jax.tree.map(write, self.written, self.latest)
+        return self.written.write(self.pending_worker, self.latest).rows
 
 
 def per_worker_momentum(
@@ -42,9 +38,9 @@ def per_worker_momentum(
               (\text{or } \gamma v_m + g \text{ with nesterov})
 
     In the place of `optax.trace`, before `optax.scale_by_learning_rate`, this is Multi-ASGD; with
-    `send=rivals.dana_look_ahead(...)` DANA-Zero; with `nesterov=True` and no `send` DANA-Slim,
-    whose params are those that DANA-Zero sends (while the learning rate stays), and whose
-    velocities could live on the workers. With one worker it is `optax.trace`.
+    `send=rivals.sends.dana_look_ahead(...)` DANA-Zero; with `nesterov=True` and no `send`
+    DANA-Slim, whose params are those that DANA-Zero sends (while the learning rate stays), and
+    whose velocities could live on the workers. With one worker it is `optax.trace`.
 
     Velocities hold no learning rate, so a rate that decays acts on all of them at once. That is the
     "momentum correction" which velocities of :math:`\eta g` need.
@@ -76,12 +72,12 @@ def per_worker_momentum(
       [1.5 1.5] [2.5 2.5]
     """
     checks.check_fraction("decay", decay)
-    num_workers = transform_checks.check_num_workers(num_workers)
+    num_workers = checks.check_count("num_workers", num_workers)
 
     def init_fn(params: PyTree) -> Any:
-        zeros = lambda: leaves.zeros_to_accumulate(params)
+        zeros = lambda: trees.zeros_to_accumulate(params)
         return PerWorkerMomentumState(
-            written=jax.tree.map(lambda zero: rows.repeat_row(zero, num_workers), zeros()),
+            written=rows.repeat_for_workers(zeros(), num_workers),
             latest=zeros(),
             pending_worker=jnp.zeros((), jnp.int32),
             total=None if nesterov else zeros(),
@@ -89,18 +85,19 @@ def per_worker_momentum(
 
     def update_fn(updates, state, params=None, *, worker=None, **extra_args) -> Any:
         del params, extra_args
-        row = transform_checks.checked_worker(worker, num_workers)
+        state.written.check(num_workers)
+        row = checks.checked_worker(worker, num_workers)
         # Write, then read: the other order, and one velocity less, makes XLA copy all of them.
-        written = state.velocities
-        before = jax.tree.map(lambda leaf: rows.read_row(leaf, row), written)
-        latest = leaves.map_accumulators(lambda v, g: decay * v + g, before, updates)
+        written = rows.PerWorker(state.velocities)
+        before = written.read(row)
+        latest = trees.map_accumulators(lambda v, g: decay * v + g, before, updates)
         total = None
         if not nesterov:
             add = lambda all_of_them, new, old: all_of_them + (new - old)
             total = jax.tree.map(add, state.total, latest, before)
         look = (lambda g, v: decay * v.astype(g.dtype) + g) if nesterov else (lambda g, v: v)
         new_state = PerWorkerMomentumState(written, latest, row, total)
-        return leaves.map_updates(look, updates, latest), new_state
+        return trees.map_updates(look, updates, latest), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -132,13 +129,13 @@ def dana_look_ahead(
       >>> from dcasgd_jax import rivals
       >>> tx = rivals.per_worker_momentum(decay=0.5, num_workers=2)
       >>> _, state = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)), worker=1)
-      >>> send = rivals.dana_look_ahead(decay=0.5, learning_rate=0.1)
+      >>> send = rivals.sends.dana_look_ahead(decay=0.5, learning_rate=0.1)
       >>> print(send(jnp.ones(2), state))  # 1 - 0.1 * 0.5 * 1
       [0.95 0.95]
     """
     checks.check_fraction("decay", decay)
     if not callable(learning_rate):
-        transform_checks.check_non_negative("learning_rate", learning_rate)
+        checks.check_non_negative("learning_rate", learning_rate)
 
     def send(params, opt_state):
         state = sending.find_state(opt_state, [PerWorkerMomentumState], "dana_look_ahead")
@@ -165,8 +162,9 @@ def dana(
     decay: Scalar,
     num_workers: int,
     *,
-    lambda0: optax.ScalarOrSchedule | None = None,
-    **compensation: Any,
+    lambda0: transforms.Strength | None = None,
+    curvature: curvatures.Curvature = _SQUARED,
+    max_pull: Scalar | None = None,
 ) -> Dana:
     r"""DANA-Zero, or with `lambda0` DANA-DC: the transformation and what it has to send.
 
@@ -181,13 +179,15 @@ def dana(
       num_workers: M ≥ 1.
       lambda0: λ0 of `dc.compensate_delay`; the authors' simulator has 2 with γ = 0.9. `None` does
         not compensate.
-      **compensation: What else `dc.compensate_delay` takes, such as `ms_decay`.
+      curvature: Of `dc.curvatures`, used with `lambda0`; the authors' is the squared gradient.
+      max_pull: κ ≥ 0, as in `dc.dcasgd`: the cap is that of the learning rate η / (1 - γ), which is
+        what the momentum makes of it.
 
     Returns:
       A pair of `tx` and `send`.
 
     Raises:
-      ValueError: For a hyperparameter out of range, or options of a compensation without `lambda0`.
+      ValueError: For a hyperparameter out of range, or `max_pull` without `lambda0`.
 
     Source: Hakimi et al., *Taming Momentum in a Distributed Asynchronous Environment*, 2019.
 
@@ -207,7 +207,11 @@ def dana(
         optax.scale_by_learning_rate(learning_rate),
     ]
     if lambda0 is not None:
-        stages.insert(0, explicit.compensate_delay(lambda0, **compensation))
-    elif compensation:
-        raise ValueError(f"{next(iter(compensation))} belongs to a compensation: pass lambda0=.")
+        rate = cap.effective_learning_rate(learning_rate, decay)
+        compensate = transforms.compensate_delay(
+            lambda0, curvature=curvature, max_pull=max_pull, learning_rate=rate
+        )
+        stages.insert(0, compensate)
+    elif max_pull is not None:
+        raise ValueError("max_pull caps a compensation: pass lambda0= as well.")
     return Dana(optax.chain(*stages), dana_look_ahead(decay, learning_rate))

@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import compensation
-from dcasgd_jax.rivals import leaves
-from dcasgd_jax.transforms import checks as transform_checks
+from dcasgd_jax import checks, compensation, trees
 from dcasgd_jax.typing import PyTree, Scalar
 
 
@@ -67,36 +65,36 @@ def dc_s3gd(
       [0.9 0.7]
       [0.7 0.5]
     """
-    transform_checks.check_non_negative("lambda0", lambda0)
+    checks.check_non_negative("lambda0", lambda0)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: PyTree) -> Any:
-        transform_checks.check_real(params)
+        checks.check_real(params)
         counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
         if len(counts) > 1 or () in counts:
             raise ValueError("dc_s3gd needs parameters with one leading axis of workers each.")
         return DCS3GDState(
-            last_steps=leaves.zeros_to_accumulate(params),
+            last_steps=trees.zeros_to_accumulate(params),
             strengths=jnp.zeros(next(iter(counts), (0,)), float),
             inner_state=jax.vmap(inner.init)(params) if counts else inner.init(params),
         )
 
     def update_fn(updates, state, params=None, **extra_args) -> Any:
         del extra_args
-        transform_checks.check_params(params, "dc_s3gd")
+        checks.check_params(params, "dc_s3gd")
         if not jax.tree.leaves(updates):
             return updates, state
         drift = jax.tree.map(_drift, state.last_steps)
         of_worker = lambda grads, drift: _compensate(grads, drift, lambda0)
         compensated, strengths = jax.vmap(of_worker)(updates, drift)
-        compensated = leaves.fill_missing(compensated, params)
+        compensated = trees.fill_missing(compensated, params)
         # Where the worker will be when the average is in: its own step starts there.
         averaged = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), params, drift)
         steps, inner_state = jax.vmap(inner.update)(compensated, state.inner_state, averaged)
-        steps = leaves.drop_filled(steps, given=updates)
-        moves = leaves.map_updates(lambda step, d: step + d.astype(step.dtype), steps, drift)
+        steps = trees.drop_filled(steps, given=updates)
+        moves = trees.map_updates(lambda step, d: step + d.astype(step.dtype), steps, drift)
         return moves, DCS3GDState(
-            last_steps=leaves.map_accumulators(lambda _, s: s, state.last_steps, steps),
+            last_steps=trees.map_accumulators(lambda _, s: s, state.last_steps, steps),
             strengths=strengths.astype(state.strengths.dtype),
             inner_state=inner_state,
         )
@@ -115,7 +113,7 @@ def _drift(steps: jax.Array) -> jax.Array:
 def _compensate(grads: PyTree, drift: PyTree, lambda0: Scalar) -> tuple[PyTree, jax.Array]:
     """One worker's compensated gradient, and its strength."""
     curvature = compensation.scaled_curvature(grads, 1.0)
-    term = leaves.map_updates(lambda c, d: c * d, curvature, drift)
+    term = trees.map_updates(lambda c, d: c * d, curvature, drift)
     length = jnp.asarray(optax.tree.norm(term))
     nothing = length == 0
     ratio = optax.tree.norm(optax.tree.cast_like(grads, term)) / jnp.where(nothing, 1, length)

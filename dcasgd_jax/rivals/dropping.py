@@ -6,8 +6,8 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import checks, gate, versions
-from dcasgd_jax.transforms import checks as transform_checks
+from dcasgd_jax import checks
+from dcasgd_jax.rivals import gate, versions
 from dcasgd_jax.typing import PyTree
 
 
@@ -36,8 +36,8 @@ def drop_stale(
     as the paper does and drops in the schedule; with it this transformation is not needed.
 
     Args:
-      inner: Any optimizer. What keeps a backup per worker by itself, `compensate_worker_delay`,
-        belongs before this transformation, not inside: it must see every push.
+      inner: Any optimizer. What remembers pulls, `dc.remember_pulls`, belongs around this
+        transformation, not inside: it must see every push.
       bound: R ≥ 1 in server versions. A gradient is applied if δ < R: 1 keeps only fresh ones.
       num_workers: M ≥ 1: count the applied updates since each worker's last push here, and hand
         that to `inner` as `staleness`. A worker is taken to pull right after each push of its own.
@@ -71,7 +71,7 @@ def drop_stale(
     """
     bound = checks.check_count("bound", bound)
     if num_workers is not None:
-        num_workers = transform_checks.check_num_workers(num_workers)
+        num_workers = checks.check_count("num_workers", num_workers)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: PyTree) -> Any:
@@ -82,7 +82,7 @@ def drop_stale(
         )
 
     def update_fn(updates, state, params=None, *, staleness=None, worker=None, **extra_args) -> Any:
-        staleness = versions.staleness_of(state.versions, worker, staleness)
+        staleness, row = versions.staleness_of(state.versions, num_workers, worker, staleness)
         applied = staleness < bound
         extra_args["staleness"] = staleness
         if worker is not None:
@@ -90,7 +90,7 @@ def drop_stale(
         updates, inner_state = gate.update_if(
             applied, inner, updates, state.inner_state, params, **extra_args
         )
-        counted = versions.after_push(state.versions, worker, applied)
+        counted = versions.after_push(state.versions, row, applied)
         return updates, DropStaleState(counted, applied, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from dcasgd_jax.rivals import leaves
+from dcasgd_jax import trees
 from dcasgd_jax.typing import PyTree
 
 
@@ -29,7 +29,7 @@ def update_if(
     Returns:
       (updates, inner state). Nothing is computed for a skip, except under `jax.vmap`.
     """
-    pushed = updates if params is None else leaves.fill_missing(updates, params)
+    pushed = updates if params is None else trees.fill_missing(updates, params)
 
     def apply(inner_state):
         return inner.update(pushed, inner_state, params, **extra_args)
@@ -39,4 +39,4 @@ def update_if(
         return optax.tree.zeros_like(shapes), inner_state
 
     new_updates, inner_state = jax.lax.cond(applied, apply, skip, inner_state)
-    return leaves.drop_filled(new_updates, given=updates), inner_state
+    return trees.drop_filled(new_updates, given=updates), inner_state

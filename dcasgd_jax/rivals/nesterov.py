@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import checks, leaves
+from dcasgd_jax import checks, trees
 from dcasgd_jax.typing import PyTree, Scalar
 
 
@@ -83,8 +83,8 @@ def _scale_by_delayed_nesterov(num_steps, momentum, smoothing):
     def init_fn(params: PyTree) -> Any:
         return DelayedNesterovState(
             num_buffered=jnp.zeros((), jnp.int32),
-            total=leaves.zeros_to_accumulate(params),
-            velocity=leaves.zeros_to_accumulate(params),
+            total=trees.zeros_to_accumulate(params),
+            velocity=trees.zeros_to_accumulate(params),
         )
 
     def update_fn(updates, state, params=None, **extra_args) -> Any:
@@ -93,12 +93,12 @@ def _scale_by_delayed_nesterov(num_steps, momentum, smoothing):
         # Emptied when it is needed again: two passes over it at one push make XLA copy it.
         empty = state.num_buffered == 0
         kept = jax.tree.map(lambda t: jnp.where(empty, jnp.zeros_like(t), t), state.total)
-        total = leaves.map_accumulators(jnp.add, kept, updates)
+        total = trees.map_accumulators(jnp.add, kept, updates)
         move = lambda v, t: jnp.where(is_last, momentum * v + t / num_steps, v)
-        velocity = leaves.map_accumulators(move, state.velocity, total)
+        velocity = trees.map_accumulators(move, state.velocity, total)
         share = jnp.where(is_last, 1 - smoothing * num_steps + smoothing, smoothing) * momentum
         direct = lambda g, v: share.astype(g.dtype) * v.astype(g.dtype) + g / num_steps
-        direction = leaves.map_updates(direct, updates, velocity)
+        direction = trees.map_updates(direct, updates, velocity)
         return direction, DelayedNesterovState(
             num_buffered=jnp.where(is_last, 0, state.num_buffered + 1),
             total=total,

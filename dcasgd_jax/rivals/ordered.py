@@ -6,9 +6,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import checks, leaves
-from dcasgd_jax.transforms import checks as transform_checks
-from dcasgd_jax.transforms import rows
+from dcasgd_jax import checks, rows, trees
 from dcasgd_jax.typing import PyTree, Scalar
 
 
@@ -18,7 +16,7 @@ class OrderedMomentumState(NamedTuple):
     velocity: PyTree  # like params, at least float32
     bucket: chex.Array  # int32 scalar: the one that is open
     next_number: chex.Array  # int32 scalar: of the next gradient to be handed out
-    numbers: chex.Array  # int32 [num_workers]: of the gradient that each worker works on
+    numbers: rows.PerWorker  # int32 [num_workers]: of the gradient that each worker works on
 
 
 def ordered_momentum(
@@ -69,21 +67,22 @@ def ordered_momentum(
       -1.5
     """
     checks.check_fraction("momentum", momentum)
-    num_workers = transform_checks.check_num_workers(num_workers)
+    num_workers = checks.check_count("num_workers", num_workers)
     size = num_workers if bucket_size is None else checks.check_count("bucket_size", bucket_size)
 
     def init_fn(params: PyTree) -> Any:
         return OrderedMomentumState(
-            velocity=leaves.zeros_to_accumulate(params),
+            velocity=trees.zeros_to_accumulate(params),
             bucket=jnp.zeros((), jnp.int32),
             next_number=jnp.asarray(num_workers, jnp.int32),
-            numbers=jnp.arange(num_workers, dtype=jnp.int32),
+            numbers=rows.PerWorker(jnp.arange(num_workers, dtype=jnp.int32)),
         )
 
     def update_fn(updates, state, params=None, *, worker=None, **extra_args) -> Any:
         del params, extra_args
-        worker = transform_checks.checked_worker(worker, num_workers)
-        bucket_of_push = rows.read_row(state.numbers, worker) // size
+        state.numbers.check(num_workers)
+        worker = checks.checked_worker(worker, num_workers)
+        bucket_of_push = state.numbers.read(worker) // size
         bucket = jnp.maximum(state.bucket, bucket_of_push)
         opened, late = bucket - state.bucket, bucket - bucket_of_push
         # Decays beta^n and their sums 1 + beta + ... + beta^(n - 1), for several buckets at once.
@@ -94,13 +93,13 @@ def ordered_momentum(
             glide = momentum * decays(opened)
             return glide.astype(g.dtype) * v.astype(g.dtype) + decays(late + 1).astype(g.dtype) * g
 
-        direction = leaves.map_updates(step, updates, state.velocity)
+        direction = trees.map_updates(step, updates, state.velocity)
         add = lambda v, g: decay(opened).astype(v.dtype) * v + decay(late).astype(v.dtype) * g
         return direction, OrderedMomentumState(
-            velocity=leaves.map_accumulators(add, state.velocity, updates),
+            velocity=trees.map_accumulators(add, state.velocity, updates),
             bucket=bucket,
             next_number=jnp.asarray(optax.safe_increment(state.next_number)),
-            numbers=rows.write_row(state.numbers, state.next_number, worker),
+            numbers=state.numbers.write(worker, state.next_number),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

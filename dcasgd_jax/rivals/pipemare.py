@@ -6,8 +6,8 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import checks, delays, leaves
-from dcasgd_jax.transforms import fixed_delay
+from dcasgd_jax import checks, trees
+from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree
 
 
@@ -17,9 +17,7 @@ class PipeMareRescaleState(NamedTuple):
     num_updates: chex.Array  # int32 scalar
 
 
-def pipemare_rescale(
-    delay: fixed_delay.Delay, num_steps: int
-) -> optax.GradientTransformationExtraArgs:
+def pipemare_rescale(delay: delays.Delay, num_steps: int) -> optax.GradientTransformationExtraArgs:
     r"""PipeMare's T1: early on, a leaf that is τ updates late gets 1/τ of the learning rate.
 
     .. math:: u \leftarrow u / \tau^{p_k}, \qquad p_k = 1 - \min(k / K, 1)
@@ -57,7 +55,7 @@ def pipemare_rescale(
       -1.0 -1.0
     """
     if not callable(delay):
-        fixed_delay.check_delays(delay)
+        delays.check_delays(delay)
     num_steps = checks.check_count("num_steps", num_steps)
 
     def init_fn(params: PyTree) -> Any:
@@ -66,13 +64,13 @@ def pipemare_rescale(
 
     def update_fn(updates, state, params=None, **extra_args) -> Any:
         del extra_args
-        of_leaf = delays.of_leaves(delay, updates, params, "pipemare_rescale")
+        of_leaf = delays.delay_of_each_update(delay, updates, params, "pipemare_rescale")
         power = 1 - jnp.minimum(jnp.asarray(state.num_updates, float) / num_steps, 1)
 
         def rescale(u, leaf_delay):
             return u if leaf_delay == 0 else u * (leaf_delay**-power).astype(u.dtype)
 
         count = jnp.asarray(optax.safe_increment(state.num_updates))
-        return leaves.map_updates(rescale, updates, of_leaf), PipeMareRescaleState(count)
+        return trees.map_updates(rescale, updates, of_leaf), PipeMareRescaleState(count)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

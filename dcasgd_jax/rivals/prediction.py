@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import checks, leaves, sending, spikes
-from dcasgd_jax.transforms import checks as transform_checks
+from dcasgd_jax import checks, trees
+from dcasgd_jax.rivals import sending, spikes
 from dcasgd_jax.typing import PyTree, Scalar
 
 Send = Callable[[PyTree, PyTree], PyTree]
@@ -48,7 +48,7 @@ def velocity_prediction(horizon: int, learning_rate: optax.ScalarOrSchedule | No
       >>> result = sim.simulate(
       ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3),
       ...     optax.sgd(0.01, momentum=0.9), schedule, batches=jnp.ones((100, 3)),
-      ...     send=rivals.velocity_prediction(horizon=3, learning_rate=0.01))
+      ...     send=rivals.sends.velocity_prediction(horizon=3, learning_rate=0.01))
       >>> print(jnp.round(result.params, 1))
       [1. 1. 1.]
     """
@@ -63,7 +63,7 @@ def velocity_prediction(horizon: int, learning_rate: optax.ScalarOrSchedule | No
     return send
 
 
-def msnag_prediction(
+def multi_step_nesterov(
     horizon: int, momentum: Scalar, learning_rate: optax.ScalarOrSchedule | None = None
 ) -> Send:
     r"""Sends where the decaying velocity would carry the weights without further gradients.
@@ -91,7 +91,7 @@ def msnag_prediction(
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from dcasgd_jax import rivals
-      >>> send = rivals.msnag_prediction(horizon=2, momentum=0.5, learning_rate=0.1)
+      >>> send = rivals.sends.multi_step_nesterov(horizon=2, momentum=0.5, learning_rate=0.1)
       >>> print(send(jnp.ones(2), optax.TraceState(jnp.ones(2))))  # 1 - 0.1 * (0.5 + 0.25)
       [0.925 0.925]
     """
@@ -100,10 +100,10 @@ def msnag_prediction(
     _check_rate(learning_rate)
 
     def send(params, opt_state):
-        rates = sending.next_rates(learning_rate, opt_state, horizon, "msnag_prediction")
+        rates = sending.next_rates(learning_rate, opt_state, horizon, "multi_step_nesterov")
         distance = sum(rates[i] * momentum ** (i + 1) for i in range(horizon))
-        velocity = _velocity(opt_state, "msnag_prediction")
-        return sending.move(params, velocity, -distance, "msnag_prediction")
+        velocity = _velocity(opt_state, "multi_step_nesterov")
+        return sending.move(params, velocity, -distance, "multi_step_nesterov")
 
     return send
 
@@ -127,12 +127,12 @@ def remember_step() -> optax.GradientTransformationExtraArgs:
     """
 
     def init_fn(params: PyTree) -> Any:
-        return RememberStepState(leaves.zeros_to_accumulate(params))
+        return RememberStepState(trees.zeros_to_accumulate(params))
 
     def update_fn(updates, state, params=None, **extra_args) -> Any:
         del params, extra_args
         keep = lambda old, new: new
-        return updates, RememberStepState(leaves.map_accumulators(keep, state.step, updates))
+        return updates, RememberStepState(trees.map_accumulators(keep, state.step, updates))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -170,7 +170,7 @@ def step_prediction(horizon: int, *, future_rates: optax.ScalarOrSchedule | None
       >>> result = sim.simulate(
       ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3),
       ...     optax.chain(optax.adam(0.1), rivals.remember_step()), schedule,
-      ...     batches=jnp.ones((100, 3)), send=rivals.step_prediction(horizon=3))
+      ...     batches=jnp.ones((100, 3)), send=rivals.sends.step_prediction(horizon=3))
       >>> print(jnp.round(result.params, 1))
       [1. 1. 1.]
     """
@@ -193,7 +193,7 @@ def roll_forward(tx: optax.GradientTransformation, horizon: int) -> Send:
 
     Whatever `tx` does without gradients it does here: velocities and Adam's moments decay, bias
     corrections and learning rates go on as scheduled, weights decay. For heavy ball it is
-    `msnag_prediction`. Costs `horizon` updates per pull.
+    `multi_step_nesterov`. Costs `horizon` updates per pull.
 
     Args:
       tx: The transformation that is given to `sim.simulate`.
@@ -216,7 +216,7 @@ def roll_forward(tx: optax.GradientTransformation, horizon: int) -> Send:
       >>> tx = optax.sgd(0.1, momentum=0.5)
       >>> params = jnp.ones(2)
       >>> updates, state = tx.update(jnp.ones(2), tx.init(params), params)
-      >>> print(rivals.roll_forward(tx, horizon=2)(params, state))  # 1 - 0.1 * (0.5 + 0.25)
+      >>> print(rivals.sends.roll_forward(tx, horizon=2)(params, state))  # 1 - 0.1 * (0.5 + 0.25)
       [0.925 0.925]
     """
     horizon = checks.check_count("horizon", horizon)
@@ -250,4 +250,4 @@ def _velocity(opt_state: PyTree, whose: str) -> PyTree:
 
 def _check_rate(learning_rate, name: str = "learning_rate") -> None:
     if not callable(learning_rate):
-        transform_checks.check_non_negative(name, learning_rate)
+        checks.check_non_negative(name, learning_rate)

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import leaves
-from dcasgd_jax.transforms import checks
+from dcasgd_jax import checks, trees
 from dcasgd_jax.typing import PyTree
 
 
@@ -102,7 +101,7 @@ def move(params: PyTree, direction: PyTree, distance: Any, whose: str) -> PyTree
 
     def move_leaf(param, along):
         param = jnp.asarray(param)
-        wide = leaves.wide_dtype(param)
+        wide = trees.wide_dtype(param)
         moved = param.astype(wide) + jnp.asarray(distance, wide) * jnp.asarray(along, wide)
         return moved.astype(param.dtype)
 

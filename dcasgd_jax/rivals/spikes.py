@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import optax
 
-from dcasgd_jax.rivals import checks, delays, leaves
-from dcasgd_jax.transforms import fixed_delay
+from dcasgd_jax import checks, trees
+from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree, Scalar
 
 
@@ -16,7 +16,7 @@ class SpikeCompensationState(NamedTuple):
 
 
 def spike_compensation(
-    momentum: Scalar, delay: fixed_delay.Delay
+    momentum: Scalar, delay: delays.Delay
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum for gradients that are a known number of updates late.
 
@@ -55,22 +55,22 @@ def spike_compensation(
     """
     checks.check_fraction("momentum", momentum)
     if not callable(delay):
-        fixed_delay.check_delays(delay)
+        delays.check_delays(delay)
 
     def init_fn(params: PyTree) -> Any:
-        return SpikeCompensationState(leaves.zeros_to_accumulate(params))
+        return SpikeCompensationState(trees.zeros_to_accumulate(params))
 
     def update_fn(updates, state, params=None, **extra_args) -> Any:
         del extra_args
-        of_leaf = delays.of_leaves(delay, updates, params, "spike_compensation")
+        of_leaf = delays.delay_of_each_update(delay, updates, params, "spike_compensation")
         add = lambda v, g: momentum * v + g
-        velocity = leaves.map_accumulators(add, state.velocity, updates)
+        velocity = trees.map_accumulators(add, state.velocity, updates)
 
         def spike(g, v, leaf_delay):
             kept = momentum**leaf_delay
             return kept * v.astype(g.dtype) + (1 - kept) / (1 - momentum) * g
 
-        return leaves.map_updates(spike, updates, velocity, of_leaf), SpikeCompensationState(
+        return trees.map_updates(spike, updates, velocity, of_leaf), SpikeCompensationState(
             velocity
         )
 

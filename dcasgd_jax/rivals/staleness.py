@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.rivals import checks, leaves
-from dcasgd_jax.transforms import checks as transform_checks
+from dcasgd_jax import checks, trees
 from dcasgd_jax.typing import PyTree, Scalar
 
 StalenessRule = Callable[[jax.Array], Scalar]
@@ -60,8 +59,8 @@ def scale_by_staleness(rule: StalenessRule) -> optax.GradientTransformationExtra
         factor = jax.tree.map(rule, checks.checked_staleness_of_leaves(staleness))
         scale = lambda update, leaf_factor: update * jnp.asarray(leaf_factor, update.dtype)
         if jax.tree.structure(factor) == jax.tree.structure(0):
-            return leaves.map_updates(lambda update: scale(update, factor), updates), state
-        return leaves.map_updates(scale, updates, factor), state
+            return trees.map_updates(lambda update: scale(update, factor), updates), state
+        return trees.map_updates(scale, updates, factor), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -136,7 +135,7 @@ def delay_adaptive(num_workers: int) -> StalenessRule:
       >>> print(*(float(rule(tau)) for tau in (0, 4, 5, 16)))
       1.0 1.0 0.8... 0.25
     """
-    num_workers = transform_checks.check_num_workers(num_workers)
+    num_workers = checks.check_count("num_workers", num_workers)
     return lambda staleness: num_workers / jnp.maximum(_as_float(staleness), num_workers)
 
 
@@ -163,7 +162,7 @@ def polynomial_staleness(exponent: Scalar = 0.5) -> StalenessRule:
       >>> print(*(float(rule(tau)) for tau in (0, 3)))
       1.0 0.5
     """
-    transform_checks.check_non_negative("exponent", exponent)
+    checks.check_non_negative("exponent", exponent)
     return lambda staleness: jnp.power(1 + _as_float(staleness), -_as_float(exponent))
 
 

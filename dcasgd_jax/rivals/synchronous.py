@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import compensation
-from dcasgd_jax.rivals import leaves
-from dcasgd_jax.transforms import checks as transform_checks
+from dcasgd_jax import checks, compensation, trees
 from dcasgd_jax.typing import PyTree
 
 
@@ -63,33 +61,33 @@ def dc_ssgd(
     """
     for name, value in (("learning_rate", learning_rate), ("lambda0", lambda0)):
         if not callable(value):
-            transform_checks.check_non_negative(name, value)
+            checks.check_non_negative(name, value)
 
     def init_fn(params: PyTree) -> Any:
-        transform_checks.check_real(params)
+        checks.check_real(params)
         return DCSSGDState(jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args) -> Any:
         del extra_args
-        transform_checks.check_params(params, "dc_ssgd")
+        checks.check_params(params, "dc_ssgd")
         if not jax.tree.leaves(updates):
             return updates, state
         _check_stacked(updates, params)
         at_count = lambda value: value(state.num_updates) if callable(value) else value
         rate, strength = at_count(learning_rate), at_count(lambda0)
-        origin = jax.tree.map(lambda p: jnp.zeros_like(p, leaves.wide_dtype(p)), params)
+        origin = jax.tree.map(lambda p: jnp.zeros_like(p, trees.wide_dtype(p)), params)
 
         def apply_one(moved, grads):
             widen = lambda g, m: None if g is None else g.astype(m.dtype)
-            grads = jax.tree.map(widen, grads, moved, is_leaf=leaves.is_none)
+            grads = jax.tree.map(widen, grads, moved, is_leaf=trees.is_none)
             compensated = compensation.compensated_gradient(grads, moved, origin, strength)
             step = lambda m, g: m - jnp.asarray(rate, m.dtype) * g
-            return leaves.map_accumulators(step, moved, compensated), None
+            return trees.map_accumulators(step, moved, compensated), None
 
         # The motion is summed by itself: added to the parameters, small steps would be rounded.
         moved, _ = jax.lax.scan(apply_one, origin, updates)
         like_gradient = lambda g, m: None if g is None else m.astype(jnp.result_type(g))
-        moved = jax.tree.map(like_gradient, updates, moved, is_leaf=leaves.is_none)
+        moved = jax.tree.map(like_gradient, updates, moved, is_leaf=trees.is_none)
         return moved, DCSSGDState(jnp.asarray(optax.safe_increment(state.num_updates)))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -98,8 +96,8 @@ def dc_ssgd(
 def _check_stacked(updates: PyTree, params: PyTree) -> None:
     """Raises ValueError, naming the leaf, unless gradients are `[num_workers, *param.shape]`."""
     num_workers = None
-    grads = jax.tree_util.tree_flatten_with_path(updates, is_leaf=leaves.is_none)[0]
-    structure = jax.tree.structure(updates, is_leaf=leaves.is_none)
+    grads = jax.tree_util.tree_flatten_with_path(updates, is_leaf=trees.is_none)[0]
+    structure = jax.tree.structure(updates, is_leaf=trees.is_none)
     for (path, grad), param in zip(grads, structure.flatten_up_to(params), strict=True):
         if grad is None:
             continue

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from dcasgd_jax.runtime import admission, step
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.layout import Layout, Message
+from dcasgd_jax.sim import chain_order
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
 
@@ -23,8 +23,8 @@ class Model:
       publish: Makes of a message with parameters, which are about to change, what workers are sent.
 
     Raises:
-      ValueError: If pushes cannot be compensated after a mean.
-      TypeError: If a transformation wants the stale parameters from outside.
+      ValueError: If pushes cannot be compensated after a mean, a compensation stands in the wrong
+        place, or the optimizer was made for another number of workers.
     """
 
     def __init__(
@@ -35,11 +35,10 @@ class Model:
         publish: Callable[[Message], Any],
     ):
         self._layout, self._publish, self._metrics = layout, publish, settings.metrics
-        self._program = _make_program(settings)
+        self._program = _make_program(params, settings, layout)
         self.state = step.initial_state(self._program, params, settings.num_workers)
-        step.check_program(self._program, layout, self.state)
-        backups = "push_state" if self._program.flow == "mean" else "opt_state"
-        self._backups = backups if step.keeps_backups(getattr(self.state, backups)) else None
+        states = ("opt_state", "push_state")
+        self._remembering = [n for n in states if step.remembers_pulls(getattr(self.state, n))]
         self._on_wire = None  # the params in the dtypes of the wire, where those are others
         self._published = None  # of this version, once somebody has pulled it
 
@@ -69,10 +68,10 @@ class Model:
 
     def record_pull(self, worker: int) -> None:
         """A worker pulls, and not right after its own push: renews its backup, if there are any."""
-        if self._backups:
-            state = getattr(self.state, self._backups)
+        for name in self._remembering:
+            state = getattr(self.state, name)
             recorded = step.record_pull(state, np.int32(worker), self.state.params)
-            self.state = self.state._replace(**{self._backups: recorded})
+            self.state = self.state._replace(**{name: recorded})
 
     def params_to_send(self) -> Any:
         """What workers are sent of this version; published once, if somebody pulls it."""
@@ -97,13 +96,11 @@ class Model:
 def check(params: PyTree, settings: Settings, layout: Layout) -> None:
     """Raises what a server with these would raise, without making one."""
     admission.make_server(settings.protocol, settings.num_workers)
-    program = _make_program(settings)
-    make = lambda params: step.initial_state(program, params, settings.num_workers)
-    step.check_program(program, layout, jax.eval_shape(make, params))
+    _make_program(params, settings, layout)
 
 
-def _make_program(settings: Settings) -> programs.Program:
-    return programs.Program(
+def _make_program(params: PyTree, settings: Settings, layout: Layout) -> programs.Program:
+    asked = programs.Program(
         loss_fn=_no_loss,
         tx=settings.tx,
         per_push=settings.per_push,
@@ -111,6 +108,11 @@ def _make_program(settings: Settings) -> programs.Program:
         mixes=admission.mixes(settings.protocol),
         metrics=settings.metrics,
     )
+    program = step.with_memory(asked, layout, params, settings.num_workers)
+    chain_order.check(program.tx, params, None)
+    if program.per_push is not None:
+        chain_order.check(program.per_push, params, None)
+    return program
 
 
 def _no_loss(params: PyTree, batch: PyTree) -> Any:

@@ -32,8 +32,9 @@ class ParameterServer:
       publish: As of `Model`, a copy by default.
 
     Raises:
-      ValueError: If the protocol cannot be run live, or pushes cannot be compensated after a mean.
-      TypeError: If a transformation wants the stale parameters from outside.
+      ValueError: If the protocol cannot be run live, pushes cannot be compensated after a mean, a
+        compensation stands in the wrong place, or the optimizer was made for another number of
+        workers.
     """
 
     def __init__(

@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from dcasgd_jax import transforms
+from dcasgd_jax import transforms, trees
 from dcasgd_jax.runtime.layout import Layout, Message
-from dcasgd_jax.sim import preconditions, server, worker
+from dcasgd_jax.sim import offers, server, worker
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import step as sim_step
 from dcasgd_jax.typing import PyTree
@@ -68,33 +67,44 @@ compiled_receive = jax.jit(receive, static_argnames=("program", "layout"), donat
 to_wire = jax.jit(lambda layout, params: layout.to_wire(params), static_argnums=0)
 
 
-def keeps_backups(state: PyTree) -> bool:
+def remembers_pulls(state: PyTree) -> bool:
     """Whether an optimizer state holds what each worker pulled."""
-    is_state = lambda node: isinstance(node, transforms.CompensateWorkerDelayState)
-    return any(map(is_state, jax.tree.leaves(state, is_leaf=is_state)))
+    return bool(trees.find_states(state, transforms.RememberPullsState))
 
 
-def check_program(program: programs.Program, layout: Layout, state: programs.SimState) -> None:
-    """Raises, before any worker starts, if the transformations ask for what there is not.
+def with_memory(
+    program: programs.Program, layout: Layout, params: PyTree, num_workers: int
+) -> programs.Program:
+    """The program, whose compensating transformation remembers pulls if nobody else does.
+
+    A server sends params away and keeps none, so it cannot offer what a gradient was taken at.
 
     Raises:
-      ValueError: If averaged pushes of several versions are to be compensated after the mean.
-      TypeError: If a transformation wants the stale parameters from outside.
+      ValueError: If averaged pushes of several versions are to be compensated after the mean, or a
+        transformation asks for what a server does not have.
     """
     if program.mixes:
         why = "The pushes of one update may have read different versions"
-        preconditions.check_mean(program.tx, state.params, why)
-    event = make_event(program, 0, 0, 1, True)
-    arrays = [jax.ShapeDtypeStruct(leaf.shape, leaf.wire_dtype) for leaf in layout.leaves]
+        offers.check_mean(program.tx, params, why)
+    name = "tx" if program.flow == "each" or program.per_push is None else "per_push"
     try:
-        jax.eval_shape(functools.partial(receive, program, layout), state, event, arrays)
+        _try_out(program, layout, params, num_workers)
     except TypeError as error:
         if "stale_params" not in str(error):
             raise
-        raise TypeError(
-            "A live server keeps the stale parameters itself, one backup per worker: use "
-            f"dc.dcasgd or dc.compensate_worker_delay in tx. ({error})"
-        ) from error
+        wrapped = transforms.remember_pulls(getattr(program, name), num_workers)
+        program = program._replace(**{name: wrapped})
+        _try_out(program, layout, params, num_workers)
+    return program
+
+
+def _try_out(program, layout: Layout, params: PyTree, num_workers: int) -> None:
+    """Traces a push of worker 0."""
+    event = make_event(program, 0, 0, 1, True)
+    arrays = [jax.ShapeDtypeStruct(leaf.shape, leaf.wire_dtype) for leaf in layout.leaves]
+    state = jax.eval_shape(lambda p: initial_state(program, p, num_workers), params)
+    offers.check_num_workers((state.opt_state, state.push_state), num_workers)
+    jax.eval_shape(functools.partial(receive, program, layout), state, event, arrays)
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "split"))
@@ -149,21 +159,3 @@ def rounded_loss(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
         return loss_fn(jax.tree.map(round_off, params), batch)
 
     return loss_of_rounded
-
-
-@functools.lru_cache(maxsize=16)
-def recorded_pulls(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx`, whose backups are first made what the simulator says that the worker had pulled.
-
-    Backups follow pulls that come right after the worker's own push. A live run has others: of
-    restarted workers, after pushes that were refused, behind barriers.
-    """
-
-    def update(updates, state, params=None, **extra_args) -> Any:
-        stale_params = extra_args.get("stale_params")
-        if keeps_backups(state) and stale_params is not None:
-            state = transforms.record_pull(state, extra_args["worker"], stale_params)
-        inner = optax.with_extra_args_support(tx)
-        return inner.update(updates, state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(tx.init, update)

@@ -1,17 +1,15 @@
 """What must hold before a run starts; each violation is an error that says what to do."""
 
-import itertools
 from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from dcasgd_jax import transforms
+from dcasgd_jax import checks
+from dcasgd_jax.sim import offers
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.schedules import schedule as schedules
-from dcasgd_jax.transforms import checks
 from dcasgd_jax.typing import PyTree
 
 
@@ -49,19 +47,7 @@ def check_mixed(
 ) -> None:
     """An average of gradients taken at several versions has no stale point for `tx`."""
     averaged = f"The pushes averaged into update {schedule.version[event]}"
-    check_mean(program.tx, params, f"{averaged} read different versions (event {event})")
-
-
-def check_mean(tx: optax.GradientTransformation, params: PyTree, why: str) -> None:
-    """`tx` gets a mean without a stale point, for the reason given."""
-    try:
-        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
-    except TypeError as error:
-        raise ValueError(
-            f"{why}, so the mean has no single stale point to compensate: take the "
-            "compensating transformation out of tx and pass it as per_push=, which transforms "
-            f"each push before the mean is taken. ({error})"
-        ) from error
+    offers.check_mean(program.tx, params, f"{averaged} read different versions (event {event})")
 
 
 def check_batches(batches: PyTree, num_rows: int) -> None:
@@ -127,31 +113,8 @@ def check_state(
             )
 
 
-def check_num_workers(state: programs.SimState, schedule: schedules.Schedule) -> None:
-    """A transformation with rows per worker needs one for each: a traced index would clamp.
-
-    Looked at are the mean square of `CompensateDelayState`, and the fields of states that have a
-    property `num_workers`.
-    """
-    kind = transforms.CompensateDelayState
-    is_state = lambda node: isinstance(node, kind) or hasattr(type(node), "num_workers")
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
-    dimensions: dict = {path: leaf.ndim for path, leaf in leaves}
-    for node in jax.tree.leaves((state.opt_state, state.push_state), is_leaf=is_state):
-        if not is_state(node):
-            continue
-        trees = [node.mean_square] if isinstance(node, kind) else node
-        for path, leaf in itertools.chain(*map(jax.tree_util.tree_leaves_with_path, trees)):
-            has_rows = leaf.ndim == dimensions.get(path, leaf.ndim) + 1
-            if has_rows and leaf.shape[0] < schedule.num_workers:
-                raise ValueError(
-                    f"The optimizer was made for num_workers={leaf.shape[0]}, but the schedule has "
-                    f"{schedule.num_workers} workers."
-                )
-
-
 def check_send(program: programs.Program, params: PyTree, opt_state: PyTree) -> None:
-    """What workers are sent must be shaped like the params, and be the stale point of nobody else.
+    """What workers are sent must be shaped like the params.
 
     Args:
       program: Has a `send`, or not.
@@ -170,13 +133,6 @@ def check_send(program: programs.Program, params: PyTree, opt_state: PyTree) -> 
                 f"send(...){jax.tree_util.keystr(path)} is {leaf.dtype}, but the parameter is "
                 f"{wanted}."
             )
-    kinds = (transforms.CompensateWorkerDelayState, transforms.CompensateFixedDelayState)
-    keeps_params = lambda node: isinstance(node, kinds)
-    if any(map(keeps_params, jax.tree.leaves(opt_state, is_leaf=keeps_params))):
-        raise ValueError(
-            "tx keeps past params as stale points, but with send= workers get something else than "
-            "the params: use compensate_delay, which is told what they got."
-        )
 
 
 def check_tangent(tangent: PyTree, params: PyTree) -> None:

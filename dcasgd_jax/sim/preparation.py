@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import engines, preconditions, worker
+from dcasgd_jax.sim import chain_order, engines, preconditions, worker
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.typing import PyTree
@@ -35,6 +35,13 @@ def make_program(
         corrupts=bool(schedule.corrupt.any()),
         metrics=tuple(name for name in programs.METRICS if name in given.metrics),
     )
+
+
+def check_chains(program: programs.Program, state: programs.SimState, *, given: bool) -> None:
+    """Compensations must stand where raw gradients arrive; `given`: tx has a state of its own."""
+    chain_order.check(program.tx, state.params, state.opt_state if given else None)
+    if program.per_push is not None:
+        chain_order.check(program.per_push, state.params, None)
 
 
 def find_span(

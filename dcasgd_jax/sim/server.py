@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import transforms
+from dcasgd_jax import rows, transforms
+from dcasgd_jax.sim import offers
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.transforms import rows
 
 _MEASURED = ("compensation_ratio", "cosine", "below_eps")
 
@@ -50,7 +50,7 @@ def _update_with_push(program, state, event, push):
     """The server updates with this push alone."""
     grads, push_state = _transform_push(program, state, event, push)
     state = state._replace(push_state=push_state)
-    state = _update(program, state, event, push, grads, {"worker": event.worker, **push.curvatures})
+    state = _update(program, state, event, push, grads, event.worker, push.curvatures)
     return state, _measured(program, state)
 
 
@@ -64,7 +64,7 @@ def _add_to_mean(program, state, event, push):
         mean = jax.tree.map(lambda g: (g / event.num_pushes).astype(g.dtype), total)
         # The mean comes from no worker in particular: for the transformations it is worker 0's.
         # Nor from one batch, at which a curvature could be asked for.
-        after = _update(program, state, event, push, mean, {"worker": jnp.int32(0)})
+        after = _update(program, state, event, push, mean, jnp.int32(0), {})
         after = after._replace(gradient_sum=optax.tree.zeros_like(total))
         return after, _measured(program, after)
 
@@ -80,32 +80,31 @@ def _transform_push(program, state, event, push):
     """The push as the per-push transformation leaves it."""
     if program.per_push is None:
         return push.gradient.grads, state.push_state
-    extra_args = {
-        "stale_params": push.stale_params,
-        "staleness": event.staleness,
-        "worker": event.worker,
-        **push.curvatures,
-        **_measure(program),
-    }
-    per_push = optax.with_extra_args_support(program.per_push)
-    return per_push.update(push.gradient.grads, state.push_state, state.params, **extra_args)
+    offered = offers.arguments(
+        event.worker,
+        push.stale_params,
+        event.staleness,
+        push.curvatures,
+        measures=_measures(program),
+    )
+    return offers.update(
+        program.per_push, push.gradient.grads, state.push_state, state.params, **offered
+    )
 
 
-def _update(program, state, event, push, grads, extra_args):
+def _update(program, state, event, push, grads, worker, curvatures):
     """The next version: the params after an update with `grads`, the model state of this push."""
-    extra_args = {**extra_args, **_measure(program)}
-    if not program.mixes:
-        extra_args |= {"stale_params": push.stale_params, "staleness": event.staleness}
-    tx = optax.with_extra_args_support(program.tx)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra_args)
+    stale = (None, None) if program.mixes else (push.stale_params, event.staleness)
+    offered = offers.arguments(worker, *stale, curvatures, measures=_measures(program))
+    updates, opt_state = offers.update(program.tx, grads, state.opt_state, state.params, **offered)
     state = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
     if program.model_state == "server":
         state = state._replace(model_state=push.gradient.model_state)
     return state
 
 
-def _measure(program):
-    return {"measure_compensation": True} if set(_MEASURED) & set(program.metrics) else {}
+def _measures(program) -> bool:
+    return bool(set(_MEASURED) & set(program.metrics))
 
 
 def _measured(program, state):

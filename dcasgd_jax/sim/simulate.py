@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from dcasgd_jax.sim import engines, preconditions, preparation, results, step
+from dcasgd_jax.sim import engines, offers, preconditions, preparation, results, step
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.checkpoints import checkpoint as checkpoints
 from dcasgd_jax.sim.checkpoints import identity
@@ -44,7 +44,10 @@ def simulate(
     .. math:: w_{v+1} = w_v + tx(\nabla f(w_r; B_k)), \quad v = version_k, \; r = read\_version_k
 
     `tx` is offered `stale_params` (:math:`w_r`), `staleness` and `worker` as extra arguments.
-    Compensate with `dc.compensate_delay`: the simulator already keeps the stale parameters.
+    `dc.compensate_delay` uses them, and so do `dc.remember_pulls`, `dc.dcasgd` and
+    `dc.assume_delay`, whose own memory is for servers that offer nothing. Before the run the chain
+    is tried out: a compensation behind the learning rate, or with a cap of another learning rate
+    than the chain's, is an error.
     It is also offered two functions, which cost nothing unless it calls them (not by
     `LanesEngine`, nor where an update averages pushes): `hessian_vector_product(tangent)`, with
     the Hessian of this batch's loss at :math:`w_r`, and `fisher_diagonal()`, the mean over the
@@ -155,7 +158,9 @@ def simulate(
         )
     else:
         current = step.copy_tree(state)
-    preconditions.check_num_workers(current, schedule)
+    offers.check_num_workers((current.opt_state, current.push_state), schedule.num_workers)
+    if state is None:
+        preparation.check_chains(program, current, given=opt_state is not None)
     preconditions.check_send(program, current.params, current.opt_state)
     try:
         first = preparation.first_batch(run)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dcasgd_jax import rows
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import server, worker
-from dcasgd_jax.transforms import rows
 from dcasgd_jax.typing import PyTree
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dcasgd_jax import checks
 from dcasgd_jax.strengths import rule
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -41,7 +42,8 @@ def least_squares(*, decay: Scalar = 0.99) -> rule.StrengthRule:
     Example:
       >>> import dcasgd_jax as dc, jax, jax.numpy as jnp
       >>> loss = lambda w: jnp.sum(jnp.asarray([1.0, 3.0]) * w**2)
-      >>> tx = dc.compensate_delay(dc.least_squares())
+      >>> tx = dc.compensate_delay(
+      ...     dc.strengths.least_squares(), curvature=dc.curvatures.squared_gradient())
       >>> params, stale_params = jnp.asarray([1.0, 1.0]), jnp.asarray([0.5, 1.0])
       >>> product = lambda tangent: jax.jvp(jax.grad(loss), (stale_params,), (tangent,))[1]
       >>> compensated, _ = tx.update(
@@ -50,7 +52,7 @@ def least_squares(*, decay: Scalar = 0.99) -> rule.StrengthRule:
       >>> print(compensated, jax.grad(loss)(params))  # exact, as only one coordinate moved
       [2. 6.] [2. 6.]
     """
-    rule.check_numbers(decay=decay)
+    checks.check_fraction("decay", decay)
 
     def init_fn(params: PyTree) -> Any:
         del params
@@ -59,9 +61,9 @@ def least_squares(*, decay: Scalar = 0.99) -> rule.StrengthRule:
     def update_fn(state: LeastSquaresState, situation: rule.Situation) -> Any:
         if situation.hessian_vector_product is None:
             raise TypeError(
-                "dc.least_squares needs update(..., hessian_vector_product=): a function of a "
-                "tangent tree, at the stale parameters and on the gradient's batch. sim.simulate "
-                "passes it, except on the LanesEngine."
+                "dc.strengths.least_squares needs update(..., hessian_vector_product=): a function "
+                "of a tangent tree, at the stale parameters and on the gradient's batch. "
+                "sim.simulate passes it, except on the LanesEngine."
             )
         change = situation.hessian_vector_product(situation.displacement)
         average = lambda old, new: decay * old + (1 - decay) * new

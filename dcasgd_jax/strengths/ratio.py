@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dcasgd_jax import checks
 from dcasgd_jax.strengths import rule
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -13,7 +14,7 @@ from dcasgd_jax.typing import PyTree, Scalar
 class RatioState(NamedTuple):
     """State of `ratio`."""
 
-    num_updates: jax.Array  # int32 scalar
+    num_updates: jax.Array  # int32 scalar: what a schedule is read at
     gradient_square: PyTree  # running mean of |g|², a scalar, or one for each leaf
     term_square: PyTree  # running mean of |compensation|² at λ0 = 1
 
@@ -23,7 +24,6 @@ def ratio(
     *,
     decay: Scalar = 0.99,
     per_leaf: bool = False,
-    block_stride: int = 1,
 ) -> rule.StrengthRule:
     r"""Chooses λ0 such that the compensation is about ρ times as long as the gradient.
 
@@ -43,9 +43,6 @@ def ratio(
         the gradient.
       decay: d in [0, 1) of the running means.
       per_leaf: One λ0 for each leaf instead of one for the whole tree.
-      block_stride: k ≥ 1. With k > 1 both norms are estimated: of a leaf of at least 2 k blocks of
-        16,384 coordinates from every k-th block, others at each of k updates in turn. 1 is exact;
-        2 reads half as much, and the running means smooth out what the estimate is off by.
 
     Returns:
       A rule that goes where `lambda0` goes.
@@ -57,15 +54,16 @@ def ratio(
 
     Example:
       >>> import dcasgd_jax as dc, jax.numpy as jnp
-      >>> tx = dc.compensate_delay(dc.ratio(0.5), ms_decay=0.95)
+      >>> tx = dc.compensate_delay(dc.strengths.ratio(0.5))
       >>> params, stale_params = jnp.asarray([1.0, 1.0]), jnp.asarray([0.5, 1.0])
       >>> grads = jnp.asarray([0.3, 0.4])  # of length 0.5
       >>> compensated, _ = tx.update(grads, tx.init(params), params, stale_params=stale_params)
       >>> print(compensated)
       [0.55 0.4 ]
     """
-    rule.check_numbers(rho=rho, decay=decay)
-    rule.check_block_stride(block_stride)
+    if not callable(rho):
+        checks.check_non_negative("rho", rho)
+    checks.check_fraction("decay", decay)
 
     def init_fn(params: PyTree) -> Any:
         zeros = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
@@ -74,11 +72,8 @@ def ratio(
 
     def update_fn(state: RatioState, situation: rule.Situation) -> Any:
         average = lambda old, new: decay * old + (1 - decay) * new
-        squares = situation.sums(
-            lambda coordinates: jnp.square(coordinates.grads.astype(jnp.float32)),
-            lambda coordinates: jnp.square(coordinates.term.astype(jnp.float32)),
-            block_stride=block_stride,
-            first_block=state.num_updates % block_stride,
+        squares = tuple(
+            rule.inner_products(tree, tree) for tree in (situation.grads, situation.term)
         )
         if not per_leaf:
             squares = tuple(rule.total(square) for square in squares)

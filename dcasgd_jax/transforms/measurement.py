@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.typing import PyTree, Scalar
+from dcasgd_jax import trees
+from dcasgd_jax.typing import PyTree
 
 
 class CompensationSums(NamedTuple):
@@ -29,15 +30,13 @@ class CompensationMetrics(NamedTuple):
     below_eps: jax.Array  # share of the coordinates whose mean square is below eps
 
 
-def zero_sums() -> CompensationSums:
-    """The sums over no coordinates, in a buffer each: donated states may share none."""
-    return CompensationSums(*(jnp.zeros((), jnp.float32) for _ in CompensationSums._fields))
+def nothing_measured() -> CompensationSums:
+    """Sums that are not numbers, in a buffer each: donated states may share none."""
+    return CompensationSums(*(jnp.full((), jnp.nan, jnp.float32) for _ in CompensationSums._fields))
 
 
-def measure(
-    gradient: PyTree, compensated: PyTree, mean_square: PyTree | None, eps: Scalar
-) -> CompensationSums:
-    """The sums of one update; `mean_square` is the one it was made with, None if λ is constant."""
+def measure(gradient: PyTree, compensated: PyTree, floored: PyTree | None) -> CompensationSums:
+    """The sums of one update; `floored` says where `eps` decided, None if there is none."""
     # Of the compensated gradient as it was rounded: what 16 bits lose was not compensated.
     gradient = optax.tree.cast(gradient, jnp.float32)
     compensated = optax.tree.cast(compensated, jnp.float32)
@@ -45,12 +44,12 @@ def measure(
     gradient, compensated = jax.lax.optimization_barrier((gradient, compensated))
     added = jax.tree.map(jnp.subtract, compensated, gradient)
     below_eps = num_adaptive = 0
-    if mean_square is not None:
-        leaves, structure = jax.tree.flatten(gradient, is_leaf=lambda leaf: leaf is None)
-        pairs = zip(leaves, structure.flatten_up_to(mean_square), strict=True)
-        squares = [square for leaf, square in pairs if leaf is not None]
-        below_eps = sum(jnp.sum(square < eps, dtype=jnp.float32) for square in squares)
-        num_adaptive = sum(square.size for square in squares)
+    if floored is not None:
+        leaves, structure = jax.tree.flatten(gradient, is_leaf=trees.is_none)
+        pairs = zip(leaves, structure.flatten_up_to(floored), strict=True)
+        decided = [of_leaf for leaf, of_leaf in pairs if leaf is not None]
+        below_eps = sum(jnp.sum(of_leaf, dtype=jnp.float32) for of_leaf in decided)
+        num_adaptive = sum(of_leaf.size for of_leaf in decided)
     return CompensationSums(
         gradient_square=_sum_of_products(gradient, gradient),
         compensated_square=_sum_of_products(compensated, compensated),
@@ -76,16 +75,16 @@ def compensation_metrics(opt_state: optax.OptState) -> CompensationMetrics:
         taken together.
 
     Returns:
-      Three float32 scalars. Where the gradient is zero or nothing was measured yet, `ratio` is 0
-      and `cosine` 1; where only the compensated gradient is zero, `cosine` is 0. `below_eps` counts
-      the coordinates with an adaptive strength that had a gradient; nan if there are none.
+      Three float32 scalars; nan where nothing was measured yet. Where the gradient is zero `ratio`
+      is 0 and `cosine` 1; where only the compensated gradient is zero, `cosine` is 0. `below_eps`
+      counts the coordinates with an adaptive curvature that had a gradient; nan if there are none.
 
     Raises:
       ValueError: If the state holds no compensating transformation.
 
     Example:
       >>> import dcasgd_jax as dc, jax.numpy as jnp
-      >>> tx = dc.compensate_delay(lambda0=2.0)
+      >>> tx = dc.compensate_delay(2.0, curvature=dc.curvatures.squared_gradient())
       >>> params, stale_params = jnp.asarray([1.0, 1.0]), jnp.asarray([0.5, 1.0])
       >>> grads = jnp.asarray([0.3, 0.4])  # compensation: (2 * 0.3**2 * 0.5, 0)
       >>> _, state = tx.update(grads, tx.init(params), params, stale_params=stale_params,
@@ -93,8 +92,7 @@ def compensation_metrics(opt_state: optax.OptState) -> CompensationMetrics:
       >>> print(*(f"{metric:.3f}" for metric in dc.compensation_metrics(state)))
       0.180 0.992 nan
     """
-    is_sums = lambda node: isinstance(node, CompensationSums)
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_sums) if is_sums(node)]
+    found = trees.find_states(opt_state, CompensationSums)
     if not found:
         raise ValueError(
             "This optimizer state holds no compensating transformation, so there is no "
@@ -109,30 +107,6 @@ def compensation_metrics(opt_state: optax.OptState) -> CompensationMetrics:
         cosine=jnp.where(gradient == 0, 1.0, cosine),
         below_eps=_quotient(sums.below_eps, sums.num_adaptive, jnp.nan),
     )
-
-
-def compensation_ratio(opt_state: optax.OptState) -> jax.Array:
-    r"""|compensation| / |gradient| of the last update that was measured: does it do anything?
-
-    Args:
-      opt_state: As in `compensation_metrics`.
-
-    Returns:
-      The `ratio` of `compensation_metrics`, a float32 scalar; 0 where the gradient is zero or
-      nothing was measured yet.
-
-    Raises:
-      ValueError: If the state holds no compensating transformation.
-
-    Example:
-      >>> import dcasgd_jax as dc, jax.numpy as jnp
-      >>> tx = dc.compensate_delay(lambda0=2.0)
-      >>> _, state = tx.update(jnp.asarray(0.2), tx.init(1.0), 1.0, stale_params=0.5,
-      ...                      measure_compensation=True)
-      >>> print(f"{dc.compensation_ratio(state):.2f}")  # 2 * 0.2**2 * 0.5 / 0.2
-      0.20
-    """
-    return compensation_metrics(opt_state).ratio
 
 
 def _sum_of_products(one: PyTree, other: PyTree) -> jax.Array:

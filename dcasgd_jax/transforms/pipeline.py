@@ -25,7 +25,7 @@ def pipeline_delays(stage_of: Callable[[str], int], num_stages: int) -> Callable
 
     Returns:
       A function of the parameters that returns a tree of ints, for the argument `delay` of
-      `delay_gradients` and `compensate_fixed_delay`.
+      `delay_gradients` and `assume_delay`.
 
     Raises:
       ValueError: If `num_stages` is no positive integer; when the delays are made, if a parameter

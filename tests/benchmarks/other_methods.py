@@ -24,21 +24,21 @@ class Method(NamedTuple):
     send: Callable[[Any, Any], Any] | None = None
 
 
-def compensations(num_workers: int) -> dict[str, Method]:
+def own_methods(num_workers: int) -> dict[str, Method]:
     """DC-ASGD with other strengths and curvatures than the paper's DC-ASGD-a."""
-    make = functools.partial(dc.dcasgd, RATE, num_workers=num_workers)
-    ratio, share = functools.partial(dc.ratio, 0.5), functools.partial(dc.capped_share, 0.1)
+    make = functools.partial(dc.dcasgd, RATE, num_workers)
+    ratio, share = (
+        functools.partial(dc.strengths.ratio, 0.5),
+        functools.partial(dc.strengths.capped_share, 0.1),
+    )
     methods = {
-        "constant strength": make(ms_decay=None),
-        "bias correction": make(bias_correction=True),
+        "squared gradient": make(curvature=dc.curvatures.squared_gradient()),
+        "bias correction": make(curvature=dc.curvatures.adaptive(bias_correction=True)),
         "cap": make(max_pull=1.0),
-        'curvature "abs"': make(curvature="abs", ms_decay=None),
+        "absolute": make(curvature=dc.curvatures.absolute()),
         "ratio": make(lambda0=ratio()),
         "ratio, capped": make(lambda0=ratio(), max_pull=1.0),
-        "ratio, block_stride=2": make(lambda0=ratio(block_stride=2)),
-        "ratio, block_stride=4": make(lambda0=ratio(block_stride=4)),
         "capped share": make(lambda0=share(), max_pull=1.0),
-        "capped share, block_stride=4": make(lambda0=share(block_stride=4), max_pull=1.0),
     }
     return {name: Method(tx) for name, tx in methods.items()}
 
@@ -57,8 +57,8 @@ def rival_methods(num_workers: int) -> dict[str, Method]:
         "staleness-aware rate": Method(
             optax.chain(rate, rivals.scale_by_staleness(rivals.inverse_staleness))
         ),
-        "delay-adaptive steps (Wu 1)": Method(rivals.wu_adaptive(RATE, 8)),
-        "delay-adaptive steps (Wu 2)": Method(rivals.wu_adaptive(RATE, 8, alpha=None)),
+        "delay-adaptive steps (Wu 1)": Method(rivals.adaptive_step_sizes(RATE, 8)),
+        "delay-adaptive steps (Wu 2)": Method(rivals.adaptive_step_sizes(RATE, 8, alpha=None)),
         "drop-stale around momentum": Method(rivals.drop_stale(momentum, bound=100)),
         "FedBuff around SGD": Method(rivals.fedbuff(optax.sgd(RATE), num_workers)),
         "FedBuff around momentum": Method(rivals.fedbuff(momentum, num_workers)),
@@ -71,16 +71,16 @@ def rival_methods(num_workers: int) -> dict[str, Method]:
         ),
         "PipeMare T1": Method(optax.chain(rate, rivals.pipemare_rescale(horizon, 1000))),
         "AAGD with its look-ahead": Method(
-            optax.chain(rate, rivals.accelerate()), rivals.momentum_compensation(horizon)
+            optax.chain(rate, rivals.accelerate()), rivals.sends.momentum_compensation(horizon)
         ),
         "momentum with velocity prediction": Method(
-            momentum, rivals.velocity_prediction(horizon, RATE)
+            momentum, rivals.sends.velocity_prediction(horizon, RATE)
         ),
         "momentum with multi-step Nesterov": Method(
-            momentum, rivals.msnag_prediction(horizon, MOMENTUM, RATE)
+            momentum, rivals.sends.multi_step_nesterov(horizon, MOMENTUM, RATE)
         ),
         "momentum with step prediction": Method(
-            optax.chain(momentum, rivals.remember_step()), rivals.step_prediction(horizon)
+            optax.chain(momentum, rivals.remember_step()), rivals.sends.step_prediction(horizon)
         ),
     }
 
@@ -88,7 +88,7 @@ def rival_methods(num_workers: int) -> dict[str, Method]:
 def step_rows(shapes: dict | None = None, num_workers: int = 4, repeats: int = 9) -> list[Row]:
     """Update + apply (+ send), donated, of each method against `dc.dcasgd`."""
     shapes = server_step.resnet50_shapes() if shapes is None else shapes
-    methods = compensations(num_workers) | rival_methods(num_workers)
+    methods = own_methods(num_workers) | rival_methods(num_workers)
     rows = []
     for name, method in methods.items():
         make = functools.partial(_make_step, method, shapes, num_workers)

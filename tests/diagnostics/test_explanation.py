@@ -3,13 +3,13 @@
 import functools
 
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
 
-import dcasgd_jax as dc
 from dcasgd_jax import diagnostics
 
 EPS = 1e-3  # large enough to be felt
@@ -192,7 +192,7 @@ def test_the_transformation_with_that_lambda0_has_that_cosine(case, name):
     found = jax.tree.map(float, explained(given=False, per_leaf=False)[name])
     assert found.lambda0 > 0
     each = numpy_gradients(stale, batch)
-    tx = dc.compensate_delay(found.lambda0, curvature=name)
+    tx = compensations.explicit(found.lambda0, curvature=name)
     compensated, _ = tx.update(
         jax.grad(loss)(stale, batch),
         tx.init(params),

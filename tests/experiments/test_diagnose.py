@@ -81,18 +81,18 @@ def test_a_moment_that_does_not_matter_has_no_vote():
     found = all_rows(("early", "middle")) + all_rows(("late",), lambda0=500.0, cosine=1.0)
     text = advised(found)
     assert "too small to matter late (cosine 1.0000)" in text
-    assert "dc.compensate_delay(2, " in text
+    assert "compensations.explicit(2, " in text
     assert "500" not in text
 
 
 @pytest.mark.parametrize(
     ("name", "call"),
     [
-        ("g2", "dc.compensate_delay(2, max_pull=1, learning_rate=LR)"),
-        ("adaptive", "dc.compensate_delay(2, ms_decay=0.95, max_pull=1, learning_rate=LR)"),
-        ("abs", 'dc.compensate_delay(2, curvature="abs", max_pull=1, learning_rate=LR)'),
-        ("fisher", 'dc.compensate_delay(2, curvature="fisher", max_pull=1, learning_rate=LR)'),
-        ("hvp", 'dc.compensate_delay(2, curvature="hvp")'),
+        ("g2", "compensations.explicit(2, max_pull=1, learning_rate=LR)"),
+        ("adaptive", "compensations.explicit(2, ms_decay=0.95, max_pull=1, learning_rate=LR)"),
+        ("abs", 'compensations.explicit(2, curvature="abs", max_pull=1, learning_rate=LR)'),
+        ("fisher", 'compensations.explicit(2, curvature="fisher", max_pull=1, learning_rate=LR)'),
+        ("hvp", 'compensations.explicit(2, curvature="hvp")'),
     ],
 )
 def test_lambda0_is_a_call_that_works(name, call):
@@ -120,7 +120,7 @@ def test_one_lambda0_must_fit_the_moments_within_a_factor_of_3(late, fits):
     assert ("with lambda0 =" in text) == fits
     if not fits and late > 0:
         assert f"no one lambda0 fits (2 early and {late:g} late)" in text
-        call = "dc.compensate_delay(dc.ratio(0.25), max_pull=1, learning_rate=LR)"
+        call = "compensations.explicit(dc.strengths.ratio(0.25), max_pull=1, learning_rate=LR)"
         assert f"{call} adapts" in text
         assert eval(call, {"dc": dc, "LR": optax.constant_schedule(0.1)}).update
 

@@ -1,12 +1,12 @@
 """The optimizers with exchangeable numbers are the ones that a user would write down."""
 
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import dcasgd_jax as dc
 from dcasgd_jax.experiments import methods
 
 NUM_UPDATES = 12
@@ -16,10 +16,10 @@ RATE, LAMBDA0 = 0.4, 3.0
 def written_down(name, lambda0=LAMBDA0):
     rate = optax.piecewise_constant_schedule(RATE, {6: 0.1, 9: 0.1})
     compensation = {
-        "dcasgd-c": lambda: [dc.compensate_delay(lambda0)],
-        "dcasgd-a": lambda: [dc.compensate_delay(lambda0, ms_decay=0.95)],
+        "dcasgd-c": lambda: [compensations.explicit(lambda0)],
+        "dcasgd-a": lambda: [compensations.explicit(lambda0, ms_decay=0.95)],
         "dcasgd-capped": lambda: [
-            dc.compensate_delay(lambda0, ms_decay=0.95, max_pull=1, learning_rate=rate)
+            compensations.explicit(lambda0, ms_decay=0.95, max_pull=1, learning_rate=rate)
         ],
     }
     return optax.chain(*compensation.get(name, list)(), optax.sgd(rate))

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import compensations
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
@@ -9,7 +10,6 @@ import optax
 import pytest
 from matplotlib import colors, pyplot
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.experiments import axes, curves, figures, plots
 
@@ -258,7 +258,7 @@ def test_everything_draws_into_the_axes_it_is_given():
     result = sim.simulate(
         lambda w, target: jnp.sum((w - target) ** 2),
         jnp.zeros(2),
-        optax.chain(dc.compensate_delay(0.1, ms_decay=0.9), optax.sgd(0.1)),
+        optax.chain(compensations.explicit(0.1, ms_decay=0.9), optax.sgd(0.1)),
         schedule,
         jnp.ones((40, 2)),
         metrics=("compensation_ratio", "cosine"),

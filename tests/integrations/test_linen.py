@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import cases
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from dcasgd_jax import sim
 from dcasgd_jax.integrations import linen as dc_linen
 from integrations import models
 
-TX = optax.chain(dc.compensate_delay(1.0, ms_decay=0.9), optax.sgd(0.1, momentum=0.5))
+TX = optax.chain(compensations.explicit(1.0, ms_decay=0.9), optax.sgd(0.1, momentum=0.5))
 KEY = jax.random.key(3)
 
 
@@ -80,7 +81,7 @@ def test_flax_has_no_such_thing():
     """The reason for our own: when flax forwards extra arguments, this class can go."""
     variables = models.linen_variables(models.LinenNet(norm=False))
     state = train_state.TrainState.create(
-        apply_fn=None, params=variables["params"], tx=dc.dcasgd(0.1, num_workers=2)
+        apply_fn=None, params=variables["params"], tx=compensations.dcasgd(0.1, num_workers=2)
     )
     with pytest.raises(TypeError):
         state.apply_gradients(grads=state.params, worker=0)
@@ -100,7 +101,7 @@ def test_fields_of_a_subclass_are_fields():
 
 
 def test_a_forgotten_worker_is_an_error():
-    state = make_state(dc.dcasgd(0.1, num_workers=2))
+    state = make_state(compensations.dcasgd(0.1, num_workers=2))
     with pytest.raises(TypeError, match="needs worker="):
         state.apply_gradients(grads=state.params)
 

@@ -3,6 +3,7 @@
 import functools
 
 import cases
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +11,11 @@ import optax
 import pytest
 from flax import nnx
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.integrations import nnx as dc_nnx
 from integrations import models
 
-TX = optax.chain(dc.compensate_delay(1.0, ms_decay=0.9), optax.sgd(0.1, momentum=0.5))
+TX = optax.chain(compensations.explicit(1.0, ms_decay=0.9), optax.sgd(0.1, momentum=0.5))
 KEY = jax.random.key(3)
 
 

@@ -1,6 +1,7 @@
 """Every transformation through `nnx.Optimizer`, in plain training loops."""
 
 import cases
+import compensations
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,13 +26,13 @@ CASES = {
 IN_CHAINS = {
     "adam after clipping": optax.chain(
         optax.clip_by_global_norm(1.0),
-        dc.compensate_worker_delay(
+        compensations.per_worker(
             optax.linear_schedule(0.0, 2.0, 3), cases.NUM_WORKERS, ms_decay=0.9
         ),
         optax.adam(optax.cosine_decay_schedule(0.1, 10)),
     ),
     "weight decay of kernels": optax.chain(
-        dc.compensate_worker_delay(2.0, cases.NUM_WORKERS),
+        compensations.per_worker(2.0, cases.NUM_WORKERS),
         optax.masked(
             optax.add_decayed_weights(0.1), lambda p: jax.tree.map(lambda w: w.ndim > 1, p)
         ),
@@ -84,7 +85,7 @@ def test_in_chains(name):
 
 def test_a_forgotten_worker_is_an_error():
     model = models.Net()
-    optimizer = nnx.Optimizer(model, dc.dcasgd(0.1, num_workers=2), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, compensations.dcasgd(0.1, num_workers=2), wrt=nnx.Param)
     grads = nnx.state(model, nnx.Param)
     with pytest.raises(TypeError, match="needs worker="):
         optimizer.update(model, grads)
@@ -92,7 +93,7 @@ def test_a_forgotten_worker_is_an_error():
 
 def test_tools_that_read_the_optimizer_state():
     model = models.Net(norm=False)
-    tx = optax.chain(dc.compensate_worker_delay(2.0, 2), optax.sgd(0.1))
+    tx = optax.chain(compensations.per_worker(2.0, 2), optax.sgd(0.1))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
     for worker in (0, 1):
@@ -108,7 +109,7 @@ def test_tools_that_read_the_optimizer_state():
 def test_one_changed_line_makes_a_plain_loop_round_robin():
     """Number for number: `delay_gradients` in a loop, and the simulator's round robin."""
     num_events, delay = 10, models.NUM_WORKERS - 1
-    inner = optax.chain(dc.compensate_delay(1.0, ms_decay=0.9), optax.sgd(0.1, momentum=0.5))
+    inner = optax.chain(compensations.explicit(1.0, ms_decay=0.9), optax.sgd(0.1, momentum=0.5))
     batches = models.examples(0, num_events, 8)
 
     model = models.Net()

@@ -9,8 +9,7 @@ import numpy as np
 import optax
 import oracle
 
-from dcasgd_jax import sim
-from dcasgd_jax.transforms import rows
+from dcasgd_jax import rows, sim
 
 PROBLEM = oracle.Problem()
 NUM_EVENTS = 24

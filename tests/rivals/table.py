@@ -85,14 +85,14 @@ CASES = [
     ),
     Case(
         "wu_adaptive1",
-        rivals.wu_adaptive,
+        rivals.adaptive_step_sizes,
         {"step_bound": 1.0, "max_delay": 4},
         _BY_STALENESS,
         ("max_delay", "flip_sign"),
     ),
     Case(
         "wu_adaptive2",
-        rivals.wu_adaptive,
+        rivals.adaptive_step_sizes,
         {"step_bound": 1.0, "max_delay": 4, "alpha": None},
         _BY_STALENESS,
         ("max_delay", "flip_sign"),

@@ -45,7 +45,7 @@ def train(send, tau=TAU, tx=None, **options):
 @pytest.mark.parametrize("name", RUNS)
 def test_reference_runs(name, engine, x64):
     tau, delay = RUNS[name]
-    send = rivals.momentum_compensation(delay)
+    send = rivals.sends.momentum_compensation(delay)
     trace, _, _ = train(send, tau, engine=ENGINES[engine])
     np.testing.assert_allclose(trace[-1], CASES[name]["theta_final"], rtol=0, atol=ATOL)
     losses = servers.full_losses(sent.as_trace(trace))
@@ -102,7 +102,7 @@ class AtTheParams(Server):
 
 
 def test_ours_is_the_rule(x64):
-    trace, _, _ = train(rivals.momentum_compensation(TAU))
+    trace, _, _ = train(rivals.sends.momentum_compensation(TAU))
     np.testing.assert_allclose(trace, Server().train(), rtol=0, atol=ATOL)
 
 
@@ -111,7 +111,7 @@ def test_ours_is_the_rule(x64):
     [OneUpdateShort, OneUpdateFar, CoefficientOfTheRead, LinearExtrapolation, AtTheParams],
 )
 def test_wrong_implementations_differ(wrong, x64):
-    trace, _, _ = train(rivals.momentum_compensation(TAU))
+    trace, _, _ = train(rivals.sends.momentum_compensation(TAU))
     assert np.abs(trace - wrong().train()).max() > VISIBLE
 
 
@@ -119,8 +119,8 @@ def test_wrong_implementations_differ(wrong, x64):
 def test_it_is_the_recursion_rolled_forward_with_zero_gradients(coefficient, x64):
     """Delay + 1 steps: the look-ahead of the update that the gradient is used in comes on top."""
     tx = accelerated(coefficient)
-    closed, used, _ = train(rivals.momentum_compensation(TAU, coefficient), tx=tx)
-    roll_out = sent.on_server(rivals.roll_forward(tx, TAU + 1))
+    closed, used, _ = train(rivals.sends.momentum_compensation(TAU, coefficient), tx=tx)
+    roll_out = sent.on_server(rivals.sends.roll_forward(tx, TAU + 1))
     rolled, used_by_roll_out, _ = train(roll_out, tx=tx)
     np.testing.assert_allclose(used, used_by_roll_out, rtol=0, atol=1e-13)
     np.testing.assert_allclose(closed, rolled, rtol=0, atol=1e-13)
@@ -129,14 +129,14 @@ def test_it_is_the_recursion_rolled_forward_with_zero_gradients(coefficient, x64
 def test_with_a_constant_coefficient_it_is_msnag_with_the_look_ahead_on_top(x64):
     """x_k - x_{k-1} is -rate times the velocity of heavy ball."""
     tx, heavy_ball = accelerated(0.7), optax.sgd(RATE, momentum=0.7)
-    ours, _, _ = train(rivals.momentum_compensation(TAU, 0.7), tx=tx)
-    msnag, _, _ = train(rivals.msnag_prediction(TAU + 1, 0.7, RATE), tx=heavy_ball)
+    ours, _, _ = train(rivals.sends.momentum_compensation(TAU, 0.7), tx=tx)
+    msnag, _, _ = train(rivals.sends.multi_step_nesterov(TAU + 1, 0.7, RATE), tx=heavy_ball)
     np.testing.assert_allclose(ours, msnag, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_narrow_params(dtype):
-    trace, used, result = train(rivals.momentum_compensation(TAU), dtype=dtype)
+    trace, used, result = train(rivals.sends.momentum_compensation(TAU), dtype=dtype)
     assert used.dtype == dtype
     state = result.opt_state[1][1]
     assert {leaf.dtype for leaf in jax.tree.leaves(state.step)} == {jnp.dtype(jnp.float32)}
@@ -172,10 +172,14 @@ def test_none_leaves_stay_none():
     ("make", "error", "message"),
     [
         (lambda: rivals.accelerate(1.0), ValueError, "coefficient must lie in"),
-        (lambda: rivals.momentum_compensation(3, -0.1), ValueError, "coefficient must lie in"),
-        (lambda: rivals.momentum_compensation(-1), ValueError, "delay must be >= 0"),
-        (lambda: rivals.momentum_compensation(1.5), ValueError, "delay must be a Python int"),
-        (lambda: rivals.momentum_compensation(), TypeError, "argument: 'delay'"),
+        (
+            lambda: rivals.sends.momentum_compensation(3, -0.1),
+            ValueError,
+            "coefficient must lie in",
+        ),
+        (lambda: rivals.sends.momentum_compensation(-1), ValueError, "delay must be >= 0"),
+        (lambda: rivals.sends.momentum_compensation(1.5), ValueError, "delay must be a Python int"),
+        (lambda: rivals.sends.momentum_compensation(), TypeError, "argument: 'delay'"),
     ],
 )
 def test_bad_input(make, error, message):
@@ -185,4 +189,4 @@ def test_bad_input(make, error, message):
 
 def test_it_needs_an_accelerated_server():
     with pytest.raises(ValueError, match="momentum_compensation needs one AccelerateState"):
-        train(rivals.momentum_compensation(3), tx=optax.sgd(0.1), dtype=np.float32)
+        train(rivals.sends.momentum_compensation(3), tx=optax.sgd(0.1), dtype=np.float32)

@@ -15,13 +15,31 @@ BAD = {
     "fedbuff rule": (lambda: rivals.fedbuff(SGD, 2, rule=0.5), "rule must be a function"),
     "exponent": (lambda: rivals.polynomial_staleness(-1.0), "exponent must be a finite number >="),
     "delay_adaptive": (lambda: rivals.delay_adaptive(0), "num_workers must be >= 1, got 0"),
-    "step_bound": (lambda: rivals.wu_adaptive(0.0, 3), "step_bound must be a finite number > 0"),
-    "step_bound inf": (lambda: rivals.wu_adaptive(np.inf, 3), "step_bound must be a finite"),
-    "step_bound nan": (lambda: rivals.wu_adaptive(np.nan, 3), "step_bound must be a finite"),
-    "max_delay": (lambda: rivals.wu_adaptive(1.0, -1), "max_delay must be >= 0, got -1"),
-    "max_delay float": (lambda: rivals.wu_adaptive(1.0, 2.5), "max_delay must be a Python int"),
-    "alpha": (lambda: rivals.wu_adaptive(1.0, 3, alpha=1.5), "alpha must be .* <= 1, got 1.5"),
-    "alpha 0": (lambda: rivals.wu_adaptive(1.0, 3, alpha=0), "alpha must be a finite number > 0"),
+    "step_bound": (
+        lambda: rivals.adaptive_step_sizes(0.0, 3),
+        "step_bound must be a finite number > 0",
+    ),
+    "step_bound inf": (
+        lambda: rivals.adaptive_step_sizes(np.inf, 3),
+        "step_bound must be a finite",
+    ),
+    "step_bound nan": (
+        lambda: rivals.adaptive_step_sizes(np.nan, 3),
+        "step_bound must be a finite",
+    ),
+    "max_delay": (lambda: rivals.adaptive_step_sizes(1.0, -1), "max_delay must be >= 0, got -1"),
+    "max_delay float": (
+        lambda: rivals.adaptive_step_sizes(1.0, 2.5),
+        "max_delay must be a Python int",
+    ),
+    "alpha": (
+        lambda: rivals.adaptive_step_sizes(1.0, 3, alpha=1.5),
+        "alpha must be .* <= 1, got 1.5",
+    ),
+    "alpha 0": (
+        lambda: rivals.adaptive_step_sizes(1.0, 3, alpha=0),
+        "alpha must be a finite number > 0",
+    ),
     "bound": (lambda: rivals.drop_stale(SGD, 0), "bound must be >= 1, got 0"),
     "drop workers": (lambda: rivals.drop_stale(SGD, 2, num_workers=0), "num_workers must be >= 1"),
     "buffer_size": (lambda: rivals.fedbuff(SGD, 0), "buffer_size must be >= 1, got 0"),
@@ -61,8 +79,8 @@ def test_hyperparameters(name):
 
 
 def test_borders_are_accepted():
-    rivals.wu_adaptive(1e-9, 0, alpha=1)
-    rivals.wu_adaptive(jnp.asarray(1.0), np.int64(3))
+    rivals.adaptive_step_sizes(1e-9, 0, alpha=1)
+    rivals.adaptive_step_sizes(jnp.asarray(1.0), np.int64(3))
     rivals.delayed_nesterov(lambda count: 0.1, 4, 0, smoothing=0.25)
     rivals.spike_compensation(0, lambda params: 1)
     rivals.dc_ssgd(lambda count: 0.1, lambda count: 2.0)
@@ -98,7 +116,7 @@ def test_a_staleness_of_each_leaf_only_where_each_leaf_is_scaled():
     updates, _ = tx.update(grads, tx.init(grads), staleness={"a": 4, "b": 0})
     assert float(updates["a"][0]) == 0.25
     assert float(updates["b"][0]) == 1
-    tx = rivals.wu_adaptive(1.0, 3)
+    tx = rivals.adaptive_step_sizes(1.0, 3)
     with pytest.raises(TypeError, match="staleness must be one integer, got the tree"):
         tx.update(grads, tx.init(grads), staleness={"a": 4, "b": 0})
 
@@ -154,6 +172,6 @@ def test_workers_parameters_that_are_not_stacked():
 
 
 def test_injected_sizes_must_be_static():
-    tx = optax.inject_hyperparams(rivals.wu_adaptive)(step_bound=1.0, max_delay=3)
+    tx = optax.inject_hyperparams(rivals.adaptive_step_sizes)(step_bound=1.0, max_delay=3)
     with pytest.raises(ValueError, match=r"max_delay must be a Python int.*static_args="):
         jax.jit(tx.init)(jnp.ones(2))

@@ -1,5 +1,6 @@
 """Each rival by hand, at its borders, and against what it must reduce to."""
 
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,6 @@ import optax
 import pytest
 from cases import assert_same
 
-import dcasgd_jax as dc
 from dcasgd_jax import rivals
 
 
@@ -46,13 +46,13 @@ def test_any_function_of_the_staleness_is_a_rule():
 
 
 def test_wu_adaptive2_by_hand():
-    tx = rivals.wu_adaptive(1.0, 5, alpha=None, flip_sign=False)
+    tx = rivals.adaptive_step_sizes(1.0, 5, alpha=None, flip_sign=False)
     # A fresh one fills the window, for the next that reaches back to it; zeros make room again.
     assert feed(tx, staleness(0, 1, 1, 3, 0, 2))[0] == [1.0, 0.0, 0.5, 0.0, 1.0, 0.0]
 
 
 def test_wu_adaptive1_by_hand():
-    tx = rivals.wu_adaptive(2.0, 5, alpha=0.5)
+    tx = rivals.adaptive_step_sizes(2.0, 5, alpha=0.5)
     updates, states = feed(tx, staleness(0, 1, 2, 0))
     assert updates == [-1.0, -0.5, -0.25, -1.0]
     np.testing.assert_array_equal(states[-1].step_sizes, [1.0, 0.25, 0.5, 1.0, 0.0])
@@ -60,7 +60,7 @@ def test_wu_adaptive1_by_hand():
 
 @pytest.mark.parametrize("delay", [1, 2, 5, 6, 9, 15])
 def test_wu_adaptive2_with_a_constant_delay_fills_its_window_despite_rounding(delay):
-    tx = rivals.wu_adaptive(1.0, max_delay=delay, alpha=None, flip_sign=False)
+    tx = rivals.adaptive_step_sizes(1.0, max_delay=delay, alpha=None, flip_sign=False)
     updates, _ = feed(tx, staleness(*[delay] * 40))
     np.testing.assert_allclose(updates, 1 / (delay + 1), rtol=1e-6)
 
@@ -69,7 +69,7 @@ def test_wu_adaptive2_with_a_constant_delay_fills_its_window_despite_rounding(de
 def test_wu_adaptive_never_moves_further_than_its_bound_in_a_window(alpha):
     late = np.random.default_rng(0).integers(0, 9, size=200)
     late = np.minimum(late, np.arange(200))
-    tx = rivals.wu_adaptive(0.7, max_delay=8, alpha=alpha, flip_sign=False)
+    tx = rivals.adaptive_step_sizes(0.7, max_delay=8, alpha=alpha, flip_sign=False)
     gamma, _ = feed(tx, staleness(*late.tolist()))
     for k, tau in enumerate(late):
         assert gamma[k] == 0 or sum(gamma[k - tau : k + 1]) <= 0.7 * (1 + 1e-6)
@@ -77,7 +77,7 @@ def test_wu_adaptive_never_moves_further_than_its_bound_in_a_window(alpha):
 
 
 def test_wu_adaptive_without_delays():
-    tx = rivals.wu_adaptive(1.0, max_delay=0, alpha=None, flip_sign=False)
+    tx = rivals.adaptive_step_sizes(1.0, max_delay=0, alpha=None, flip_sign=False)
     assert feed(tx, staleness(0, 0, 1, 0))[0] == [1.0, 1.0, 0.0, 1.0]
 
 
@@ -130,7 +130,7 @@ def test_fedbuff_of_one_push_is_a_scaled_push():
 
 
 def test_fedbuff_has_no_stale_point_for_its_inner_optimizer():
-    tx, params = rivals.fedbuff(dc.compensate_delay(2.0), 2), jnp.ones(2)
+    tx, params = rivals.fedbuff(compensations.explicit(2.0), 2), jnp.ones(2)
     with pytest.raises(TypeError, match="needs stale_params="):
         tx.update(params, tx.init(params), params, stale_params=params, staleness=0)
 
@@ -227,7 +227,7 @@ def test_dc_ssgd_is_a_sequence_of_compensated_pushes():
     params, grads = {"w": jnp.ones(3)}, stacked()
     tx = rivals.dc_ssgd(0.1, 3.0)
     updates, _ = tx.update(grads, tx.init(params), params)
-    push = optax.chain(dc.compensate_delay(3.0), optax.sgd(0.1))
+    push = optax.chain(compensations.explicit(3.0), optax.sgd(0.1))
     state, moved = push.init(params), params
     for m in range(4):
         one = {"w": grads["w"][m]}

@@ -89,7 +89,7 @@ def simulated(tau, coordinates, delay=None):
     )
     schedule = sim.make_schedule(sim.RoundRobin(), tau + 1, EVENTS, seed=0)
     loss = lambda w, _: jnp.sum((TRANSFORM @ jnp.concatenate([w["a"], w["b"]]) - TARGET) ** 2) / 12
-    send = rivals.coordinate_compensation(tau if delay is None else delay)
+    send = rivals.sends.coordinate_compensation(tau if delay is None else delay)
     params = {"a": jnp.zeros(1), "b": jnp.zeros(3)}
     result = sim.simulate(loss, params, tx, schedule, jnp.zeros(EVENTS), send=send)
     return np.concatenate([result.params["a"], result.params["b"]])
@@ -116,10 +116,10 @@ def test_one_coordinate_is_accelerate(x64):
     schedule = sim.make_schedule(sim.RoundRobin(), 3, 30, seed=0)
     found = []
     for last, send in (
-        (rivals.accelerate_coordinates(), rivals.coordinate_compensation(2)),
+        (rivals.accelerate_coordinates(), rivals.sends.coordinate_compensation(2)),
         (
             rivals.accelerate(lambda k: factors[k]),
-            rivals.momentum_compensation(2, lambda k: factors[k]),
+            rivals.sends.momentum_compensation(2, lambda k: factors[k]),
         ),
     ):
         tx = optax.chain(optax.scale_by_learning_rate(0.05), last)
@@ -156,7 +156,7 @@ def test_compensation_lets_an_ill_conditioned_convex_problem_converge():
     tx = optax.chain(optax.scale_by_learning_rate(0.5), rivals.accelerate_coordinates())
     ends = {}
     for delay in (0, 7):
-        send = rivals.coordinate_compensation(delay)
+        send = rivals.sends.coordinate_compensation(delay)
         run = sim.simulate(loss, jnp.zeros(16), tx, schedule, jnp.zeros(1500), send=send)
         ends[delay] = float(loss(run.params, None))
     assert ends[7] < 0.5 * ends[0]
@@ -167,7 +167,7 @@ def test_compensation_lets_an_ill_conditioned_convex_problem_converge():
     [
         (lambda: rivals.accelerate_coordinates(-1), "seed must be >= 0"),
         (lambda: rivals.accelerate_coordinates(choose=3), "choose must be a function"),
-        (lambda: rivals.coordinate_compensation(-1), "delay must be >= 0"),
+        (lambda: rivals.sends.coordinate_compensation(-1), "delay must be >= 0"),
     ],
 )
 def test_bad_input(make, message):
@@ -176,6 +176,6 @@ def test_bad_input(make, message):
 
 
 def test_another_optimizer_is_refused():
-    send = rivals.coordinate_compensation(1)
+    send = rivals.sends.coordinate_compensation(1)
     with pytest.raises(ValueError, match="needs one AccelerateCoordinatesState"):
         send(jnp.zeros(2), optax.sgd(0.1).init(jnp.zeros(2)))

@@ -1,5 +1,6 @@
 """DANA: reference runs, its identities, known wrong implementations, bad input."""
 
+import compensations
 import jax
 import jax.numpy as jnp
 import loops
@@ -9,7 +10,6 @@ import oracle
 import pytest
 from jax.sharding import AxisType
 
-import dcasgd_jax as dc
 from dcasgd_jax import rivals, sim
 from rivals import sent, servers
 
@@ -266,7 +266,7 @@ def test_a_swept_learning_rate_is_looked_ahead_with(x64):
     params = jax.tree.map(jnp.asarray, sent.PROBLEM.params)
     result = sim.sweep(
         loops.softmax_loss, params, tx, sent.schedule_of(ORDER), sent.batches(),
-        hyperparams={"learning_rate": [0.01, RATE]}, send=rivals.dana_look_ahead(DECAY),
+        hyperparams={"learning_rate": [0.01, RATE]}, send=rivals.sends.dana_look_ahead(DECAY),
     )  # fmt: skip
     final = servers.theta(jax.tree.map(lambda leaf: leaf[1], result.params))
     np.testing.assert_allclose(final, ZERO["theta_final"], rtol=0, atol=ATOL)
@@ -331,8 +331,8 @@ def test_none_leaves_stay_none():
     [
         (lambda: rivals.per_worker_momentum(1.0, 4), ValueError, "decay must lie in"),
         (lambda: rivals.per_worker_momentum(0.9, 0), ValueError, "num_workers must be >= 1"),
-        (lambda: rivals.dana_look_ahead(-0.1, 0.1), ValueError, "decay must lie in"),
-        (lambda: rivals.dana_look_ahead(0.9, -1.0), ValueError, "learning_rate must be"),
+        (lambda: rivals.sends.dana_look_ahead(-0.1, 0.1), ValueError, "decay must lie in"),
+        (lambda: rivals.sends.dana_look_ahead(0.9, -1.0), ValueError, "learning_rate must be"),
         (lambda: rivals.dana(0.1, 0.9, 4, ms_decay=0.9), ValueError, "ms_decay belongs to a"),
         (lambda: rivals.dana(0.1, 0.9, 4, lambda0=-1.0), ValueError, "lambda0 must be"),
         (lambda: update_once(), TypeError, r"update\(\) needs worker="),
@@ -349,7 +349,7 @@ def update_once(**told):
     return tx.update(jnp.ones(2), tx.init(jnp.ones(2)), **told)
 
 
-LOOK_AHEAD = rivals.dana_look_ahead(DECAY, RATE)
+LOOK_AHEAD = rivals.sends.dana_look_ahead(DECAY, RATE)
 
 
 @pytest.mark.parametrize(
@@ -359,10 +359,10 @@ LOOK_AHEAD = rivals.dana_look_ahead(DECAY, RATE)
         (multi(nesterov=True), LOOK_AHEAD, "DANA-Slim"),
         (optax.chain(multi(), multi()), LOOK_AHEAD, "there are 2"),
         (multi(num_workers=3), LOOK_AHEAD, "made for num_workers=3, but the schedule has 4"),
-        (multi(), rivals.dana_look_ahead(DECAY), "needs learning_rate="),
-        (multi(), rivals.dana_look_ahead(DECAY, falling), "nothing in the server's"),
+        (multi(), rivals.sends.dana_look_ahead(DECAY), "needs learning_rate="),
+        (multi(), rivals.sends.dana_look_ahead(DECAY, falling), "nothing in the server's"),
         (
-            optax.chain(dc.compensate_worker_delay(2.0, 4), multi()),
+            optax.chain(compensations.per_worker(2.0, 4), multi()),
             LOOK_AHEAD,
             "use compensate_delay",
         ),

@@ -64,9 +64,9 @@ WU = {"wu_adaptive1_gamma'=1_alpha=0.9": 0.9, "wu_adaptive2_gamma'=1": None}
 
 @pytest.mark.parametrize("max_delay", [7, 30])
 @pytest.mark.parametrize("name", WU)
-def test_wu_adaptive(name, max_delay, x64):
+def test_adaptive_step_sizes(name, max_delay, x64):
     case = STALENESS[name]
-    tx = rivals.wu_adaptive(1.0, max_delay, alpha=WU[name])
+    tx = rivals.adaptive_step_sizes(1.0, max_delay, alpha=WU[name])
     trace, states = servers.run(tx, ORDER, servers.staleness)
     assert_run(trace, case)
     gamma = np.array([state.step_size for state in states])
@@ -79,7 +79,7 @@ def test_wu_adaptive(name, max_delay, x64):
 def test_wu_adaptive_forgets_what_is_older_than_max_delay(x64):
     """A gradient beyond it is dropped; all others are as before."""
     case = STALENESS["wu_adaptive2_gamma'=1"]
-    tx = rivals.wu_adaptive(1.0, max_delay=3, alpha=None)
+    tx = rivals.adaptive_step_sizes(1.0, max_delay=3, alpha=None)
     _, states = servers.run(tx, ORDER, servers.staleness)
     late = np.array(case["staleness"]) > 3
     gamma = np.array([state.step_size for state in states])
@@ -282,7 +282,10 @@ FLOAT32 = {
         name: (optax.chain(optax.sgd(0.5), rivals.scale_by_staleness(rule)), servers.staleness)
         for name, rule in RULES.items()
     },
-    **{name: (rivals.wu_adaptive(1.0, 7, alpha=a), servers.staleness) for name, a in WU.items()},
+    **{
+        name: (rivals.adaptive_step_sizes(1.0, 7, alpha=a), servers.staleness)
+        for name, a in WU.items()
+    },
     "ringmaster_R=4_drop_if_tau>=R": (rivals.drop_stale(optax.sgd(0.5), 4), servers.staleness),
     "ringmaster_R=2": (rivals.drop_stale(optax.sgd(0.5), 2, num_workers=4), servers.worker),
 }

@@ -42,12 +42,12 @@ def remembering(*stages):
 
 RUNS = {
     "tau3_none": (heavy_ball(), None),
-    "tau3_lwp_v": (heavy_ball(), rivals.velocity_prediction(HORIZON, RATE)),
-    "tau3_lwp_w": (remembering(heavy_ball()), rivals.step_prediction(HORIZON)),
-    "tau3_msnag": (heavy_ball(), rivals.msnag_prediction(HORIZON, MOMENTUM, RATE)),
-    "tau3_spectrain": (averaging(), rivals.velocity_prediction(HORIZON, RATE)),
+    "tau3_lwp_v": (heavy_ball(), rivals.sends.velocity_prediction(HORIZON, RATE)),
+    "tau3_lwp_w": (remembering(heavy_ball()), rivals.sends.step_prediction(HORIZON)),
+    "tau3_msnag": (heavy_ball(), rivals.sends.multi_step_nesterov(HORIZON, MOMENTUM, RATE)),
+    "tau3_spectrain": (averaging(), rivals.sends.velocity_prediction(HORIZON, RATE)),
     "tau3_sc": (spike_compensated(), None),
-    "tau3_lwp_w+sc": (spike_compensated(), rivals.step_prediction(HORIZON)),
+    "tau3_lwp_w+sc": (spike_compensated(), rivals.sends.step_prediction(HORIZON)),
 }
 
 
@@ -81,16 +81,16 @@ def test_reference_runs(name, engine, x64):
 @pytest.mark.parametrize(
     ("name", "tx", "send"),
     [
-        ("tau3_lwp_v", heavy_ball(), rivals.velocity_prediction(2, RATE)),
-        ("tau3_lwp_v", heavy_ball(), rivals.velocity_prediction(4, RATE)),
-        ("tau3_lwp_w", remembering(heavy_ball()), rivals.step_prediction(2)),
-        ("tau3_lwp_w", remembering(heavy_ball()), rivals.step_prediction(4)),
-        ("tau3_msnag", heavy_ball(), rivals.msnag_prediction(2, MOMENTUM, RATE)),
-        ("tau3_msnag", heavy_ball(), rivals.msnag_prediction(4, MOMENTUM, RATE)),
-        ("tau3_msnag", heavy_ball(), rivals.velocity_prediction(3, RATE)),
-        ("tau3_spectrain", heavy_ball(), rivals.velocity_prediction(3, RATE)),
-        ("tau3_lwp_v", averaging(), rivals.velocity_prediction(3, RATE)),
-        ("tau3_lwp_w+sc", spike_compensated(), rivals.velocity_prediction(3, RATE)),
+        ("tau3_lwp_v", heavy_ball(), rivals.sends.velocity_prediction(2, RATE)),
+        ("tau3_lwp_v", heavy_ball(), rivals.sends.velocity_prediction(4, RATE)),
+        ("tau3_lwp_w", remembering(heavy_ball()), rivals.sends.step_prediction(2)),
+        ("tau3_lwp_w", remembering(heavy_ball()), rivals.sends.step_prediction(4)),
+        ("tau3_msnag", heavy_ball(), rivals.sends.multi_step_nesterov(2, MOMENTUM, RATE)),
+        ("tau3_msnag", heavy_ball(), rivals.sends.multi_step_nesterov(4, MOMENTUM, RATE)),
+        ("tau3_msnag", heavy_ball(), rivals.sends.velocity_prediction(3, RATE)),
+        ("tau3_spectrain", heavy_ball(), rivals.sends.velocity_prediction(3, RATE)),
+        ("tau3_lwp_v", averaging(), rivals.sends.velocity_prediction(3, RATE)),
+        ("tau3_lwp_w+sc", spike_compensated(), rivals.sends.velocity_prediction(3, RATE)),
     ],
     ids=[
         *("horizon - 1", "horizon + 1", "horizon - 1, weights", "horizon + 1, weights"),
@@ -111,13 +111,13 @@ def test_velocity_and_weight_form_are_one_for_plain_momentum(x64):
 
 def test_an_averaging_velocity_is_a_summing_one_at_another_rate(x64):
     rate = RATE / (1 - MOMENTUM)
-    averaged = train(averaging(rate), rivals.velocity_prediction(HORIZON, rate))
+    averaged = train(averaging(rate), rivals.sends.velocity_prediction(HORIZON, rate))
     np.testing.assert_allclose(averaged, train(*RUNS["tau3_lwp_v"]), rtol=0, atol=1e-12)
 
 
 def test_msnag_is_the_roll_out_without_gradients(x64):
     tx = heavy_ball()
-    rolled = train(tx, sent.on_server(rivals.roll_forward(tx, HORIZON)))
+    rolled = train(tx, sent.on_server(rivals.sends.roll_forward(tx, HORIZON)))
     np.testing.assert_allclose(rolled, train(*RUNS["tau3_msnag"]), rtol=0, atol=1e-12)
 
 
@@ -139,7 +139,7 @@ def lwp_in_numpy(next_rates):
 
 
 def test_the_rates_are_those_of_the_updates_to_come(x64):
-    ours = train(heavy_ball(falling), rivals.velocity_prediction(HORIZON, falling))
+    ours = train(heavy_ball(falling), rivals.sends.velocity_prediction(HORIZON, falling))
     right = lwp_in_numpy(lambda t: [t, t + 1, t + 2])
     np.testing.assert_allclose(ours, right, rtol=0, atol=ATOL)
     assert np.abs(ours - lwp_in_numpy(lambda t: [t] * 3)).max() > VISIBLE
@@ -147,16 +147,16 @@ def test_the_rates_are_those_of_the_updates_to_come(x64):
     direction = optax.chain(
         optax.trace(MOMENTUM), rivals.remember_step(), optax.scale_by_learning_rate(falling)
     )
-    by_step = train(direction, rivals.step_prediction(HORIZON, future_rates=falling))
+    by_step = train(direction, rivals.sends.step_prediction(HORIZON, future_rates=falling))
     np.testing.assert_allclose(by_step, right, rtol=0, atol=ATOL)
-    last_repeated = train(remembering(heavy_ball(falling)), rivals.step_prediction(HORIZON))
+    last_repeated = train(remembering(heavy_ball(falling)), rivals.sends.step_prediction(HORIZON))
     assert np.abs(last_repeated - right).max() > VISIBLE
 
 
 def test_msnag_with_a_falling_rate_is_the_roll_out(x64):
     tx = heavy_ball(falling)
-    ours = train(tx, rivals.msnag_prediction(HORIZON, MOMENTUM, falling))
-    rolled = train(tx, sent.on_server(rivals.roll_forward(tx, HORIZON)))
+    ours = train(tx, rivals.sends.multi_step_nesterov(HORIZON, MOMENTUM, falling))
+    rolled = train(tx, sent.on_server(rivals.sends.roll_forward(tx, HORIZON)))
     np.testing.assert_allclose(ours, rolled, rtol=0, atol=1e-12)
 
 
@@ -167,7 +167,7 @@ def test_msnag_with_a_falling_rate_is_the_roll_out(x64):
 )
 def test_the_last_step_of_any_optimizer_goes_on(make, x64):
     """Sent to event k is w_v + 3 (w_v - w_{v-1}) of the version v that it read."""
-    trace, used, _ = sent.run(sent.delayed(3), remembering(make()), rivals.step_prediction(3))
+    trace, used, _ = sent.run(sent.delayed(3), remembering(make()), rivals.sends.step_prediction(3))
     read = sent.delayed(3).read_version
     before = trace[np.maximum(read - 1, 0)]
     np.testing.assert_allclose(used, trace[read] + 3 * (trace[read] - before), rtol=0, atol=1e-12)
@@ -176,12 +176,14 @@ def test_the_last_step_of_any_optimizer_goes_on(make, x64):
 
 def test_adam_rolled_forward_is_adam_with_zero_gradients(x64):
     tx = optax.adamw(0.05, weight_decay=0.1)
-    _, used, result = sent.run(sent.delayed(3), tx, sent.on_server(rivals.roll_forward(tx, 2)))
+    _, used, result = sent.run(
+        sent.delayed(3), tx, sent.on_server(rivals.sends.roll_forward(tx, 2))
+    )
     params, state = result.params, result.opt_state[1]
     for _ in range(2):
         updates, state = tx.update(optax.tree.zeros_like(params), state, params)
         params = optax.apply_updates(params, updates)
-    rolled = rivals.roll_forward(tx, 2)(result.params, result.opt_state[1])
+    rolled = rivals.sends.roll_forward(tx, 2)(result.params, result.opt_state[1])
     np.testing.assert_allclose(servers.theta(rolled), servers.theta(params), rtol=0, atol=1e-13)
     assert np.abs(servers.theta(rolled) - servers.theta(result.params)).max() > VISIBLE
     assert np.isfinite(used).all()
@@ -192,7 +194,7 @@ def test_a_swept_learning_rate_is_predicted_with(x64):
     params = jax.tree.map(jnp.asarray, sent.PROBLEM.params)
     result = sim.sweep(
         loops.softmax_loss, params, tx, sent.delayed(3), sent.batches(),
-        hyperparams={"learning_rate": [0.01, RATE]}, send=rivals.velocity_prediction(HORIZON),
+        hyperparams={"learning_rate": [0.01, RATE]}, send=rivals.sends.velocity_prediction(HORIZON),
     )  # fmt: skip
     final = servers.theta(jax.tree.map(lambda leaf: leaf[1], result.params))
     np.testing.assert_allclose(final, CASES["tau3_lwp_v"]["theta_final"], rtol=0, atol=ATOL)
@@ -211,10 +213,12 @@ def test_narrow_params(name, dtype):
 
 
 MAKERS = {
-    "velocity": functools.partial(rivals.velocity_prediction, learning_rate=RATE),
-    "msnag": functools.partial(rivals.msnag_prediction, momentum=MOMENTUM, learning_rate=RATE),
-    "step": rivals.step_prediction,
-    "roll": functools.partial(rivals.roll_forward, heavy_ball()),
+    "velocity": functools.partial(rivals.sends.velocity_prediction, learning_rate=RATE),
+    "msnag": functools.partial(
+        rivals.sends.multi_step_nesterov, momentum=MOMENTUM, learning_rate=RATE
+    ),
+    "step": rivals.sends.step_prediction,
+    "roll": functools.partial(rivals.sends.roll_forward, heavy_ball()),
 }
 
 
@@ -230,10 +234,10 @@ def test_the_horizon_must_be_given_and_a_positive_integer(maker):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: rivals.velocity_prediction(3, -0.1), "learning_rate must be"),
-        (lambda: rivals.velocity_prediction(3, float("nan")), "learning_rate must be"),
-        (lambda: rivals.msnag_prediction(3, 1.0, 0.1), "momentum must lie in"),
-        (lambda: rivals.step_prediction(3, future_rates=-1.0), "future_rates must be"),
+        (lambda: rivals.sends.velocity_prediction(3, -0.1), "learning_rate must be"),
+        (lambda: rivals.sends.velocity_prediction(3, float("nan")), "learning_rate must be"),
+        (lambda: rivals.sends.multi_step_nesterov(3, 1.0, 0.1), "momentum must lie in"),
+        (lambda: rivals.sends.step_prediction(3, future_rates=-1.0), "future_rates must be"),
     ],
 )
 def test_hyperparameters_out_of_range(make, message):
@@ -247,24 +251,28 @@ INJECTED = optax.inject_hyperparams(optax.sgd)
 @pytest.mark.parametrize(
     ("tx", "send", "message"),
     [
-        (optax.adam(0.1), rivals.velocity_prediction(3, 0.1), "needs one TraceState .* are 0"),
+        (
+            optax.adam(0.1),
+            rivals.sends.velocity_prediction(3, 0.1),
+            "needs one TraceState .* are 0",
+        ),
         (
             optax.chain(heavy_ball(), heavy_ball()),
-            rivals.velocity_prediction(3, 0.1),
+            rivals.sends.velocity_prediction(3, 0.1),
             "there are 2",
         ),
-        (heavy_ball(), rivals.step_prediction(3), "needs one RememberStepState"),
-        (heavy_ball(), rivals.velocity_prediction(3), "needs learning_rate="),
-        (heavy_ball(), rivals.velocity_prediction(3, falling), "nothing in the server's"),
+        (heavy_ball(), rivals.sends.step_prediction(3), "needs one RememberStepState"),
+        (heavy_ball(), rivals.sends.velocity_prediction(3), "needs learning_rate="),
+        (heavy_ball(), rivals.sends.velocity_prediction(3, falling), "nothing in the server's"),
         (
             INJECTED(learning_rate=falling, momentum=0.9),
-            rivals.velocity_prediction(3),
+            rivals.sends.velocity_prediction(3),
             "pass the schedule as learning_rate=",
         ),
-        (heavy_ball(), rivals.roll_forward(heavy_ball(), 3), "state of another optimizer"),
+        (heavy_ball(), rivals.sends.roll_forward(heavy_ball(), 3), "state of another optimizer"),
         (
             optax.masked(heavy_ball(), {"W": True, "b": False}),
-            rivals.velocity_prediction(3, 0.1),
+            rivals.sends.velocity_prediction(3, 0.1),
             r"has no leaf|has shape|containers",
         ),
     ],
@@ -277,6 +285,6 @@ def test_optimizers_that_do_not_fit_are_refused(tx, send, message):
 
 def test_an_injected_schedule_is_followed_when_it_is_given(x64):
     tx = INJECTED(learning_rate=falling, momentum=MOMENTUM)
-    ours = train(tx, rivals.velocity_prediction(HORIZON, falling))
+    ours = train(tx, rivals.sends.velocity_prediction(HORIZON, falling))
     right = lwp_in_numpy(lambda t: [t, t + 1, t + 2])
     np.testing.assert_allclose(ours, right, rtol=0, atol=ATOL)

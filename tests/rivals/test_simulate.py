@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 from jax.sharding import AxisType
 from problems import run, schedule_for, softmax_loss, softmax_params
 
-import dcasgd_jax as dc
 from dcasgd_jax import rivals, sim
 
 LR = optax.scale_by_learning_rate(0.3)
@@ -19,8 +19,8 @@ SGD = optax.sgd(0.3, momentum=0.5)
 ELEMENTWISE = {
     "scale_by_staleness": optax.chain(SGD, rivals.scale_by_staleness(rivals.inverse_staleness)),
     "delay_adaptive": optax.chain(SGD, rivals.scale_by_staleness(rivals.delay_adaptive(4))),
-    "wu_adaptive1": rivals.wu_adaptive(1.0, max_delay=20),
-    "wu_adaptive2": rivals.wu_adaptive(1.0, max_delay=20, alpha=None),
+    "wu_adaptive1": rivals.adaptive_step_sizes(1.0, max_delay=20),
+    "wu_adaptive2": rivals.adaptive_step_sizes(1.0, max_delay=20, alpha=None),
     "drop_stale": rivals.drop_stale(SGD, bound=4),
     "drop_stale_by_worker": rivals.drop_stale(SGD, bound=4, num_workers=4),
     "fedbuff_by_worker": rivals.fedbuff(SGD, buffer_size=3, num_workers=4),
@@ -83,7 +83,7 @@ def test_a_mean_of_several_versions_has_no_staleness():
 
 def test_stale_params_reach_the_inner_optimizer_of_drop_stale(x64):
     """Compensation inside of the gate: what is dropped leaves its state alone."""
-    inner = optax.chain(dc.compensate_delay(2.0, ms_decay=0.9), SGD)
+    inner = optax.chain(compensations.explicit(2.0, ms_decay=0.9), SGD)
     dropping = schedule_for(sim.DropStale(3), num_updates=25)
     every_push = schedule_for(num_updates=len(dropping))
     ours = run(every_push, rivals.drop_stale(inner, 3, num_workers=4), dtype=np.float64)

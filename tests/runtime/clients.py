@@ -2,11 +2,11 @@
 
 import functools
 
+import compensations
 import numpy as np
 import optax
 import problems
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.runtime import admission, bookkeeping, history, messages, server, shards, step
 
@@ -21,7 +21,7 @@ def batches_fn(worker, number):
 
 @functools.cache  # the same objects again, so that tests share compiled programs
 def backed_up(learning_rate=0.3, **options):
-    return dc.dcasgd(learning_rate, num_workers=NUM_WORKERS, momentum=0.5, **options)
+    return compensations.dcasgd(learning_rate, num_workers=NUM_WORKERS, momentum=0.5, **options)
 
 
 @functools.cache
@@ -36,7 +36,7 @@ def plain():
 
 @functools.cache
 def before_the_mean():
-    return dc.compensate_worker_delay(2.0, NUM_WORKERS, ms_decay=0.95)
+    return compensations.per_worker(2.0, NUM_WORKERS, ms_decay=0.95)
 
 
 class Clock:

@@ -23,7 +23,7 @@ def same(one, other, rtol=1e-6, atol=1e-6):
 
 def backups_of(run):
     found = [run.server.model.state.opt_state, run.server.model.state.push_state]
-    is_state = lambda node: isinstance(node, dc.CompensateWorkerDelayState)
+    is_state = lambda node: isinstance(node, dc.RememberPullsState)
     states = [node for node in jax.tree.leaves(found, is_leaf=is_state) if is_state(node)]
     return states[0].backups
 
@@ -315,12 +315,12 @@ def test_foreign_workers_are_refused():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        (dict(tx=problems.adaptive()), TypeError, "dc.compensate_worker_delay in tx"),
+        (dict(tx=problems.adaptive()), TypeError, "compensations.per_worker in tx"),
         (dict(protocol=sim.Buffered(2)), ValueError, "per_push="),
         (dict(protocol=sim.Asynchronous(overlap=True)), ValueError, "cannot be run on a live"),
         (dict(protocol=sim.Sequential()), ValueError, "cannot be run on a live server"),
         (dict(protocol=sim.Synchronous(3)), ValueError, "less than the number of workers, 3"),
-        (dict(tx=dc.dcasgd(0.1, num_workers=NUM_WORKERS, curvature="fisher", ms_decay=None)),
+        (dict(tx=dc.dcasgd(0.1, NUM_WORKERS, curvature=dc.curvatures.fisher())),
          ValueError, "they are on the worker"),
     ],
 )  # fmt: skip

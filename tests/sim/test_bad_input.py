@@ -1,12 +1,12 @@
 """What simulate refuses, before any work starts."""
 
+import compensations
 import jax.numpy as jnp
 import numpy as np
 import optax
 import problems
 import pytest
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 
 SCHEDULE = sim.make_schedule(sim.ExponentialTime(), 3, 20, seed=0)
@@ -95,11 +95,11 @@ def test_chunk_sizes(make, chunk_size):
 @pytest.mark.parametrize(
     "tx",
     [
-        dc.dcasgd(0.1, num_workers=2),
-        dc.compensate_delay(1.0, ms_decay=0.9, num_workers=2),
-        dc.compensate_worker_delay(1.0, num_workers=2),
+        compensations.dcasgd(0.1, num_workers=2),
+        compensations.explicit(1.0, ms_decay=0.9, num_workers=2),
+        compensations.per_worker(1.0, num_workers=2),
         optax.masked(
-            dc.compensate_delay(1.0, ms_decay=0.9, num_workers=2),
+            compensations.explicit(1.0, ms_decay=0.9, num_workers=2),
             {"w": True, "b": False},
             mask_compatible_extra_args=True,
         ),

@@ -10,6 +10,7 @@ import sys
 import time
 
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,6 @@ import problems
 import pytest
 from problems import NUM_EVENTS, schedule_for
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.sim import leaves
 
@@ -110,7 +110,7 @@ def test_every_protocol_resumes_bit_for_bit(name, tmp_path):
     schedule = schedule_for(PROTOCOLS[name])
     options = {}
     if name == "buffered":
-        options = dict(tx=optax.sgd(0.1), per_push=dc.compensate_delay(2.0, ms_decay=0.95))
+        options = dict(tx=optax.sgd(0.1), per_push=compensations.explicit(2.0, ms_decay=0.95))
     uninterrupted = train(None, schedule, **options)
     for stop in (20, 40, None):
         result = train(tmp_path, schedule, stop=stop, **options)

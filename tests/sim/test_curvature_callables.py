@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import loops
@@ -14,7 +15,6 @@ import pytest
 from jax.sharding import AxisType
 from problems import schedule_for
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.sim import engines as engine_module
 from dcasgd_jax.sim import worker as worker_module
@@ -83,7 +83,9 @@ def test_reference_runs(name, engine, ours, x64):
     case = oracle.cases("curvature_menu")[name]
     kind = name.split("_")[0]
     stage = (
-        dc.compensate_delay(case["lam"], curvature=kind) if ours else compensate(kind, case["lam"])
+        compensations.explicit(case["lam"], curvature=kind)
+        if ours
+        else compensate(kind, case["lam"])
     )
     tx = optax.chain(stage, optax.sgd(case["lr"]))
     schedule = schedule_of(case.get("order", IRREGULAR))
@@ -317,7 +319,7 @@ def test_the_lanes_engine_says_which_engines_can(kind, protocol):
     transformations = {"tx": optax.sgd(0.1), name: compensate(kind, 1.0)}
     with pytest.raises(ValueError, match=r"asks for \w+, .* lanes engine .* use ScanEngine"):
         problems.run(schedule, **transformations, engine=lanes())
-    transformations[name] = dc.compensate_delay(1.0, curvature=kind)
+    transformations[name] = compensations.explicit(1.0, curvature=kind)
     with pytest.raises(ValueError, match=r"asks for \w+, .* lanes engine .* use ScanEngine"):
         problems.run(schedule, **transformations, engine=lanes())
 

@@ -1,6 +1,7 @@
 """The lanes engine: equal to the scan engine, whatever the waves, the mesh and the server."""
 
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,6 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.sim.lanes import engine as lanes_module
 from dcasgd_jax.sim.lanes import exchange
@@ -72,10 +72,10 @@ def norms(params):
     return {"norm": optax.tree.norm(params), "w1": params["w1"]}
 
 
-TX = optax.chain(dc.compensate_delay(2.0), optax.sgd(0.1, momentum=0.5))
+TX = optax.chain(compensations.explicit(2.0), optax.sgd(0.1, momentum=0.5))
 EVERYTHING = optax.chain(
     optax.clip_by_global_norm(0.5),
-    dc.compensate_delay(2.0, ms_decay=0.95),
+    compensations.explicit(2.0, ms_decay=0.95),
     optax.sgd(0.1, momentum=0.5),
 )
 
@@ -146,7 +146,7 @@ def test_equal_to_the_scan_engine(schedule, engine, x64):
     schedule, buffered = schedule_for(**SCHEDULES[schedule]), schedule == "buffered"
     options = {}
     if buffered:  # each push is compensated before the mean is taken
-        options = dict(tx=optax.sgd(0.1), per_push=dc.compensate_delay(2.0, ms_decay=0.9))
+        options = dict(tx=optax.sgd(0.1), per_push=compensations.explicit(2.0, ms_decay=0.9))
     expected = run(schedule, sim.ScanEngine(), **options)
     assert_same(run(schedule, ENGINES[engine], **options), expected)
 
@@ -162,9 +162,11 @@ def test_equal_in_float32_with_all_metrics(engine):
 OPTIMIZERS = {
     "clipped": EVERYTHING,
     "adam": optax.adam(0.01),
-    "backups of each worker": dc.dcasgd(0.1, num_workers=5, momentum=0.5, weight_decay=0.01),
+    "backups of each worker": compensations.dcasgd(
+        0.1, num_workers=5, momentum=0.5, weight_decay=0.01
+    ),
     "mean square of each worker": optax.chain(
-        dc.compensate_delay(2.0, ms_decay=0.9, num_workers=5), optax.sgd(0.1)
+        compensations.explicit(2.0, ms_decay=0.9, num_workers=5), optax.sgd(0.1)
     ),
     "factored": optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=2), optax.scale(-0.01)

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import compensations
 import jax
 import numpy as np
 import optax
@@ -11,7 +12,6 @@ import problems
 import pytest
 from problems import run, schedule_for
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 
 LR, MOMENTUM, LAMBDA0, MS_DECAY = 0.3, 0.5, 2.0, 0.9
@@ -53,7 +53,7 @@ def literal_loop(schedule, *, compensates="push", dtype=np.float64):
 
 @functools.cache
 def compensation():
-    return dc.compensate_delay(LAMBDA0, ms_decay=MS_DECAY)
+    return compensations.explicit(LAMBDA0, ms_decay=MS_DECAY)
 
 
 @functools.cache

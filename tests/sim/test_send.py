@@ -1,6 +1,7 @@
 """send: what workers get when they pull, for every engine, protocol and way to run."""
 
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from dcasgd_jax.sim import engines as engine_module
 
 NUM_EVENTS = 24
 LEARNING_RATE, MOMENTUM = 0.2, 0.6
-TX = optax.chain(dc.compensate_delay(2.0), optax.sgd(LEARNING_RATE, momentum=MOMENTUM))
+TX = optax.chain(compensations.explicit(2.0), optax.sgd(LEARNING_RATE, momentum=MOMENTUM))
 
 
 def look_ahead(params, opt_state):
@@ -96,7 +97,7 @@ def test_gradients_and_stale_points_are_what_was_sent(name, x64):
 def test_engines_agree_for_every_way_to_take_pushes(protocol, x64):
     schedule = schedule_for(protocol, num_updates=8)
     tx = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
-    options = dict(tx=tx, per_push=dc.compensate_delay(2.0), dtype=np.float64)
+    options = dict(tx=tx, per_push=compensations.explicit(2.0), dtype=np.float64)
     expected = run(schedule, **options, engine=sim.HostEngine(jit=False))
     for name in ("scan", "lanes"):
         result = run(schedule, **options, engine=ENGINES[name])
@@ -110,7 +111,7 @@ def test_engines_agree_for_every_way_to_take_pushes(protocol, x64):
 def test_a_sweep_is_its_members(engine, x64):
     @optax.inject_hyperparams
     def make(learning_rate):
-        return optax.chain(dc.compensate_delay(2.0), optax.sgd(learning_rate, momentum=MOMENTUM))
+        return optax.chain(compensations.explicit(2.0), optax.sgd(learning_rate, momentum=MOMENTUM))
 
     def send(params, opt_state):
         rate = opt_state.hyperparams["learning_rate"]
@@ -230,7 +231,7 @@ class Unhashable:
         (of_integers, TX, ValueError, r"send\(...\)\['b'\] is int32"),
         (Unhashable(), TX, TypeError, "send cannot be hashed"),
         (shifted, dc.dcasgd(0.1, num_workers=4), ValueError, "use compensate_delay"),
-        (shifted, dc.compensate_fixed_delay(1.0, 3), ValueError, "use compensate_delay"),
+        (shifted, compensations.fixed_delay(1.0, 3), ValueError, "use compensate_delay"),
     ],
     ids=["shape", "missing", "too many", "integers", "unhashable", "backups", "ring"],
 )

@@ -2,6 +2,7 @@
 
 import functools
 
+import compensations
 import jax
 import jax.numpy as jnp
 import loops
@@ -10,7 +11,6 @@ import optax
 import oracle
 import pytest
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.sim.shared_memory import replay
 
@@ -58,7 +58,7 @@ def gradient(at, event):
 
 @functools.cache
 def compensated(lambda0):
-    return optax.chain(dc.compensate_delay(lambda0), optax.sgd(0.5))
+    return optax.chain(compensations.explicit(lambda0), optax.sgd(0.5))
 
 
 def numpy_table(read_version, lambda0=0.0, mistake=None):
@@ -172,7 +172,7 @@ def test_one_worker_is_sequential_sgd_exactly(x64):
 
 def test_consistent_reads_are_the_simulator(x64):
     schedule = sim.make_schedule(sim.ExponentialTime(), 4, 24, seed=0)
-    tx = optax.chain(dc.compensate_delay(2.0, ms_decay=0.9), optax.sgd(0.3, momentum=0.5))
+    tx = optax.chain(compensations.explicit(2.0, ms_decay=0.9), optax.sgd(0.3, momentum=0.5))
     plain = sim.simulate(loops.softmax_loss, PROBLEM.params, tx, schedule, batches(24))
     reads = sim.ReadVersions(np.repeat(schedule.read_version[:, None], 2, axis=1), schedule.worker)
     result = run(reads, tx, blocks=None)
@@ -197,7 +197,7 @@ def test_indexed_batches_and_evaluations_now_and_then(x64):
 def test_half_precision_stays(kind):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), PROBLEM.params)
     table = sim.ReadVersions(CASES["table_lam0"]["read_version"])
-    tx = optax.chain(dc.compensate_delay(2.0), optax.sgd(lambda count: jnp.float32(0.5)))
+    tx = optax.chain(compensations.explicit(2.0), optax.sgd(lambda count: jnp.float32(0.5)))
     result = sim.simulate_shared_memory(
         loops.softmax_loss, params, tx, table if kind == "table" else OPERATIONS["ops_3workers"],
         jax.tree.map(jnp.asarray, batches(24)), blocks=BLOCKS,

@@ -1,6 +1,7 @@
 """simulate: equal to the NumPy oracle, measured, and what its protocols and traces mean."""
 
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ def test_float64_run_equals_the_numpy_oracle(law, num_workers, seed, lambda0, ms
         options = dict(ms_decay=ms_decay, max_pull=max_pull)
         tx = optax.chain(
             # As in dcasgd, the cap is that of 0.3 / (1 - 0.5).
-            dc.compensate_delay(lambda0, **options, learning_rate=0.6),
+            compensations.explicit(lambda0, **options, learning_rate=0.6),
             optax.sgd(0.3, momentum=0.5),
         )
         result = sim.simulate(problems.softmax_loss, params, tx, schedule, batches)
@@ -130,7 +131,7 @@ def test_delay_gradients_in_a_plain_loop_is_round_robin_operation_by_operation()
 @pytest.mark.parametrize("engine", ENGINES[:4], ids=repr)
 @pytest.mark.parametrize(
     "inner",
-    [optax.sgd(0.25), optax.chain(dc.compensate_delay(2.0), optax.sgd(0.25))],
+    [optax.sgd(0.25), optax.chain(compensations.explicit(2.0), optax.sgd(0.25))],
     ids=["asgd", "dcasgd-c"],
 )
 def test_compiled_too_where_products_are_exact(inner, engine):
@@ -149,14 +150,14 @@ def test_compiled_to_a_rounding_where_they_are_not():
 def test_ready_made_optimizer_equals_the_explicit_one():
     schedule = schedule_for()
     explicit = run(schedule, problems.adaptive(0.3, momentum=None))
-    per_worker = run(schedule, dc.dcasgd(0.3, num_workers=4))
+    per_worker = run(schedule, compensations.dcasgd(0.3, num_workers=4))
     chex.assert_trees_all_close(explicit.params, per_worker.params, rtol=1e-5, atol=1e-6)
 
 
 def test_fixed_delay_equals_the_explicit_one_on_round_robin():
     schedule = schedule_for(law=sim.RoundRobin())
     fixed = optax.chain(
-        dc.compensate_fixed_delay(2.0, 3, ms_decay=0.95), optax.sgd(0.3, momentum=0.5)
+        compensations.fixed_delay(2.0, 3, ms_decay=0.95), optax.sgd(0.3, momentum=0.5)
     )
     chex.assert_trees_all_close(
         run(schedule, fixed).params, run(schedule).params, rtol=1e-5, atol=1e-6
@@ -196,7 +197,7 @@ def test_trace_says_what_happened():
 def test_compensation_ratio_by_hand():
     """loss 0.5 h w^2, so g = h w_stale: ratio = lambda |g| |w - w_stale|."""
     schedule = sim.Schedule([0, 1], [0, 0])
-    tx = optax.chain(dc.compensate_delay(2.0), optax.sgd(0.1))
+    tx = optax.chain(compensations.explicit(2.0), optax.sgd(0.1))
     result = sim.simulate(
         lambda w, h: 0.5 * h * w**2, jnp.float32(1.0), tx, schedule, np.float32([0.5, 0.5]),
         metrics=["compensation_ratio"],
@@ -260,7 +261,7 @@ def test_compensation_widens_the_stable_range_on_a_quadratic():
     for name, tx in {
         "asgd": optax.sgd(1.0),
         "capped": optax.chain(
-            dc.compensate_delay(1e30, max_pull=1.0, learning_rate=1.0), optax.sgd(1.0)
+            compensations.explicit(1e30, max_pull=1.0, learning_rate=1.0), optax.sgd(1.0)
         ),
     }.items():
         last[name] = sim.simulate(loss_fn, jnp.float32(1.0), tx, schedule, targets).losses[-1]

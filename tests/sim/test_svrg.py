@@ -2,6 +2,7 @@
 
 import functools
 
+import compensations
 import jax
 import jax.numpy as jnp
 import loops
@@ -10,7 +11,6 @@ import optax
 import oracle
 import pytest
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.sim.variance_reduction.full_gradient import full_gradient
 
@@ -23,7 +23,7 @@ ROWS = PROBLEM.batch_rows[np.arange(36) % 6]
 # In the order of the leaves: W has elements 0 to 11 of theta, b those from 12 on.
 ELEMENTS = {"W": np.arange(12).reshape(4, 3), "b": np.arange(12, 15)}
 # The same objects again, so that tests share compiled programs.
-sgd, compensate = functools.cache(optax.sgd), functools.cache(dc.compensate_delay)
+sgd, compensate = functools.cache(optax.sgd), functools.cache(compensations.explicit)
 assert_close = functools.partial(np.testing.assert_allclose, rtol=0, atol=ATOL)
 
 
@@ -164,7 +164,7 @@ def test_where_the_compensation_stands_matters(x64):
     inside = sim.svrg(
         loops.softmax_loss,
         PROBLEM.params,
-        optax.chain(dc.compensate_delay(2.0), optax.sgd(0.5)),
+        optax.chain(compensations.explicit(2.0), optax.sgd(0.5)),
         schedules,
         sim.Indexed(EXAMPLES, ROWS),
     )
@@ -182,7 +182,7 @@ def test_the_exact_curvature_undoes_staleness_on_a_quadratic(x64):
     train = functools.partial(
         sim.svrg, quadratic_loss, np.array([3.0, -2.0]), optax.sgd(0.1), batches=batches
     )
-    exact = dc.compensate_delay(1.0, curvature="hvp")
+    exact = compensations.explicit(1.0, curvature="hvp")
     stale = [sim.make_schedule(sim.ExponentialTime(), 4, 10, seed=e) for e in range(3)]
     fresh = train(schedules=[round_robin(1, 10)] * 3).params
     assert_close(train(schedules=stale, per_gradient=exact).params, fresh)

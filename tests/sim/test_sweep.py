@@ -1,6 +1,7 @@
 """sweep: every member equals its own simulate, however the members are spread."""
 
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,6 @@ import optax
 import problems
 import pytest
 
-import dcasgd_jax as dc
 from dcasgd_jax import sim
 
 NUM_EVENTS = 24
@@ -113,7 +113,7 @@ def test_schedules_of_every_protocol(protocol, at_once):
     per_push = None
     tx, metrics = TX, ["gap", "compensation_ratio"]
     if isinstance(protocol, sim.Buffered):
-        per_push = dc.compensate_delay(2.0)
+        per_push = compensations.explicit(2.0)
         tx, metrics = optax.inject_hyperparams(optax.sgd)(learning_rate=0.3), ["gap"]
     check(
         dict(rtol=1e-5, atol=2e-6),  # of gradients that are averaged
@@ -172,13 +172,13 @@ def test_hyperparameters_of_the_per_push_transformation():
     options = dict(eval_fn=None)
     result = sim.sweep(
         problems.softmax_loss, problems.softmax_params(), tx, schedule, batches, **options,
-        per_push=optax.inject_hyperparams(dc.compensate_delay)(lambda0=0.0),
+        per_push=optax.inject_hyperparams(compensations.explicit)(lambda0=0.0),
         hyperparams=dict(learning_rate=[0.3, 0.3], lambda0=[0.0, 2.0]),
     )  # fmt: skip
     for i, lambda0 in enumerate([0.0, 2.0]):
         expected = sim.simulate(
             problems.softmax_loss, problems.softmax_params(), optax.sgd(0.3), schedule, batches,
-            per_push=dc.compensate_delay(lambda0),
+            per_push=compensations.explicit(lambda0),
         )  # fmt: skip
         chex.assert_trees_all_close(result.member(i).params, expected.params, **FLOAT32)
 

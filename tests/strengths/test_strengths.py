@@ -1,6 +1,7 @@
 """Rules that choose λ0: what they aim at, their limits, and what is refused."""
 
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,15 +30,17 @@ def relative_norm(compensated, grads=GRADS):
 @pytest.mark.parametrize("ms_decay", [None, 0.0, 0.95])
 @pytest.mark.parametrize("rho", [0.0, 0.3, 2.0])
 def test_ratio_is_met_at_the_first_update(rho, ms_decay):
-    compensated, _ = update(dc.compensate_delay(dc.ratio(rho), ms_decay=ms_decay))
+    compensated, _ = update(compensations.explicit(dc.strengths.ratio(rho), ms_decay=ms_decay))
     assert relative_norm(compensated) == pytest.approx(rho, rel=1e-5)
 
 
 def test_ratio_of_each_leaf():
-    compensated, _ = update(dc.compensate_delay(dc.ratio(0.5, per_leaf=True), ms_decay=0.9))
+    compensated, _ = update(
+        compensations.explicit(dc.strengths.ratio(0.5, per_leaf=True), ms_decay=0.9)
+    )
     for name in GRADS:
         assert relative_norm(compensated[name], GRADS[name]) == pytest.approx(0.5, rel=1e-5)
-    whole, _ = update(dc.compensate_delay(dc.ratio(0.5), ms_decay=0.9))
+    whole, _ = update(compensations.explicit(dc.strengths.ratio(0.5), ms_decay=0.9))
     assert relative_norm(whole["b"], GRADS["b"]) != pytest.approx(0.5, rel=0.1)
 
 
@@ -49,7 +52,7 @@ def test_a_smaller_displacement_is_compensated_less_unless_unsmoothed():
     """An unsmoothed ratio keeps its size however small the delay is."""
     sizes = {}
     for decay in (0.0, 0.99):
-        tx = dc.compensate_delay(dc.ratio(0.5, decay=decay))
+        tx = compensations.explicit(dc.strengths.ratio(0.5, decay=decay))
         _, state = update(tx)
         compensated, _ = update(tx, state, stale=displaced(0.01))
         sizes[decay] = relative_norm(compensated)
@@ -59,7 +62,7 @@ def test_a_smaller_displacement_is_compensated_less_unless_unsmoothed():
 
 
 def test_the_running_means_forget():
-    tx = dc.compensate_delay(dc.ratio(0.5, decay=0.5))
+    tx = compensations.explicit(dc.strengths.ratio(0.5, decay=0.5))
     _, state = update(tx)
     for _ in range(40):
         compensated, state = update(tx, state, stale=displaced(0.01))
@@ -68,7 +71,7 @@ def test_the_running_means_forget():
 
 @pytest.mark.parametrize("per_leaf", [False, True])
 def test_no_displacement_is_no_compensation_bit_for_bit(per_leaf):
-    tx = dc.compensate_delay(dc.ratio(0.5, per_leaf=per_leaf), ms_decay=0.95)
+    tx = compensations.explicit(dc.strengths.ratio(0.5, per_leaf=per_leaf), ms_decay=0.95)
     compensated, state = update(tx, stale=PARAMS)
     chex.assert_trees_all_equal(compensated, GRADS)
     _, state = update(tx, state)
@@ -77,7 +80,9 @@ def test_no_displacement_is_no_compensation_bit_for_bit(per_leaf):
 
 
 def test_a_cap_still_holds():
-    tx = dc.compensate_delay(dc.ratio(50.0), ms_decay=0.9, max_pull=1.0, learning_rate=0.1)
+    tx = compensations.explicit(
+        dc.strengths.ratio(50.0), ms_decay=0.9, max_pull=1.0, learning_rate=0.1
+    )
     compensated, _ = update(tx)
     added = jax.tree.map(jnp.subtract, compensated, GRADS)
     for name, moved in jax.tree.map(jnp.subtract, PARAMS, STALE).items():
@@ -87,7 +92,7 @@ def test_a_cap_still_holds():
 def test_a_ratio_from_a_part_of_the_coordinates(monkeypatch):
     """Smoothed over the updates it is that of all of them, and every block has its turn."""
     monkeypatch.setattr(sums, "BLOCK", 4)
-    tx = dc.compensate_delay(dc.ratio(0.5, block_stride=3, decay=0.9))
+    tx = compensations.explicit(dc.strengths.ratio(0.5, block_stride=3, decay=0.9))
     params, stale = jnp.linspace(1, 2, 50), jnp.linspace(1, 2, 50) ** 2
     grads = jnp.sin(jnp.arange(50.0))
     state, sizes = tx.init(params), []
@@ -99,7 +104,7 @@ def test_a_ratio_from_a_part_of_the_coordinates(monkeypatch):
 
 
 def test_rho_may_be_a_schedule():
-    tx = dc.compensate_delay(dc.ratio(lambda count: 0.5 / (1 + count), decay=0.0))
+    tx = compensations.explicit(dc.strengths.ratio(lambda count: 0.5 / (1 + count), decay=0.0))
     compensated, state = update(tx)
     assert relative_norm(compensated) == pytest.approx(0.5, rel=1e-5)
     compensated, _ = update(tx, state)
@@ -115,28 +120,30 @@ def test_least_squares_is_the_best_multiple():
     loss = quadratic()
     product = lambda tangent: jax.jvp(jax.grad(loss), (STALE,), (tangent,))[1]
     compensate = lambda lambda0: update(
-        dc.compensate_delay(lambda0), grads=jax.grad(loss)(STALE), hessian_vector_product=product
+        compensations.explicit(lambda0), grads=jax.grad(loss)(STALE), hessian_vector_product=product
     )[0]
     wanted = jax.grad(loss)(PARAMS)
     error = lambda compensated: float(
         optax.tree.norm(jax.tree.map(jnp.subtract, compensated, wanted))
     )
     best = min(np.linspace(0, 2, 201), key=lambda lambda0: error(compensate(float(lambda0))))
-    fitted = error(compensate(dc.least_squares()))
+    fitted = error(compensate(dc.strengths.least_squares()))
     assert 0 < best < 2
     assert fitted <= error(compensate(float(best))) * 1.0001
 
 
 def test_least_squares_is_never_negative():
     product = lambda tangent: jax.tree.map(jnp.negative, tangent)
-    compensated, _ = update(dc.compensate_delay(dc.least_squares()), hessian_vector_product=product)
+    compensated, _ = update(
+        compensations.explicit(dc.strengths.least_squares()), hessian_vector_product=product
+    )
     chex.assert_trees_all_equal(compensated, GRADS)
 
 
 def test_capped_share_approaches_its_share():
     key = jax.random.key(0)
     params, stale = jnp.zeros(1000), jnp.ones(1000)
-    tx = dc.compensate_delay(dc.capped_share(0.2), max_pull=1.0, learning_rate=0.5)
+    tx = compensations.explicit(dc.strengths.capped_share(0.2), max_pull=1.0, learning_rate=0.5)
 
     def step(state, key):
         grads = jax.random.normal(key, (1000,))
@@ -149,7 +156,7 @@ def test_capped_share_approaches_its_share():
 
 
 def test_capped_share_waits_for_a_gradient():
-    tx = dc.compensate_delay(dc.capped_share(0.2), max_pull=1.0, learning_rate=0.5)
+    tx = compensations.explicit(dc.strengths.capped_share(0.2), max_pull=1.0, learning_rate=0.5)
     zeros = jax.tree.map(jnp.zeros_like, GRADS)
     compensated, state = update(tx, grads=zeros)
     chex.assert_trees_all_equal(compensated, zeros)
@@ -158,7 +165,12 @@ def test_capped_share_waits_for_a_gradient():
 
 
 @pytest.mark.parametrize(
-    "rule", [dc.ratio(0.5), dc.ratio(0.5, per_leaf=True), dc.capped_share(0.3)]
+    "rule",
+    [
+        dc.strengths.ratio(0.5),
+        dc.strengths.ratio(0.5, per_leaf=True),
+        dc.strengths.capped_share(0.3),
+    ],
 )
 def test_in_a_simulated_run_and_a_sweep(rule):
     """λ0 by a rule under jit, scan and vmap, in every transformation that takes a λ0."""
@@ -167,13 +179,13 @@ def test_in_a_simulated_run_and_a_sweep(rule):
     batches = np.random.default_rng(0).normal(size=(60, 8, 3)).astype(np.float32)
 
     def chain(learning_rate):
-        compensate = dc.compensate_delay(
+        compensate = compensations.explicit(
             rule, ms_decay=0.9, max_pull=1.0, learning_rate=learning_rate
         )
         return optax.chain(compensate, optax.scale_by_learning_rate(learning_rate))
 
     result = sim.simulate(loss, jnp.zeros(3), chain(0.05), schedule, batches)
-    backups = dc.dcasgd(0.05, num_workers=4, lambda0=rule, ms_decay=0.9, max_pull=1.0)
+    backups = compensations.dcasgd(0.05, num_workers=4, lambda0=rule, ms_decay=0.9, max_pull=1.0)
     same = sim.simulate(loss, jnp.zeros(3), backups, schedule, batches)
     np.testing.assert_allclose(result.params, same.params, rtol=1e-5)
     tx = optax.inject_hyperparams(chain)(learning_rate=0.05)
@@ -186,7 +198,7 @@ def test_in_a_simulated_run_and_a_sweep(rule):
 
 
 def test_one_trace():
-    tx = dc.compensate_delay(dc.ratio(0.5), ms_decay=0.95)
+    tx = compensations.explicit(dc.strengths.ratio(0.5), ms_decay=0.95)
 
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -201,13 +213,16 @@ def test_one_trace():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: dc.ratio(-1.0), "rho must be a finite number >= 0, got -1.0"),
-        (lambda: dc.ratio(0.5, decay=1.0), r"decay must lie in \[0, 1\)"),
-        (lambda: dc.least_squares(decay=-0.1), "decay must be"),
-        (lambda: dc.capped_share(1.0), r"share must lie in \(0, 1\)"),
-        (lambda: dc.capped_share(0.5, gain=float("nan")), "gain must be"),
-        (lambda: dc.ratio(0.5, block_stride=0), "block_stride must be a Python int >= 1, got 0"),
-        (lambda: dc.capped_share(0.5, block_stride=2.0), "block_stride must be"),
+        (lambda: dc.strengths.ratio(-1.0), "rho must be a finite number >= 0, got -1.0"),
+        (lambda: dc.strengths.ratio(0.5, decay=1.0), r"decay must lie in \[0, 1\)"),
+        (lambda: dc.strengths.least_squares(decay=-0.1), "decay must be"),
+        (lambda: dc.strengths.capped_share(1.0), r"share must lie in \(0, 1\)"),
+        (lambda: dc.strengths.capped_share(0.5, gain=float("nan")), "gain must be"),
+        (
+            lambda: dc.strengths.ratio(0.5, block_stride=0),
+            "block_stride must be a Python int >= 1, got 0",
+        ),
+        (lambda: dc.strengths.capped_share(0.5, block_stride=2.0), "block_stride must be"),
     ],
 )
 def test_bad_numbers(make, message):
@@ -217,6 +232,6 @@ def test_bad_numbers(make, message):
 
 def test_what_a_rule_needs_is_named():
     with pytest.raises(ValueError, match="pass max_pull="):
-        update(dc.compensate_delay(dc.capped_share(0.5)))
+        update(compensations.explicit(dc.strengths.capped_share(0.5)))
     with pytest.raises(TypeError, match="hessian_vector_product="):
-        update(dc.compensate_delay(dc.least_squares()))
+        update(compensations.explicit(dc.strengths.least_squares()))

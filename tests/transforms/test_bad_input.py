@@ -1,5 +1,6 @@
 """Every error says what was wrong, where, and what to do."""
 
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,17 +8,18 @@ import optax
 import pytest
 
 import dcasgd_jax as dc
+from dcasgd_jax import rivals, rows, trees
 
 # Every public constructor, reduced to its keyword arguments.
 COMPENSATING = {
-    "compensate_delay": lambda **kw: dc.compensate_delay(**{"lambda0": 2.0, **kw}),
-    "compensate_worker_delay": lambda **kw: dc.compensate_worker_delay(
+    "compensate_delay": lambda **kw: compensations.explicit(**{"lambda0": 2.0, **kw}),
+    "compensate_worker_delay": lambda **kw: compensations.per_worker(
         **{"lambda0": 2.0, "num_workers": 3, **kw}
     ),
-    "compensate_fixed_delay": lambda **kw: dc.compensate_fixed_delay(
+    "compensate_fixed_delay": lambda **kw: compensations.fixed_delay(
         **{"lambda0": 2.0, "delay": 2, **kw}
     ),
-    "dcasgd": lambda **kw: dc.dcasgd(**{"learning_rate": 0.1, "num_workers": 3, **kw}),
+    "dcasgd": lambda **kw: compensations.dcasgd(**{"learning_rate": 0.1, "num_workers": 3, **kw}),
 }
 compensating = pytest.mark.parametrize("name", COMPENSATING)
 
@@ -32,7 +34,7 @@ def test_lambda0(name, lambda0):
 @pytest.mark.parametrize("ms_decay", [-0.1, 1.0, 1.5, np.nan, np.inf, 1])
 @compensating
 def test_ms_decay(name, ms_decay):
-    with pytest.raises(ValueError, match=r"ms_decay must lie in \[0, 1\), got .*None selects"):
+    with pytest.raises(ValueError, match=r"ms_decay must lie in \[0, 1\), got "):
         COMPENSATING[name](ms_decay=ms_decay)
 
 
@@ -40,7 +42,7 @@ def test_ms_decay(name, ms_decay):
 @compensating
 def test_eps(name, eps):
     with pytest.raises(ValueError, match=r"eps must be a finite number >= 0"):
-        COMPENSATING[name](eps=eps)
+        COMPENSATING[name](eps=eps, ms_decay=0.9)
 
 
 @pytest.mark.parametrize("max_pull", [-0.5, np.nan, -np.inf])
@@ -66,9 +68,9 @@ def test_cap_without_learning_rate(name):
 HAVE_WORKERS = pytest.mark.parametrize(
     "make",
     [
-        lambda n: dc.compensate_delay(2.0, num_workers=n),
-        lambda n: dc.compensate_worker_delay(2.0, n),
-        lambda n: dc.dcasgd(0.1, num_workers=n),
+        lambda n: compensations.explicit(2.0, ms_decay=0.9, num_workers=n),
+        lambda n: compensations.per_worker(2.0, n),
+        lambda n: compensations.dcasgd(0.1, num_workers=n),
     ],
     ids=["compensate_delay", "compensate_worker_delay", "dcasgd"],
 )
@@ -81,26 +83,35 @@ def test_too_few_workers(make, num_workers):
         make(num_workers)
 
 
-@pytest.mark.parametrize("num_workers", [2.0, "2", jnp.ones(2, jnp.int32), np.float32(2)])
+@pytest.mark.parametrize("num_workers", [2.0, "2", jnp.ones(2, jnp.int32), np.float32(2), True])
 @HAVE_WORKERS
 def test_num_workers_is_no_int(make, num_workers):
-    with pytest.raises(TypeError, match=r"num_workers must be a Python int, got .*static_args"):
+    with pytest.raises(TypeError, match=r"num_workers must be an integer >= 1, got ") as raised:
         make(num_workers)
+    # What an injected size has become, and how to say that it is none.
+    assert ("static_args=('num_workers',)" in str(raised.value)) == hasattr(num_workers, "sharding")
 
 
-@pytest.mark.parametrize("make", [dc.compensate_worker_delay, dc.compensate_fixed_delay])
+@HAVE_WORKERS
+def test_num_workers_may_be_any_integer(make):
+    for num_workers in (np.int64(3), np.asarray(3)):
+        state = make(num_workers).init(jnp.ones(2))
+        assert {node.num_workers for node in trees.find_states(state, rows.PerWorker)} == {3}
+
+
+@pytest.mark.parametrize("make", [compensations.per_worker, compensations.fixed_delay])
 def test_injected_sizes_must_be_static(make):
     """Without `static_args` optax makes them arrays, which are traced inside jit."""
-    size = "num_workers" if make is dc.compensate_worker_delay else "delay"
+    size = "num_workers" if make is compensations.per_worker else "delay"
     tx = optax.inject_hyperparams(make)(lambda0=2.0, **{size: 3})
-    with pytest.raises((TypeError, ValueError), match=f"{size} must be a Python int"):
+    with pytest.raises((TypeError, ValueError), match=f"{size} must be an integer"):
         jax.jit(tx.init)(jnp.ones(2))
 
 
 HAVE_DELAYS = pytest.mark.parametrize(
     "make",
     [
-        lambda delay: dc.compensate_fixed_delay(2.0, delay),
+        lambda delay: compensations.fixed_delay(2.0, delay),
         lambda delay: dc.delay_gradients(optax.sgd(0.1), delay),
     ],
     ids=["compensate_fixed_delay", "delay_gradients"],
@@ -109,23 +120,23 @@ HAVE_DELAYS = pytest.mark.parametrize(
 
 @HAVE_DELAYS
 def test_negative_delay(make):
-    with pytest.raises(ValueError, match="delay must be >= 0 updates, got -1"):
+    with pytest.raises(ValueError, match="delay must be >= 0, got -1"):
         make(-1)
-    with pytest.raises(ValueError, match=r"delay\['a'\]\['b'\] must be >= 0 updates, got -3"):
+    with pytest.raises(ValueError, match=r"delay\['a'\]\['b'\] must be >= 0, got -3"):
         make({"a": {"b": -3, "c": 1}})
 
 
 @HAVE_DELAYS
 def test_delay_that_is_no_int(make):
-    with pytest.raises(ValueError, match=r"delay must be a Python int, got 1\.5"):
+    with pytest.raises(TypeError, match=r"delay must be an integer >= 0, got 1\.5"):
         make(1.5)
-    with pytest.raises(ValueError, match=r"delay\['b'\] must be a Python int, got 'two'"):
+    with pytest.raises(TypeError, match=r"delay\['b'\] must be an integer >= 0, got 'two'"):
         make({"a": 1, "b": "two"})
 
 
 @HAVE_DELAYS
 def test_callable_delay_is_checked_when_it_is_called(make):
-    with pytest.raises(ValueError, match=r"delay\['a'\] must be >= 0 updates, got -1"):
+    with pytest.raises(ValueError, match=r"delay\['a'\] must be >= 0, got -1"):
         make(lambda params: {"a": -1}).init({"a": jnp.ones(2)})
 
 
@@ -165,37 +176,47 @@ def test_missing_params_of_delay_gradients():
 
 
 def test_missing_stale_params():
-    tx, params = dc.compensate_delay(2.0), jnp.ones(2)
-    with pytest.raises(TypeError, match=r"needs stale_params=.*compensate_worker_delay"):
+    tx, params = compensations.explicit(2.0), jnp.ones(2)
+    with pytest.raises(
+        TypeError, match=r"needs stale_params=.*dc\.remember_pulls\("
+    ):
         tx.update(params, tx.init(params), params)
 
 
 @pytest.mark.parametrize(
     "tx",
     [
-        dc.compensate_worker_delay(2.0, 3),
-        dc.dcasgd(0.1, num_workers=3),
-        dc.compensate_delay(2.0, ms_decay=0.9, num_workers=3),
+        compensations.per_worker(2.0, 3),
+        compensations.dcasgd(0.1, num_workers=3),
+        compensations.explicit(2.0, ms_decay=0.9, num_workers=3),
     ],
     ids=["compensate_worker_delay", "dcasgd", "compensate_delay"],
 )
 class TestWorker:
     def update(self, tx, worker):
         params = jnp.ones(2)
-        # dcasgd and the per-worker form have no use for the stale parameters.
-        return tx.update(params, tx.init(params), params, stale_params=params, worker=worker)
+        state = tx.init(params)
+        remembers = trees.find_states(state, dc.RememberPullsState)
+        told = {} if remembers else {"stale_params": params}
+        return tx.update(params, state, params, worker=worker, **told)
 
     def test_missing(self, tx):
-        with pytest.raises(TypeError, match=r"needs worker=: the index in \[0, num_workers\)"):
+        with pytest.raises(TypeError, match=r"worker=\)?: the index in \[0, num_workers\)"):
             self.update(tx, None)
 
-    @pytest.mark.parametrize("worker", [3, 100, -1, np.int32(3), np.asarray(-2)])
+    @pytest.mark.parametrize(
+        "worker", [3, 100, -1, np.int32(3), np.asarray(-2), jnp.int32(3), jnp.asarray(-1)]
+    )
     def test_out_of_range(self, tx, worker):
         with pytest.raises(ValueError, match=rf"worker {worker} is out of range: num_workers is 3"):
             self.update(tx, worker)
 
     @pytest.mark.parametrize(
-        "worker", [1.0, np.float64(1), jnp.asarray(1.0), jnp.zeros(2, jnp.int32), np.zeros(2, int)]
+        "worker",
+        [
+            *(1.0, np.float64(1), jnp.asarray(1.0), jnp.zeros(2, jnp.int32), np.zeros(2, int)),
+            *(True, "1", (1, 2)),
+        ],
     )
     def test_no_integer(self, tx, worker):
         with pytest.raises(TypeError, match=r"integer"):
@@ -241,14 +262,14 @@ def without(tree, *path):
 )
 @pytest.mark.parametrize("jit", [False, True])
 def test_stale_params_unlike_params(stale_params, message, jit):
-    tx = dc.compensate_delay(2.0)
+    tx = compensations.explicit(2.0)
     update = jax.jit(tx.update) if jit else tx.update
     with pytest.raises(ValueError, match=message):
         update(PARAMS, tx.init(PARAMS), PARAMS, stale_params=stale_params)
 
 
 def test_bare_array_of_another_shape():
-    tx, params = dc.compensate_delay(2.0), jnp.ones(3)
+    tx, params = compensations.explicit(2.0), jnp.ones(3)
     with pytest.raises(ValueError, match=r"has shape \(2,\), but the parameter has shape \(3,\)"):
         tx.update(params, tx.init(params), params, stale_params=jnp.ones(2))
 
@@ -257,9 +278,61 @@ def test_bare_array_of_another_shape():
     "gradient", [{"layer": PARAMS["layer"]}, {**PARAMS, "more": jnp.ones(1)}], ids=["less", "more"]
 )
 def test_gradients_unlike_params(gradient):
-    tx = dc.compensate_delay(2.0)
-    with pytest.raises(ValueError, match="structure"):
+    tx = compensations.explicit(2.0)
+    with pytest.raises(ValueError, match=r"updates has (no leaf \['head'\]|a leaf \['more'\])"):
         tx.update(gradient, tx.init(PARAMS), PARAMS, stale_params=PARAMS)
+
+
+def test_gradients_of_another_shape():
+    tx = compensations.explicit(2.0)
+    wrong = {**PARAMS, "head": (jnp.ones((1, 4)), jnp.ones(()))}
+    with pytest.raises(ValueError, match=r"updates\['head'\]\[0\] has shape \(1, 4\)"):
+        tx.update(wrong, tx.init(PARAMS), PARAMS, stale_params=PARAMS)
+
+
+@compensating
+def test_positional_worker(name):
+    tx, params = COMPENSATING[name](), jnp.ones(2)
+    with pytest.raises(TypeError, match=r"everything else by name: .*worker=m"):
+        tx.update(params, tx.init(params), params, 1)
+
+
+def test_a_rule_that_was_not_called():
+    tx = dc.compensate_delay(dc.strengths.ratio)
+    params = jnp.ones(2)
+    with pytest.raises(TypeError, match=r"lambda0 is ratio, .* call it"):
+        tx.update(params, tx.init(params), params, stale_params=params)
+
+
+@pytest.mark.parametrize("momentum", [1.0, 1.5, -0.1])
+def test_momentum(momentum):
+    for settings in ({}, {"max_pull": 1.0}):
+        with pytest.raises(ValueError, match=rf"momentum must lie in \[0, 1\), got {momentum}"):
+            dc.dcasgd(0.1, 4, momentum=momentum, **settings)
+
+
+@pytest.mark.parametrize("made_for", [2, 5])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: dc.dcasgd(0.1, n),
+        lambda n: compensations.explicit(2.0, ms_decay=0.9, num_workers=n),
+        lambda n: rivals.per_worker_momentum(0.9, n),
+        lambda n: rivals.ordered_momentum(0.9, n),
+        lambda n: rivals.drop_stale(optax.sgd(0.1), 3, num_workers=n),
+        lambda n: rivals.fedbuff(optax.sgd(0.1), 3, num_workers=n),
+    ],
+    ids=["dcasgd", "adaptive", "per_worker_momentum", "ordered", "drop_stale", "fedbuff"],
+)
+def test_a_state_for_another_number_of_workers(make, made_for):
+    params = jnp.ones(2)
+    state = make(made_for).init(params)
+    told = {"worker": 0} | ({} if isinstance(state, dc.RememberPullsState) else STALE)
+    with pytest.raises(ValueError, match=rf"has rows for {made_for} workers, .*num_workers=3"):
+        make(3).update(params, state, params, **told)
+
+
+STALE = {"stale_params": jnp.ones(2)}
 
 
 @compensating
@@ -272,7 +345,7 @@ def test_good_borders_are_accepted(name):
         {"ms_decay": 0},
         {"ms_decay": 0.999},
         {"ms_decay": None},
-        {"eps": 0},
+        {"ms_decay": 0.9, "eps": 0},
         {"max_pull": 0, "learning_rate": 0.1},
         {"max_pull": np.inf, "learning_rate": 0},
         {"max_pull": 1, "learning_rate": lambda count: 0.1},

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import loops
@@ -20,7 +21,7 @@ ATOL = 1e-10  # float64, 24 events; see test_oracles
 
 def compensating_sgd(lambda0=2.0, momentum=0.5):
     return optax.chain(
-        dc.compensate_delay(lambda0, ms_decay=0.9), optax.sgd(0.3, momentum=momentum)
+        compensations.explicit(lambda0, ms_decay=0.9), optax.sgd(0.3, momentum=momentum)
     )
 
 
@@ -168,7 +169,7 @@ def test_fixed_delay_compensation_inside_sees_the_same_versions(x64):
     """Its own ring turns only when an update is made, and then holds w_{t - τ} too."""
     explicit = dc.delay_gradients(compensating_sgd(), 2)
     fixed = optax.chain(
-        dc.compensate_fixed_delay(2.0, 2, ms_decay=0.9), optax.sgd(0.3, momentum=0.5)
+        compensations.fixed_delay(2.0, 2, ms_decay=0.9), optax.sgd(0.3, momentum=0.5)
     )
     grad_fn = loops.softmax_grad_fn()
     one, _ = loops.run_plain(explicit, PROBLEM.params, 10, grad_fn)

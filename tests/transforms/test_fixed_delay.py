@@ -1,5 +1,6 @@
-"""`compensate_fixed_delay`: the ring of past parameters, per leaf."""
+"""`assume_delay`: the ring of past parameters, per leaf."""
 
+import compensations
 import jax
 import jax.numpy as jnp
 import loops
@@ -8,8 +9,6 @@ import optax
 import oracle
 import pytest
 from cases import assert_same
-
-import dcasgd_jax as dc
 
 PROBLEM = oracle.Problem()
 
@@ -28,9 +27,9 @@ def test_equals_explicit_and_per_worker_bitwise_on_a_round_robin(delay, ms_decay
     runs = [
         train(optax.chain(compensate, optax.sgd(0.5, momentum=0.5)), order, told)
         for compensate, told in (
-            (dc.compensate_fixed_delay(delay=delay, **rule), loops.by_age),
-            (dc.compensate_delay(**rule), loops.by_argument),
-            (dc.compensate_worker_delay(num_workers=delay + 1, **rule), loops.by_worker),
+            (compensations.fixed_delay(delay=delay, **rule), loops.by_age),
+            (compensations.explicit(**rule), loops.by_argument),
+            (compensations.per_worker(num_workers=delay + 1, **rule), loops.by_worker),
         )
     ]
     assert_same(runs[1], runs[0])
@@ -45,7 +44,7 @@ def test_equals_explicit_and_per_worker_bitwise_on_a_round_robin(delay, ms_decay
 def test_each_leaf_is_compensated_for_its_own_age(x64):
     """Against a table of all versions, by hand; gradients do not depend on the params."""
     delays = {"old": 3, "new": 0, "middle": 1}
-    tx = dc.compensate_fixed_delay(2.0, delays)
+    tx = compensations.fixed_delay(2.0, delays)
     rng = np.random.default_rng(0)
     versions = rng.normal(size=(8, 3))
     grads = rng.normal(size=(8, 3))
@@ -72,19 +71,19 @@ def test_each_leaf_is_compensated_for_its_own_age(x64):
 )
 def test_delay_may_be_a_prefix_or_a_function(delay):
     params = {"stage": {"a": jnp.ones((1, 2, 1)), "b": jnp.ones((1, 1, 1))}, "head": jnp.ones(4)}
-    rows = dc.compensate_fixed_delay(2.0, delay).init(params).past_params.rows
+    rows = compensations.fixed_delay(2.0, delay).init(params).past_params.rows
     lengths = jax.tree.map(lambda leaf: leaf.shape[0], rows)
     assert lengths == {"stage": {"a": 4, "b": 4}, "head": 2}
 
 
 def test_delay_zero_stores_nothing():
-    state = dc.compensate_fixed_delay(2.0, {"a": 0, "b": 1}).init({"a": jnp.ones(9), "b": 1.0})
+    state = compensations.fixed_delay(2.0, {"a": 0, "b": 1}).init({"a": jnp.ones(9), "b": 1.0})
     assert state.past_params.rows["a"] is None
     assert state.past_params.rows["b"].shape == (2,)
 
 
 def test_ignores_the_stale_params_that_the_simulator_offers():
     order = [event % 3 for event in range(6)]
-    tx = optax.chain(dc.compensate_fixed_delay(2.0, 2), optax.sgd(0.5))
+    tx = optax.chain(compensations.fixed_delay(2.0, 2), optax.sgd(0.5))
     told = loops.by_argument_and_worker
     assert_same(train(tx, order, told), train(tx, order, loops.by_age))

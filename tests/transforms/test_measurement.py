@@ -4,6 +4,7 @@ import functools
 
 import cases
 import chex
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +58,7 @@ def floats(metrics):
 def test_metrics_are_those_of_the_rounded_update(dtype, ms_decay):
     params = cases.params(dtype)
     grads, stale = cases.grads(0, params), cases.stale(3, params)
-    tx = dc.compensate_delay(2.0, ms_decay=ms_decay, eps=EPS)
+    tx = compensations.explicit(2.0, ms_decay=ms_decay, eps=EPS)
     compensated, state = measured(tx, grads, params, stale)
     metrics = dc.compensation_metrics(state)
     assert {metric.dtype for metric in metrics} == {jnp.dtype(jnp.float32)}
@@ -67,7 +68,7 @@ def test_metrics_are_those_of_the_rounded_update(dtype, ms_decay):
     assert expected[0] > 0.1  # a compensation that is seen,
     assert expected[1] < 0.999  # turns the gradient,
     assert ms_decay is None or 0 < expected[2] < 1  # and is at the floor in places
-    np.testing.assert_array_equal(dc.compensation_ratio(state), metrics.ratio)
+    np.testing.assert_array_equal(dc.compensation_metrics(state).ratio, metrics.ratio)
 
 
 @pytest.mark.parametrize("ms_decay", [None, 0.9])
@@ -75,7 +76,7 @@ def test_metrics_are_those_of_the_rounded_update(dtype, ms_decay):
 def test_measuring_changes_no_update(dtype, ms_decay):
     params = cases.params(dtype)
     grads, stale = cases.grads(0, params), cases.stale(0, params)
-    tx = dc.compensate_delay(2.0, ms_decay=ms_decay)
+    tx = compensations.explicit(2.0, ms_decay=ms_decay)
     plain, plain_state = tx.update(grads, tx.init(params), params, stale_params=stale)
     updates, state = measured(tx, grads, params, stale)
     assert_same(updates, plain)
@@ -84,7 +85,7 @@ def test_measuring_changes_no_update(dtype, ms_decay):
 
 def test_metrics_by_hand():
     """Gradient (3, 4, 12), compensation (2 * 9, 2 * 16, 0); in a chain, over two leaves."""
-    tx = optax.chain(optax.identity(), dc.compensate_delay(2.0), optax.sgd(0.1))
+    tx = optax.chain(optax.identity(), compensations.explicit(2.0), optax.sgd(0.1))
     params, stale = {"a": jnp.ones(2), "b": jnp.ones(())}, {"a": jnp.zeros(2), "b": jnp.ones(())}
     grads = {"a": jnp.asarray([3.0, 4.0]), "b": jnp.asarray(12.0)}
     state = tx.init(params)
@@ -105,7 +106,7 @@ def test_metrics_by_hand():
 
 
 def test_gradient_that_is_compensated_away_or_turned_round():
-    tx, params = dc.compensate_delay(1.0), jnp.asarray([0.0, 0.0])
+    tx, params = compensations.explicit(1.0), jnp.asarray([0.0, 0.0])
     for distance, cosine in ((0.5, 0.0), (1.0, -1.0)):  # 2 - 2**2 * 0.5 = 0, 2 - 2**2 = -2
         stale = jnp.full(2, distance)
         _, state = measured(tx, jnp.full(2, 2.0), params, stale)
@@ -117,7 +118,7 @@ def test_gradient_that_is_compensated_away_or_turned_round():
 
 def test_small_and_large_gradients_stay_in_the_range_of_float32():
     for size in (1e-15, 1e15):  # the product of two squares would be 0, or infinite
-        tx = dc.compensate_delay(0.5 / size)
+        tx = compensations.explicit(0.5 / size)
         _, state = measured(tx, jnp.full(3, size), jnp.ones(3), jnp.zeros(3))
         np.testing.assert_allclose(
             floats(dc.compensation_metrics(state)), (0.5, 1.0, np.nan), **FLOAT32
@@ -128,15 +129,17 @@ def test_a_tiny_compensation_is_not_lost_in_the_gradient():
     """Of norms alone, |g~|**2 - |g|**2 in float32, nothing would be left of it."""
     params, stale = jnp.ones(3), jnp.asarray([0.0, 1.0, 1.0])
     grads = jnp.asarray([2.0**-10, 1.0, 1.0])
-    _, state = measured(dc.compensate_delay(1.0), grads, params, stale)
-    np.testing.assert_allclose(dc.compensation_ratio(state), 2.0**-20 / np.sqrt(2), **FLOAT32)
+    _, state = measured(compensations.explicit(1.0), grads, params, stale)
+    np.testing.assert_allclose(
+        dc.compensation_metrics(state).ratio, 2.0**-20 / np.sqrt(2), **FLOAT32
+    )
 
 
 @pytest.mark.parametrize("right", [None, 0.5], ids=["constant", "adaptive"])
 def test_parts_of_a_partition_are_taken_together(right):
     parts = {
-        "left": dc.compensate_delay(2.0, ms_decay=0.5, eps=EPS),
-        "right": dc.compensate_delay(3.0, ms_decay=right, eps=EPS),
+        "left": compensations.explicit(2.0, ms_decay=0.5, eps=EPS),
+        "right": compensations.explicit(3.0, ms_decay=right, eps=EPS),
     }
     labels = {"a": "left", "b": "right"}
     tx = optax.partition(parts, labels, mask_compatible_extra_args=True)
@@ -153,7 +156,7 @@ def test_parts_of_a_partition_are_taken_together(right):
 
 
 def test_mean_square_below_eps_is_that_of_the_worker_who_pushed():
-    tx = dc.compensate_delay(2.0, ms_decay=0.5, eps=EPS, num_workers=2)
+    tx = compensations.explicit(2.0, ms_decay=0.5, eps=EPS, num_workers=2)
     params, stale = jnp.ones(4), jnp.zeros(4)
     state, shares = tx.init(params), []
     pushes = [
@@ -169,7 +172,7 @@ def test_mean_square_below_eps_is_that_of_the_worker_who_pushed():
 
 
 def test_coordinates_without_a_gradient_are_not_counted():
-    tx = dc.compensate_delay(2.0, ms_decay=0.5, eps=EPS)
+    tx = compensations.explicit(2.0, ms_decay=0.5, eps=EPS)
     params, stale = {"a": jnp.ones(2), "b": jnp.ones(3)}, {"a": jnp.zeros(2), "b": jnp.zeros(3)}
     grads = {"a": jnp.asarray([0.1, 1.0]), "b": None}
     updates, state = measured(tx, grads, params, stale)
@@ -181,13 +184,13 @@ def test_coordinates_without_a_gradient_are_not_counted():
 
 
 def test_eps_zero_has_no_coordinate_below_it():
-    tx = dc.compensate_delay(2.0, ms_decay=0.5, eps=0.0)
+    tx = compensations.explicit(2.0, ms_decay=0.5, eps=0.0)
     _, state = measured(tx, jnp.asarray([0.0, 1.0]), jnp.ones(2), jnp.zeros(2))
     assert float(dc.compensation_metrics(state).below_eps) == 0.0
 
 
 def test_injected_eps_is_the_one_that_counts():
-    make = optax.inject_hyperparams(dc.compensate_delay, static_args=("num_workers",))
+    make = optax.inject_hyperparams(compensations.explicit, static_args=("num_workers",))
     tx = make(lambda0=2.0, ms_decay=0.5, eps=1e-7)
     params = jnp.ones(2)
     state = tx.init(params)
@@ -224,7 +227,7 @@ def test_state_keeps_its_types_whether_measured_or_not(case):
 
 
 def test_second_call_is_not_traced_again_and_state_can_be_donated():
-    tx, params = dc.compensate_delay(2.0, ms_decay=0.9), cases.params()
+    tx, params = compensations.explicit(2.0, ms_decay=0.9), cases.params()
     chex.clear_trace_counter()
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -243,7 +246,7 @@ def test_second_call_is_not_traced_again_and_state_can_be_donated():
 
 def test_not_measuring_adds_no_operation():
     """The compiled update reads and returns the sums, and computes nothing with them."""
-    tx, params = dc.compensate_delay(2.0, ms_decay=0.9), cases.params()
+    tx, params = compensations.explicit(2.0, ms_decay=0.9), cases.params()
     grads, stale = cases.grads(0, params), cases.stale(0, params)
     update = lambda measure: jax.make_jaxpr(
         lambda g, s: tx.update(g, s, params, stale_params=stale, measure_compensation=measure)
@@ -253,7 +256,17 @@ def test_not_measuring_adds_no_operation():
     assert "reduce_sum" in names(update(True))
 
 
-@pytest.mark.parametrize("read", [dc.compensation_metrics, dc.compensation_ratio])
-def test_metrics_of_another_optimizer_are_an_error(read):
+def test_metrics_of_another_optimizer_are_an_error():
     with pytest.raises(ValueError, match="no compensating transformation"):
-        read(optax.adam(0.1).init(jnp.ones(2)))
+        dc.compensation_metrics(optax.adam(0.1).init(jnp.ones(2)))
+
+
+def test_what_was_not_measured_is_no_number():
+    """Not ratio 0 and cosine 1, which would say that compensation does nothing."""
+    tx, params = dc.dcasgd(0.1, 2), jnp.ones(2)
+    state = tx.init(params)
+    _, unmeasured = tx.update(params, state, params, worker=1)
+    for never in (state, unmeasured):
+        assert np.isnan(floats(dc.compensation_metrics(never))).all()
+    _, state = tx.update(params, state, params, worker=1, measure_compensation=True)
+    assert floats(dc.compensation_metrics(state)) == (0.0, 1.0, 0.0)  # measured: nothing is stale

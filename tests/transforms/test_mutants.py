@@ -1,5 +1,6 @@
 """Known wrong implementations: each differs from ours, so each would be noticed."""
 
+import compensations
 import jax.numpy as jnp
 import loops
 import numpy as np
@@ -51,7 +52,7 @@ def train_oracle(server_class, settings):
 
 def train_ours(settings):
     settings = {"ms_decay": None, **settings}
-    tx = dc.dcasgd(settings.pop("lr"), num_workers=4, **settings)
+    tx = compensations.dcasgd(settings.pop("lr"), num_workers=4, **settings)
     grad_fn = loops.softmax_grad_fn()
     trace, _ = loops.run_workers(tx, PROBLEM.params, IRREGULAR, grad_fn, loops.by_worker)
     return oracle.flatten(trace)

@@ -1,5 +1,6 @@
 """The independent reference runs of tests/data, by the NumPy oracle and by every transformation."""
 
+import compensations
 import jax.numpy as jnp
 import loops
 import numpy as np
@@ -94,7 +95,7 @@ def test_explicit_stale_params(name, x64):
     order, settings, expected = CASES[name]
     per_worker = settings.get("per_worker_mean_square", False)
     num_workers = max(order) + 1 if per_worker else None
-    compensate = dc.compensate_delay(**_compensation(settings), num_workers=num_workers)
+    compensate = compensations.explicit(**_compensation(settings), num_workers=num_workers)
     told = loops.by_argument_and_worker if per_worker else loops.by_argument
     tx = chain(compensate, **settings)
     trace, _ = loops.run_workers(tx, PROBLEM.params, order, loops.softmax_grad_fn(), told)
@@ -104,7 +105,7 @@ def test_explicit_stale_params(name, x64):
 @pytest.mark.parametrize("name", CASES)
 def test_per_worker(name, x64):
     order, settings, expected = CASES[name]
-    compensate = dc.compensate_worker_delay(
+    compensate = compensations.per_worker(
         num_workers=max(order) + 1,
         per_worker_mean_square=settings.get("per_worker_mean_square", False),
         **_compensation(settings),
@@ -120,7 +121,9 @@ def test_dcasgd(name, x64):
     order, settings, expected = CASES[name]
     rest = {key: value for key, value in settings.items() if key not in ("lr", "clip")}
     rest["momentum"] = rest.get("momentum") or None
-    tx = dc.dcasgd(settings["lr"], num_workers=max(order) + 1, **{"ms_decay": None, **rest})
+    tx = compensations.dcasgd(
+        settings["lr"], num_workers=max(order) + 1, **{"ms_decay": None, **rest}
+    )
     if settings.get("clip"):
         tx = optax.chain(optax.clip_by_global_norm(settings["clip"]), tx)
     grad_fn = loops.softmax_grad_fn()
@@ -139,7 +142,7 @@ CONSTANT = [
 @pytest.mark.parametrize("name", CONSTANT)
 def test_fixed_delay(name, x64):
     order, settings, expected = CASES[name]
-    compensate = dc.compensate_fixed_delay(delay=max(order), **_compensation(settings))
+    compensate = compensations.fixed_delay(delay=max(order), **_compensation(settings))
     tx = chain(compensate, **settings)
     grad_fn = loops.softmax_grad_fn()
     trace, _ = loops.run_workers(tx, PROBLEM.params, order, grad_fn, loops.by_age)
@@ -156,7 +159,7 @@ def test_fixed_delay_covers_clamped_and_sequential_runs():
 def test_delay_gradients_in_a_plain_loop(name, x64):
     case = oracle.cases("constant_delay")[name]
     settings = {key: case[key] for key in ("lr", "momentum", "weight_decay")}
-    inner = chain(dc.compensate_delay(case["lam"]), **settings)
+    inner = chain(compensations.explicit(case["lam"]), **settings)
     tx = dc.delay_gradients(inner, delay=case["tau"])
     trace, _ = loops.run_plain(tx, PROBLEM.params, 24, loops.softmax_grad_fn())
     np.testing.assert_allclose(oracle.flatten(trace), case["theta_trace"], rtol=0, atol=ATOL)
@@ -172,7 +175,7 @@ def test_delay_gradients_is_not_a_fifo_of_zeros(x64):
 
 def _another_order(name):
     """Chains in which only the order of the stages differs from ours."""
-    compensate = dc.compensate_worker_delay(2.0, num_workers=4)
+    compensate = compensations.per_worker(2.0, num_workers=4)
     momentum = optax.trace(0.9)
     step = optax.scale_by_learning_rate(0.2)
     return {
@@ -198,7 +201,7 @@ def test_mxnet_is_a_fixed_delay_of_one(x64):
     case = oracle.cases("dc_momentum")["mxnet_style_wd0.01"]
     tx = optax.chain(
         optax.add_decayed_weights(0.01),
-        dc.compensate_fixed_delay(2.0, delay=1),
+        compensations.fixed_delay(2.0, delay=1),
         optax.trace(0.9),
         optax.scale_by_learning_rate(0.2),
     )

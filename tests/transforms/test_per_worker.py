@@ -1,5 +1,6 @@
-"""`compensate_worker_delay`: what each worker is thought to hold, and `record_pull`."""
+"""`remember_pulls`: what each worker is thought to hold, and `record_pull`."""
 
+import compensations
 import jax
 import jax.numpy as jnp
 import loops
@@ -29,7 +30,7 @@ def expected_trace(**settings):
 
 @pytest.mark.parametrize("ms_decay", [None, 0.95])
 def test_projection_after_the_update_is_part_of_what_is_pulled(ms_decay, x64):
-    tx = dc.dcasgd(0.5, num_workers=4, ms_decay=ms_decay)
+    tx = compensations.dcasgd(0.5, num_workers=4, ms_decay=ms_decay)
     trace, _ = train(tx, project=lambda params: jax.tree.map(clip, params))
     expected = expected_trace(lr=0.5, lambda0=2.0, ms_decay=ms_decay, project=clip)
     assert np.abs(expected[1:]).max() == 0.3  # it binds
@@ -39,7 +40,7 @@ def test_projection_after_the_update_is_part_of_what_is_pulled(ms_decay, x64):
 def test_anywhere_in_a_chain_and_nested(x64):
     """The rate before, decay and momentum after, and a chain inside the chain."""
     halve = optax.scale(0.5)
-    compensate = dc.compensate_worker_delay(8.0, num_workers=4)
+    compensate = compensations.per_worker(8.0, num_workers=4)
     inner = optax.chain(optax.identity(), optax.chain(halve, compensate), optax.trace(0.5))
     tx = optax.chain(inner, optax.add_decayed_weights(0.0), optax.sgd(1.0))
     trace, _ = train(tx)
@@ -51,14 +52,14 @@ def test_anywhere_in_a_chain_and_nested(x64):
 
 def test_backups_are_what_each_worker_holds(x64):
     """After every event, and before the pushing worker's own, which is still pending."""
-    tx = dc.compensate_worker_delay(2.0, num_workers=4)
+    tx = compensations.per_worker(2.0, num_workers=4)
     params = jax.tree.map(jnp.asarray, PROBLEM.params)
     state, held, grad_fn = tx.init(params), [params] * 4, loops.softmax_grad_fn()
     for event, worker in enumerate(IRREGULAR):
         grads = grad_fn(held[worker], event)
         updates, state = tx.update(grads, state, params, worker=worker)
         for other in range(4):
-            backup = jax.tree.map(lambda rows, row=other: rows[row], state.backups)
+            backup = jax.tree.map(lambda rows, row=other: rows[row], state.backups.rows)
             assert_same(backup, held[other])
         assert int(state.pending_worker) == worker
         params = jax.tree.map(lambda p, u: p - 0.5 * u, params, updates)
@@ -67,19 +68,19 @@ def test_backups_are_what_each_worker_holds(x64):
 
 def test_backups_start_as_the_params_whoever_is_first():
     """Pending worker 0 at the start is harmless: it rewrites the row with what it holds."""
-    tx = dc.compensate_worker_delay(1e6, num_workers=3, ms_decay=0.9)
+    tx = compensations.per_worker(1e6, num_workers=3, ms_decay=0.9)
     params, grads = {"w": jnp.arange(3.0)}, {"w": jnp.ones(3)}
     state = tx.init(params)
-    np.testing.assert_array_equal(state.backups["w"], np.tile(params["w"], (3, 1)))
+    np.testing.assert_array_equal(state.backups.rows["w"], np.tile(params["w"], (3, 1)))
     for worker in range(3):
         updates, after = tx.update(grads, state, params, worker=worker)
         assert_same(updates, grads)  # the run's first push is fresh
-        np.testing.assert_array_equal(after.backups["w"], state.backups["w"])
+        np.testing.assert_array_equal(after.backups.rows["w"], state.backups.rows["w"])
 
 
 def test_every_workers_first_push_is_compensated_against_the_initial_params(x64):
     """Not against zeros, as in the 2018 TensorFlow variant; by hand."""
-    tx = optax.chain(dc.compensate_worker_delay(2.0, num_workers=2), optax.sgd(0.1))
+    tx = optax.chain(compensations.per_worker(2.0, num_workers=2), optax.sgd(0.1))
     params, state = jnp.asarray(1.0), tx.init(jnp.asarray(1.0))
     for worker in (0, 1):
         updates, state = tx.update(jnp.asarray(0.5), state, params, worker=worker)
@@ -94,7 +95,7 @@ def test_one_worker_is_bitwise_sgd_for_any_lambda(dtype, ms_decay):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), PROBLEM.params)
     grad_fn = lambda params, event: jax.tree.map(jnp.sin, params)
     for lambda0 in (1.0, 1e6):
-        compensate = dc.compensate_worker_delay(lambda0, 1, ms_decay=ms_decay)
+        compensate = compensations.per_worker(lambda0, 1, ms_decay=ms_decay)
         tx = optax.chain(compensate, optax.sgd(0.5))
         actual, _ = loops.run_workers(tx, params, [0] * 6, grad_fn, loops.by_worker)
         expected, _ = loops.run_workers(optax.sgd(0.5), params, [0] * 6, grad_fn, loops.by_age)
@@ -107,27 +108,55 @@ def test_equals_explicit_bitwise_for_random_orders():
     grad_fn = loops.softmax_grad_fn()
     for seed in range(3):
         order = np.random.default_rng(seed).integers(0, 5, size=15).tolist()
-        explicit = optax.chain(dc.compensate_delay(2.0, ms_decay=0.9), optax.sgd(0.5))
-        compensate = dc.compensate_worker_delay(2.0, 5, ms_decay=0.9)
+        explicit = optax.chain(compensations.explicit(2.0, ms_decay=0.9), optax.sgd(0.5))
+        compensate = compensations.per_worker(2.0, 5, ms_decay=0.9)
         per_worker = optax.chain(compensate, optax.sgd(0.5))
         expected, _ = loops.run_workers(explicit, params, order, grad_fn, loops.by_argument)
         actual, _ = loops.run_workers(per_worker, params, order, grad_fn, loops.by_worker)
         assert_same(actual, expected)
 
 
-def test_ignores_the_stale_params_that_the_simulator_offers():
-    """Else they would be passed twice; the backups are the owner here."""
-    tx = dc.compensate_worker_delay(2.0, num_workers=4)
-    offered, _ = train(optax.chain(tx, optax.sgd(0.5)), loops.by_argument_and_worker)
-    alone, _ = train(optax.chain(tx, optax.sgd(0.5)))
-    assert_same(offered, alone)
+def test_what_is_offered_wins_over_what_is_remembered(x64):
+    """Two mutants in one: an offer that is ignored, and a guess that is used with it."""
+    tx = optax.chain(compensations.per_worker(2.0, num_workers=4), optax.sgd(0.5))
+    explicit = optax.chain(compensations.explicit(2.0), optax.sgd(0.5))
+    shifted = lambda worker, stale: jax.tree.map(lambda leaf: leaf + 0.1, stale)
+    told = lambda worker, stale: {"stale_params": shifted(worker, stale), "worker": worker}
+    only = lambda worker, stale: {"stale_params": shifted(worker, stale)}
+    offered, state = train(tx, told)
+    expected, _ = train(explicit, only)
+    assert_same(offered, expected)
+    assert_same(train(tx, only)[0], expected)  # of nobody in particular
+    alone, remembered = train(tx)
+    assert np.abs(oracle.flatten(alone) - oracle.flatten(expected)).max() > 1e-3
+    assert int(state[0].num_pushes) == int(remembered[0].num_pushes)
+
+
+def test_inner_is_told_the_staleness(x64):
+    """The same numbers as a count by hand, also after a pull that follows no push."""
+    told = []
+
+    def update(updates, state, params=None, *, stale_params, staleness, worker, **extra_args):
+        told.append((int(staleness), int(worker), float(stale_params)))
+        return updates, state
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    tx = dc.remember_pulls(inner, 3)
+    state = tx.init(jnp.asarray(0.0))
+    for step, worker in enumerate([1, 1, 0, 2, 1]):
+        if step == 3:
+            state = dc.record_pull(state, 2, jnp.asarray(2.5))
+        _, state = tx.update(jnp.asarray(1.0), state, jnp.asarray(float(step)), worker=worker)
+    assert told == [(0, 1, 0.0), (0, 1, 1.0), (2, 0, 0.0), (0, 2, 2.5), (2, 1, 2.0)]
+    tx.update(jnp.asarray(1.0), state, jnp.asarray(5.0), worker=2, staleness=jnp.int32(7))
+    assert told[-1] == (7, 2, 4.0)
 
 
 @pytest.mark.parametrize(
     "worker", [2, np.int64(2), np.asarray(2), jnp.asarray(2), jnp.asarray(2, jnp.uint8)]
 )
 def test_worker_may_be_any_integer(worker):
-    tx = dc.compensate_worker_delay(2.0, num_workers=3)
+    tx = compensations.per_worker(2.0, num_workers=3)
     params = jnp.ones(2)
     _, state = tx.update(params, tx.init(params), params, worker=worker)
     assert state.pending_worker.dtype == jnp.int32
@@ -150,7 +179,7 @@ WRAPPED = {
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", WRAPPED)
 def test_record_pull_replaces_one_backup_at_any_depth(name, jit):
-    tx = WRAPPED[name](dc.compensate_worker_delay(2.0, num_workers=3, ms_decay=0.9))
+    tx = WRAPPED[name](compensations.per_worker(2.0, num_workers=3, ms_decay=0.9))
     params = {"a": jnp.ones((2, 2)), "b": jnp.ones(())}
     pulled = jax.tree.map(lambda p: 3 * p, params)
     state = tx.init(params)
@@ -158,7 +187,7 @@ def test_record_pull_replaces_one_backup_at_any_depth(name, jit):
     recorded = record(state, jnp.asarray(1, jnp.int32), pulled)
     assert jax.tree.map(jax.typeof, recorded) == jax.tree.map(jax.typeof, state)
     (backups,) = [
-        node.backups
+        node.backups.rows
         for node in jax.tree.leaves(recorded, is_leaf=is_backup_state)
         if is_backup_state(node)
     ]
@@ -169,15 +198,15 @@ def test_record_pull_replaces_one_backup_at_any_depth(name, jit):
 
 
 def is_backup_state(node):
-    return isinstance(node, dc.CompensateWorkerDelayState)
+    return isinstance(node, dc.RememberPullsState)
 
 
 def test_record_pull_in_a_partly_masked_state():
-    tx = optax.masked(dc.compensate_worker_delay(2.0, 2), {"a": True, "b": False})
+    tx = optax.masked(compensations.per_worker(2.0, 2), {"a": True, "b": False})
     params = {"a": jnp.ones(2), "b": jnp.ones(3)}
     state = dc.record_pull(tx.init(params), 1, {"a": jnp.zeros(2), "b": jnp.zeros(3)})
-    np.testing.assert_array_equal(state.inner_state.backups["a"], [[1.0, 1.0], [0.0, 0.0]])
-    assert isinstance(state.inner_state.backups["b"], optax.MaskedNode)
+    np.testing.assert_array_equal(state.inner_state.backups.rows["a"], [[1.0, 1.0], [0.0, 0.0]])
+    assert isinstance(state.inner_state.backups.rows["b"], optax.MaskedNode)
 
 
 def test_restarted_worker(x64):
@@ -199,7 +228,7 @@ def test_restarted_worker(x64):
     expected = oracle.flatten(oracle.run(server, order, grad_fn))
 
     def train(restart):
-        tx = dc.dcasgd(0.5, num_workers=4, ms_decay=None)
+        tx = compensations.dcasgd(0.5, num_workers=4, ms_decay=None)
         params = jax.tree.map(jnp.asarray, PROBLEM.params)
         state, trace = tx.init(params), [params]
         for event, worker in enumerate(order):
@@ -216,22 +245,22 @@ def test_restarted_worker(x64):
 
 def test_record_pull_of_the_pending_worker_is_overwritten_by_its_own_pull(x64):
     """Its pull after its push is still to be noted, and comes later."""
-    tx = dc.compensate_worker_delay(2.0, num_workers=2)
+    tx = compensations.per_worker(2.0, num_workers=2)
     params = jnp.asarray(1.0)
     _, state = tx.update(params, tx.init(params), params, worker=1)
     state = dc.record_pull(state, 1, jnp.asarray(7.0))
     _, state = tx.update(params, state, jnp.asarray(2.0), worker=0)
-    np.testing.assert_array_equal(state.backups, [1.0, 2.0])
+    np.testing.assert_array_equal(state.backups.rows, [1.0, 2.0])
 
 
 @pytest.mark.parametrize("worker", [3, -1])
 def test_record_pull_out_of_range(worker):
-    state = dc.dcasgd(0.1, num_workers=3).init(jnp.ones(2))
+    state = compensations.dcasgd(0.1, num_workers=3).init(jnp.ones(2))
     with pytest.raises(ValueError, match=rf"worker {worker} is out of range: num_workers is 3"):
         dc.record_pull(state, worker, jnp.ones(2))
 
 
 def test_record_pull_without_backups():
-    for tx in (optax.adam(0.1), dc.compensate_delay(2.0), dc.compensate_fixed_delay(2.0, 3)):
-        with pytest.raises(ValueError, match="holds no per-worker backups"):
+    for tx in (optax.adam(0.1), compensations.explicit(2.0), compensations.fixed_delay(2.0, 3)):
+        with pytest.raises(ValueError, match=r"remembers no pulls.*dc\.remember_pulls"):
             dc.record_pull(tx.init(jnp.ones(2)), 0, jnp.ones(2))

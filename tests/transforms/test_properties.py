@@ -1,5 +1,6 @@
 """Random schedules, trees and hyperparameters: JAX against the NumPy oracle."""
 
+import compensations
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,6 @@ import optax
 import oracle
 import pytest
 from hypothesis import strategies as st
-
-import dcasgd_jax as dc
 
 CHECKED = hypothesis.settings(deadline=None, derandomize=True, max_examples=20, database=None)
 
@@ -90,7 +89,7 @@ def largest_difference(trace, expected):
 
 
 def dcasgd(num_workers, rule):
-    return dc.dcasgd(
+    return compensations.dcasgd(
         RATE, num_workers=num_workers, **{**rule, "momentum": rule["momentum"] or None}
     )
 
@@ -116,7 +115,7 @@ def test_explicit_in_float64(tree, schedule, rule, seed):
     names = ("lambda0", "ms_decay", "eps", "max_pull")
     with jax.enable_x64(True):
         params = draw_params(tree, seed)
-        compensate = dc.compensate_delay(
+        compensate = compensations.explicit(
             **{name: rule[name] for name in names},
             learning_rate=RATE,
             num_workers=num_workers if rule["per_worker_mean_square"] else None,
@@ -154,7 +153,7 @@ def test_dcasgd_in_fewer_bits(dtype, tolerance):
         expected = expected_trace(params, 4, order, rule)
         assert largest_difference(trace, expected) < tolerance
         assert {leaf.dtype for leaf in jax.tree.leaves(trace)} == {jnp.dtype(dtype)}
-        assert {leaf.dtype for leaf in jax.tree.leaves(state[0].backups)} == {jnp.dtype(dtype)}
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.backups)} == {jnp.dtype(dtype)}
 
 
 @CHECKED
@@ -165,7 +164,7 @@ def test_fixed_delay_in_float64(tree, delay, rule, seed):
     names = ("lambda0", "ms_decay", "eps", "max_pull")
     with jax.enable_x64(True):
         params = draw_params(tree, seed)
-        compensate = dc.compensate_fixed_delay(
+        compensate = compensations.fixed_delay(
             delay=delay, learning_rate=RATE, **{name: rule[name] for name in names}
         )
         tx = optax.chain(compensate, optax.sgd(RATE))

@@ -10,14 +10,13 @@ the real transformation use any given q = κ/η exactly.
 
 import functools
 
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import oracle
 import pytest
-
-import dcasgd_jax as dc
 
 
 def spectral_radius(eta_h, eta_q, delay):
@@ -38,7 +37,7 @@ def growth(eta_h, eta_q, delay, num_steps):
     eta = 0.5
     tx = optax.chain(
         # λ0 g² stays above the cap down to |g| = 1e-120, so q is exactly max_pull / learning_rate.
-        dc.compensate_fixed_delay(1e250, delay, max_pull=eta_q, learning_rate=eta),
+        compensations.fixed_delay(1e250, delay, max_pull=eta_q, learning_rate=eta),
         optax.sgd(eta),
     )
 
@@ -145,7 +144,7 @@ def test_cap_of_one_keeps_the_paper_stable_where_it_diverges(x64):
     """A strong λ0 overshoots where asynchronous SGD is stable; with max_pull=1 it does not."""
 
     def train(**cap):
-        tx = optax.chain(dc.compensate_fixed_delay(1e4, 3, **cap), optax.sgd(0.3))
+        tx = optax.chain(compensations.fixed_delay(1e4, 3, **cap), optax.sgd(0.3))
         update = jax.jit(tx.update)
         versions = [jnp.asarray(1.0)]
         state = tx.init(versions[0])

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from dcasgd_jax.experiments import methods
 from dcasgd_jax.experiments.diagnose import summary
 
 COSINE_THAT_MATTERS = 0.99  # of the stale and the true gradient: above it nothing is wrong
@@ -14,11 +13,11 @@ CONTROL = "uniform"
 
 _CAP = ", max_pull=1, learning_rate=LR"
 _ARGUMENTS = {
-    "g2": _CAP,
-    "adaptive": f", ms_decay={methods.MS_DECAY:g}{_CAP}",
-    "abs": f', curvature="abs"{_CAP}',
-    "fisher": f', curvature="fisher"{_CAP}',
-    "hvp": ', curvature="hvp"',  # it has no cap
+    "squared_gradient": f", curvature=dc.curvatures.squared_gradient(){_CAP}",
+    "adaptive": _CAP,
+    "absolute": f", curvature=dc.curvatures.absolute(){_CAP}",
+    "fisher": f", curvature=dc.curvatures.fisher(){_CAP}",
+    "hessian": ", curvature=dc.curvatures.hessian()",  # it has no cap
 }
 
 
@@ -89,7 +88,7 @@ def _about_curvatures(rows: Sequence[summary.Row]) -> list[str]:
             f"{_listed(futile)}: under {100 * SHARE_THAT_MATTERS:g} % explained, do not bother."
         )
     control = summary.total([row for row in rows if row.curvature == CONTROL]).shared_r_squared()
-    cheap = [name for name in worthy if name != "hvp" and shares[name] <= control]
+    cheap = [name for name in worthy if name != "hessian" and shares[name] <= control]
     if cheap:
         found.append(
             f"{_listed(cheap)}: no better than the same curvature in every direction, which "
@@ -109,7 +108,7 @@ def _about_one(name: str, share: float, rows: Sequence[summary.Row]) -> str:
     ratio = rounded(sum(row.ratio for row in rows) / len(rows))
     return (
         f"{found}, but no one lambda0 fits ({parts}): "
-        f"dc.compensate_delay(dc.ratio({ratio}){_ARGUMENTS[name]}) adapts"
+        f"dc.compensate_delay(dc.strengths.ratio({ratio}){_ARGUMENTS[name]}) adapts"
     )
 
 

@@ -150,7 +150,7 @@ def _make_tx(learning_rate: float, num_updates: int) -> optax.GradientTransforma
     """Asynchronous SGD that keeps, without using it, the mean square of the adaptive strength."""
     decay = methods.decay_schedule(num_updates)
     return optax.chain(
-        dc.compensate_delay(0.0, ms_decay=methods.MS_DECAY, eps=EPS),
+        dc.compensate_delay(0.0, curvature=dc.curvatures.adaptive(methods.MS_DECAY, EPS)),
         optax.scale_by_learning_rate(lambda count: learning_rate * decay(count)),
     )
 

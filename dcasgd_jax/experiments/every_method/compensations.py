@@ -5,9 +5,10 @@ import dataclasses
 import optax
 
 import dcasgd_jax as dc
-from dcasgd_jax import alias, sim
+from dcasgd_jax import sim
 from dcasgd_jax.experiments import methods, strength_rules
 from dcasgd_jax.experiments.every_method.entry import Entry, swept
+from dcasgd_jax.transforms import cap
 
 NUMBERS = {
     "dcasgd-c": (1.0, 4.0, 16.0),
@@ -29,19 +30,31 @@ def choices(momentum: float | None) -> list[Entry]:
             (2.0, 4.0, 8.0),
             strength_rules.annealed,
         ),
-        _capped("capped-abs", "capped, |g| for g²", (4.0, 8.0, 16.0), curvature="abs"),
-        _capped("ratio", "capped, λ by dc.ratio(number)", (0.5, 1.0, 2.0), strength_rules.ratio),
+        _capped(
+            "capped-abs", "capped, |g| for g²", (4.0, 8.0, 16.0), curvature=dc.curvatures.absolute()
+        ),
+        _capped(
+            "ratio",
+            "capped, λ by dc.strengths.ratio(number)",
+            (0.5, 1.0, 2.0),
+            strength_rules.ratio,
+        ),
         _capped(
             "capped-share",
-            "λ by dc.capped_share(number)",
+            "λ by dc.strengths.capped_share(number)",
             (0.02, 0.05, 0.1),
             strength_rules.capped_share,
         ),
         _capped(
-            "least-squares", "capped, λ by dc.least_squares()", (1.0,), strength_rules.least_squares
+            "least-squares",
+            "capped, λ by dc.strengths.least_squares()",
+            (1.0,),
+            strength_rules.least_squares,
         ),
-        _uncapped("fisher", "per-sample squares for g²", (0.5, 1.0, 2.0), "fisher"),
-        _uncapped("hessian", "a share of the exact Hessian", (0.25, 0.5, 1.0), "hvp"),
+        _uncapped("fisher", "per-sample squares for g²", (0.5, 1.0, 2.0), dc.curvatures.fisher()),
+        _uncapped(
+            "hessian", "a share of the exact Hessian", (0.25, 0.5, 1.0), dc.curvatures.hessian()
+        ),
         _control(momentum),
     ]
     return [
@@ -49,14 +62,15 @@ def choices(momentum: float | None) -> list[Entry]:
     ]
 
 
-def _capped(name, title, numbers, rule=None, *, curvature: str | None = None) -> Tried:
+def _capped(
+    name, title, numbers, rule=None, *, curvature: dc.curvatures.Curvature = methods.ADAPTIVE
+) -> Tried:
     return (
         methods.Method(
             name,
             title,
             sim.Asynchronous(),
             compensates=True,
-            ms_decay=methods.MS_DECAY if curvature is None else None,
             max_pull=1.0,
             curvature=curvature,
             rule=rule,
@@ -77,9 +91,8 @@ def _control(momentum: float | None) -> Tried:
             # So strong that the cap decides everywhere: no curvature is left.
             dc.compensate_delay(
                 EVERYWHERE_CAPPED,
-                ms_decay=methods.MS_DECAY,
                 max_pull=pull,
-                learning_rate=alias.effective_learning_rate(rate, momentum),
+                learning_rate=cap.effective_learning_rate(rate, momentum),
             ),
             *([] if momentum is None else [optax.trace(momentum)]),
             optax.scale_by_learning_rate(rate),

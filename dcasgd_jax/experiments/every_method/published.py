@@ -12,7 +12,7 @@ from dcasgd_jax.experiments import methods
 from dcasgd_jax.experiments.every_method.entry import Entry, swept
 from dcasgd_jax.rivals import prediction
 
-REMEMBERED_ROUNDS = 8  # rounds of all workers whose step sizes `wu_adaptive` remembers
+REMEMBERED_ROUNDS = 8  # rounds of all workers whose step sizes `adaptive_step_sizes` remembers
 
 
 def choices(num_workers: int, num_pushes: int, momentum: float | None) -> list[Entry]:
@@ -74,7 +74,7 @@ def _of_any_optimizer(num_workers: int, num_pushes: int, momentum: float | None)
                 optax.scale_by_learning_rate(rate),
                 rivals.remember_step(),
             ],
-            send=rivals.step_prediction(delay),
+            send=rivals.sends.step_prediction(delay),
         ),
     ]
 
@@ -83,7 +83,7 @@ def _of_momentum(num_workers: int, momentum: float, decay: optax.Schedule) -> li
     delay = num_workers - 1
     per_worker = lambda **options: rivals.per_worker_momentum(momentum, num_workers, **options)
     then = lambda *stages: lambda rate: [*stages, optax.scale_by_learning_rate(rate)]
-    look_ahead = _decayed(rivals.dana_look_ahead(momentum), decay)
+    look_ahead = _decayed(rivals.sends.dana_look_ahead(momentum), decay)
     return [
         _rival("multi-asgd", "a momentum per worker", then(per_worker())),
         _rival("dana-zero", "multi-asgd, look-ahead sent", then(per_worker()), send=look_ahead),
@@ -93,13 +93,13 @@ def _of_momentum(num_workers: int, momentum: float, decay: optax.Schedule) -> li
             "velocity-prediction",
             "workers get w - (M - 1) rate velocity",
             then(optax.trace(momentum)),
-            send=_decayed(rivals.velocity_prediction(delay), decay),
+            send=_decayed(rivals.sends.velocity_prediction(delay), decay),
         ),
         _rival(
             "msnag",
             "the same, with the velocity's decay",
             then(optax.trace(momentum)),
-            send=_decayed(rivals.msnag_prediction(delay, momentum), decay),
+            send=_decayed(rivals.sends.multi_step_nesterov(delay, momentum), decay),
         ),
         _rival(
             "spike", "spike compensation", then(rivals.spike_compensation(momentum, delay))
@@ -115,7 +115,7 @@ def _of_momentum(num_workers: int, momentum: float, decay: optax.Schedule) -> li
             "aagd",
             "momentum compensation",
             lambda rate: [optax.scale_by_learning_rate(rate), rivals.accelerate(momentum)],
-            send=rivals.momentum_compensation(delay, momentum),
+            send=rivals.sends.momentum_compensation(delay, momentum),
         ),
     ]  # fmt: skip
 
@@ -139,7 +139,7 @@ def _wu(name, title, num_workers, direction, alpha) -> Entry:
     def recipe(learning_rate, number, decay):
         del number
         remembered = REMEMBERED_ROUNDS * num_workers
-        steps = rivals.wu_adaptive(learning_rate, remembered, alpha=alpha)
+        steps = rivals.adaptive_step_sizes(learning_rate, remembered, alpha=alpha)
         return optax.chain(direction(), steps, optax.scale_by_schedule(decay))
 
     # The bound is shared by the gradients under way.
@@ -161,7 +161,7 @@ def _decayed(send: prediction.Send, decay: optax.Schedule) -> prediction.Send:
 def _dana_dc(per_worker, look_ahead) -> Entry:
     def recipe(learning_rate, lambda0, decay):
         return optax.chain(
-            dc.compensate_delay(lambda0, ms_decay=methods.MS_DECAY),
+            dc.compensate_delay(lambda0, curvature=methods.ADAPTIVE),
             per_worker(),
             optax.scale_by_learning_rate(lambda count: learning_rate * decay(count)),
         )

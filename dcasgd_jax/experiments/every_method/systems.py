@@ -141,7 +141,7 @@ def svrg_epochs(setting: settings.Setting) -> tuple[int, int]:
 @functools.cache
 def _compensation(lambda0: float) -> optax.GradientTransformationExtraArgs:
     """Always the same object, so that compiled programs are found again."""
-    return dc.compensate_delay(lambda0)
+    return dc.compensate_delay(lambda0, curvature=methods.SQUARED)
 
 
 def _train_shared_memory(setting, hyperparameters, workload):

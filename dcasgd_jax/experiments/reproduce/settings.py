@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.experiments import methods
 from dcasgd_jax.experiments.reproduce import paper
@@ -83,9 +84,10 @@ class Setting:
     def method_of(self, run: "Run") -> methods.Method:
         """How a run is trained."""
         method = run.trained_by
-        if method.ms_decay is None:
+        if method.curvature != methods.ADAPTIVE:
             return method
-        return dataclasses.replace(method, ms_decay=self.paper.ms_decay)
+        adaptive = dc.curvatures.adaptive(self.paper.ms_decay)
+        return dataclasses.replace(method, curvature=adaptive)
 
     def describe(self, data: Data, checksum: str) -> dict[str, Any]:
         """Everything in JSON's types, named as on the command line where there is an option."""

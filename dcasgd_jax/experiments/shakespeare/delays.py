@@ -3,7 +3,7 @@
 import functools
 
 import dcasgd_jax as dc
-from dcasgd_jax.transforms import fixed_delay
+from dcasgd_jax.transforms import delays
 
 REFERENCE = "0"
 TWO_BUFFERS, STAGES = "2bw", "stages"
@@ -14,7 +14,7 @@ def title(name: str) -> str:
     return {TWO_BUFFERS: "2BW (τ=1)", STAGES: "per stage"}.get(name, f"τ={name}")
 
 
-def make_delay(name: str, num_blocks: int) -> fixed_delay.Delay:
+def make_delay(name: str, num_blocks: int) -> delays.Delay:
     """What `dc.delay_gradients` takes.
 
     Every parameter's part of a gradient is one of a single version of all weights, as many steps

@@ -13,7 +13,7 @@ import optax
 import dcasgd_jax as dc
 from dcasgd_jax import rivals
 from dcasgd_jax.experiments.shakespeare import delays, methods, optimizers, settings, text
-from dcasgd_jax.transforms import fixed_delay
+from dcasgd_jax.transforms import delays as known_delays
 from dcasgd_jax.typing import PyTree
 
 LANES = 3
@@ -98,7 +98,7 @@ def make_program(workload: Workload, optimizer: str, delay: str) -> Program:
 
     def train(tokens: jax.Array, params: PyTree, starts: jax.Array, numbers: Numbers) -> Curves:
         tx = make_transformation(optimizer, delay_of, numbers, warm_up)
-        horizons = fixed_delay.delay_of_each_leaf(delay_of, params)
+        horizons = known_delays.delay_of_each_leaf(delay_of, params)
 
         def step(carry, starts):
             params, state = carry
@@ -124,13 +124,13 @@ def make_program(workload: Workload, optimizer: str, delay: str) -> Program:
 
 
 def make_transformation(
-    optimizer: str, delay: fixed_delay.Delay, numbers: Numbers, warm_up: int
+    optimizer: str, delay: known_delays.Delay, numbers: Numbers, warm_up: int
 ) -> optax.GradientTransformationExtraArgs:
     """Delayed raw gradients, compensated, into an optimizer, whose last step is remembered."""
     schedule = optimizers.make_schedule(numbers.learning_rate, warm_up)
     compensate = dc.compensate_delay(
         numbers.lambda0,
-        ms_decay=settings.MS_DECAY,
+        curvature=dc.curvatures.adaptive(settings.MS_DECAY),
         max_pull=numbers.max_pull,
         learning_rate=schedule,
     )
@@ -151,7 +151,7 @@ def numbers_of(run: settings.Run) -> Numbers:
 def predict(params: PyTree, state: PyTree, horizons: PyTree) -> PyTree:
     """Every leaf as many last steps further as its gradient will be late."""
     different = sorted(set(jax.tree.leaves(horizons)) - {0})
-    moved = [rivals.step_prediction(horizon)(params, state) for horizon in different]
+    moved = [rivals.sends.step_prediction(horizon)(params, state) for horizon in different]
 
     def choose(horizon, leaf, *moved_leaf):
         return moved_leaf[different.index(horizon)] if horizon else leaf

@@ -41,14 +41,13 @@ def _candidate(
     rule: Rule | None = None,
     *,
     max_pull: float | None = 1.0,
-    curvature: str | None = None,
+    curvature: dc.curvatures.Curvature = methods.ADAPTIVE,
 ) -> Candidate:
     method = methods.Method(
         name,
         title,
         sim.Asynchronous(),
         compensates=True,
-        ms_decay=methods.MS_DECAY if curvature is None else None,
         max_pull=max_pull,
         curvature=curvature,
         rule=rule,
@@ -58,12 +57,12 @@ def _candidate(
 
 def _ratio_per_leaf(rho: Any, decay: optax.Schedule) -> Any:
     del decay
-    return dc.ratio(rho, per_leaf=True)
+    return dc.strengths.ratio(rho, per_leaf=True)
 
 
 def _ratio_unsmoothed(rho: Any, decay: optax.Schedule) -> Any:
     del decay
-    return dc.ratio(rho, decay=0.0)
+    return dc.strengths.ratio(rho, decay=0.0)
 
 
 UNTUNED = Candidate("asynchronous SGD", methods.METHODS["asgd"], None)
@@ -73,7 +72,7 @@ CANDIDATES = (
     _candidate("lambda4", "λ0 = 4", 4.0),
     _candidate("lambda8", "λ0 = 8", 8.0),
     _candidate("annealed8", "λ0 = 8, falls with the rate", 8.0, strength_rules.annealed),
-    _candidate("abs8", "|g|, λ0 = 8", 8.0, curvature="abs"),
+    _candidate("abs8", "|g|, λ0 = 8", 8.0, curvature=dc.curvatures.absolute()),
     _candidate("ratio1-uncapped", "ratio(1), uncapped", 1.0, strength_rules.ratio, max_pull=None),
     _candidate("ratio1", "ratio(1)", 1.0, strength_rules.ratio),
     _candidate("ratio2", "ratio(2)", 2.0, strength_rules.ratio),
@@ -82,7 +81,11 @@ CANDIDATES = (
     _candidate("share2", "capped_share(0.02)", 0.02, strength_rules.capped_share),
     _candidate("share5", "capped_share(0.05)", 0.05, strength_rules.capped_share),
     _candidate(
-        "abs-share2", "|g|, capped_share(0.02)", 0.02, strength_rules.capped_share, curvature="abs"
+        "abs-share2",
+        "|g|, capped_share(0.02)",
+        0.02,
+        strength_rules.capped_share,
+        curvature=dc.curvatures.absolute(),
     ),
     _candidate("least-squares", "least_squares()", 1.0, strength_rules.least_squares),
     # So strong that the cap decides everywhere: no curvature is left.

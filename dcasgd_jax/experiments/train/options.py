@@ -157,7 +157,7 @@ def make_tx(job: Job) -> optax.GradientTransformation:
         job.learning_rate,
         num_workers=job.num_workers,
         lambda0=job.lambda0,
-        ms_decay=method.ms_decay,
+        curvature=method.curvature,
         max_pull=method.max_pull,
     )
 

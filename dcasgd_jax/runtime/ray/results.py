@@ -126,9 +126,9 @@ def replay(
     return simulate(
         loss_fn if run.wire_dtype is None else step.rounded_loss(loss_fn),
         params,
-        step.recorded_pulls(tx),
+        tx,
         run.schedule,
         batches(),
-        per_push=None if per_push is None else step.recorded_pulls(per_push),
+        per_push=per_push,
         **options,
     )

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import engines, leaves, step, worker
+from dcasgd_jax.sim import engines, leaves, offers, step, worker
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.typing import PyTree
@@ -155,13 +155,10 @@ def _code(run: engines.Run, state: programs.SimState, batch: PyTree) -> dict[str
 
     def update(tx: optax.GradientTransformation, averages: bool):
         def one_update(grads, tx_state, params, index):
-            extra_args: dict[str, Any] = {"worker": index}
-            if not (averages and program.flow == "mean"):
-                extra_args |= _stand_ins(params)
-            if not (averages and program.mixes):
-                extra_args |= {"stale_params": params, "staleness": index}
-            tx_with_extra_args = optax.with_extra_args_support(tx)
-            return tx_with_extra_args.update(grads, tx_state, params, **extra_args)
+            curvatures = {} if averages and program.flow == "mean" else _stand_ins(params)
+            stale = (None, None) if averages and program.mixes else (params, index)
+            offered = offers.arguments(index, *stale, curvatures)
+            return offers.update(tx, grads, tx_state, params, **offered)
 
         return one_update
 

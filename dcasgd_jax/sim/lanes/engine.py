@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from dcasgd_jax import rows
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import engines, recording, server, step, worker
 from dcasgd_jax.sim import program as programs
@@ -17,7 +18,6 @@ from dcasgd_jax.sim.lanes import exchange, placement
 from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.sim.schedules import waves as wave_finder
 from dcasgd_jax.sim.simulate import simulate
-from dcasgd_jax.transforms import rows
 from dcasgd_jax.typing import PyTree
 
 _WHY_NO_CURVATURES = (

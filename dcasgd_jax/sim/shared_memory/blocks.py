@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcasgd_jax.transforms import checks, rows
+from dcasgd_jax import checks, rows
 from dcasgd_jax.typing import PyTree
 
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dcasgd_jax import rows
+from dcasgd_jax.sim import offers
 from dcasgd_jax.sim.shared_memory import blocks as blocks_of
 from dcasgd_jax.sim.shared_memory import step
 from dcasgd_jax.sim.shared_memory.operations import MemoryTrace
-from dcasgd_jax.transforms import rows
 from dcasgd_jax.typing import PyTree
 
 
@@ -104,8 +105,7 @@ def compute_update(program, params, opt_state, operation: Operation, view, share
     batch = step.batch_of(shared, operation.batch)
     loss, grads = jax.value_and_grad(program.loss_fn)(view, batch)
     offered = step.offered_arguments(program, operation, view, batch)
-    tx = optax.with_extra_args_support(program.tx)
-    update, opt_state = tx.update(grads, opt_state, params, **offered)
+    update, opt_state = offers.update(program.tx, grads, opt_state, params, **offered)
     update = jax.tree.map(lambda u, w: u.astype(w.dtype), update, params)
     return loss, update, opt_state
 

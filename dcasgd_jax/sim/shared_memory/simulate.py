@@ -94,9 +94,18 @@ def simulate_shared_memory(
     engines.check_size("eval_every", eval_every)
     program = step.Program(loss_fn, tx, eval_fn=eval_fn)
     block_tree = blocks_of.make_blocks(blocks, params, reads.num_blocks)
+    count = _num_workers(reads)
+    step.check_states(program, params, opt_state, count, or_more=isinstance(reads, ReadVersions))
     if isinstance(reads, ReadVersions):
         return _run_reads(program, params, opt_state, reads, batches, block_tree, eval_every)
     return _run_trace(program, params, opt_state, reads, batches, block_tree, eval_every)
+
+
+def _num_workers(reads: ReadVersions | MemoryTrace) -> int:
+    """Of a trace all; reads name those who push."""
+    if isinstance(reads, MemoryTrace):
+        return reads.num_workers
+    return int(reads.worker.max(initial=0)) + 1
 
 
 def _run_reads(program, params, opt_state, reads: ReadVersions, batches, blocks, eval_every):

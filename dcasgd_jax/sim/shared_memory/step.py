@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dcasgd_jax import rows
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import preconditions, step, worker
+from dcasgd_jax.sim import chain_order, offers, preconditions, step, worker
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.schedules.schedule import Schedule
 from dcasgd_jax.sim.shared_memory import blocks as blocks_of
 from dcasgd_jax.sim.shared_memory.reads import ReadVersions
-from dcasgd_jax.transforms import rows
 from dcasgd_jax.typing import PyTree
 
 
@@ -114,6 +114,19 @@ def initial_state(program: Program, params: PyTree, opt_state: PyTree, num_slots
     )
 
 
+def check_states(
+    program: Program, params: PyTree, opt_state: PyTree, num_workers: int, *, or_more: bool
+) -> None:
+    """Rows per worker must fit the workers, and compensations stand where raw gradients arrive."""
+    start = jax.eval_shape(lambda p: initial_state(program, p, opt_state, 1), params)
+    states = (start.opt_state, start.gradient_state)
+    offers.check_num_workers(states, num_workers, or_more=or_more)
+    if program.per_gradient is None:
+        chain_order.check(program.tx, params, opt_state)
+    else:
+        chain_order.check(program.per_gradient, params, None)
+
+
 def make_shared(batches: PyTree, num_batches: int, blocks: PyTree) -> Shared:
     """The batches on the device, once it is clear that there are enough."""
     if callable(batches) or sources.iterates(batches):
@@ -148,12 +161,12 @@ def run_event(program: Program, state: State, event: Event, shared: Shared) -> t
     offered = offered_arguments(program, event, view, batch)
     gradient_state = state.gradient_state
     if program.per_gradient is not None:
-        per_gradient = optax.with_extra_args_support(program.per_gradient)
-        grads, gradient_state = per_gradient.update(grads, gradient_state, state.params, **offered)
+        grads, gradient_state = offers.update(
+            program.per_gradient, grads, gradient_state, state.params, **offered
+        )
     if shared.anchor is not None:
         grads = reduce_variance(program, grads, shared.anchor, batch)
-    tx = optax.with_extra_args_support(program.tx)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, **offered)
+    updates, opt_state = offers.update(program.tx, grads, state.opt_state, state.params, **offered)
     new = optax.apply_updates(state.params, updates), opt_state, gradient_state
     if event.applied is not None:
         keep = lambda new, old: jnp.where(event.applied, new, old)
@@ -173,7 +186,7 @@ def offered_arguments(program: Program, event: Any, view: PyTree, batch: PyTree)
     """What transformations may ask about a gradient; curvatures cost nothing unless asked for."""
     plain = programs.Program(program.loss_fn, program.tx)
     curvatures = worker.curvatures(plain, event, programs.Pulled(view, None), batch, None)
-    return {"stale_params": view, "staleness": event.staleness, "worker": event.worker} | curvatures
+    return offers.arguments(event.worker, view, event.staleness, curvatures)
 
 
 def evaluate(program: Program, params: PyTree, event: Any) -> PyTree | None:

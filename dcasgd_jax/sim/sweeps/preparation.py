@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import engines, preconditions, preparation
+from dcasgd_jax.sim import chain_order, engines, offers, preconditions, preparation
 from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.sim.sweeps import hyperparams as injected
 from dcasgd_jax.sim.sweeps import vectorized
 
@@ -56,18 +57,38 @@ def make_program(of_members: dict[str, list], given: programs.Program) -> progra
     )
 
 
-def check_start(
-    program: programs.Program, start: vectorized.Start, values: Mapping[str, Any]
+def check_starts(
+    program: programs.Program,
+    starts: Sequence[vectorized.Start],
+    of_schedules: Sequence[schedules.Schedule],
+    values: Mapping[str, Any],
 ) -> None:
-    """The names must be there to be set, with values of the right shape; what is sent, too."""
-    opt_state, params = start.opt_state, start.params
-    if opt_state is None:
-        opt_state = jax.eval_shape(program.tx.init, params)
-    preconditions.check_send(program, params, opt_state)
-    push_state = None
-    if program.per_push is not None:
-        push_state = jax.eval_shape(program.per_push.init, params)
+    """The names must be there to be set, with values of the right shape; what is sent, too.
+
+    And every member has as many workers as its optimizer; where compensations stand is the same for
+    all of them.
+    """
+    opt_state, push_state = (jax.eval_shape(lambda s=s: s) for s in _states(program, starts[0]))
+    preconditions.check_send(program, starts[0].params, opt_state)
     injected.check((opt_state, push_state), values)
+    for start, schedule in {
+        (id(s.opt_state), c.num_workers): (s, c) for s, c in zip(starts, of_schedules, strict=True)
+    }.values():
+        states = jax.eval_shape(lambda start=start: _states(program, start))
+        offers.check_num_workers(states, schedule.num_workers)
+    given = starts[0].opt_state is not None or bool(starts[0].hyperparams)
+    opt_state, push_state = injected.put(_states(program, starts[0]), starts[0].hyperparams)
+    chain_order.check(program.tx, starts[0].params, opt_state if given else None)
+    if program.per_push is not None:
+        chain_order.check(program.per_push, starts[0].params, push_state if given else None)
+
+
+def _states(program: programs.Program, start: vectorized.Start) -> tuple[Any, Any]:
+    """The states of the optimizer and of what transforms each push."""
+    opt_state = start.opt_state
+    if opt_state is None:
+        opt_state = program.tx.init(start.params)
+    return opt_state, None if program.per_push is None else program.per_push.init(start.params)
 
 
 def make_runs(

@@ -143,7 +143,7 @@ def sweep(
         )
         for i in range(num_members)
     ]
-    sweep_preparation.check_start(program, starts[0], hyperparams)
+    sweep_preparation.check_starts(program, starts, of_members["schedule"], hyperparams)
     runs = sweep_preparation.make_runs(program, of_members, eval_versions, trace_every)
     first = preparation.first_batch(runs[0])
     convolves = preparation.convolves(

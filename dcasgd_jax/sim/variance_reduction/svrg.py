@@ -106,6 +106,10 @@ def svrg(
     full_batch_size = check_full_batch_size(full_batch_size, batches)
     all_blocks = [_blocks(reads, blocks, params) for reads in schedules]
     program = step.Program(loss_fn, tx, per_gradient, eval_fn)
+    for reads in schedules:
+        or_more = isinstance(reads, ReadVersions)
+        count = int(reads.worker.max(initial=0)) + 1 if or_more else reads.num_workers
+        step.check_states(program, params, opt_state, count, or_more=or_more)
     state = step.initial_state(program, params, opt_state, max(map(step.count_slots, schedules)))
     evaluates = np.arange(1, first_events[-1] + 1) % eval_every == 0
     anchor_losses, reports = [], []

@@ -112,7 +112,7 @@ def test_what_is_sent_follows_the_decay_of_the_rate():
     )
     found = train("dana-zero", 0.2, momentum=0.9)
     assert found == pytest.approx(of_schedule(send), rel=1e-5)
-    assert found != pytest.approx(of_schedule(rivals.dana_look_ahead(0.9, 0.2)), rel=1e-3)
+    assert found != pytest.approx(of_schedule(rivals.sends.dana_look_ahead(0.9, 0.2)), rel=1e-3)
 
 
 def test_svrg_takes_as_many_gradients_as_the_others():

@@ -1,5 +1,6 @@
 """Which delay each parameter gets."""
 
+import compensations
 import jax
 import pytest
 
@@ -58,4 +59,4 @@ def test_a_parameter_of_another_model_is_named():
     with pytest.raises(ValueError, match="'decoder' is no parameter of the transformer"):
         of_stages({"decoder": 1.0})
     with pytest.raises(ValueError, match="'blocks/7' the stage 8"):
-        dc.delay_gradients(dc.compensate_delay(1.0), of_stages).init({"blocks": {7: 1.0}})
+        dc.delay_gradients(compensations.explicit(1.0), of_stages).init({"blocks": {7: 1.0}})

@@ -25,26 +25,42 @@ def repeat_row(row: chex.Array, count: int) -> jax.Array:
     return jnp.stack([jnp.asarray(row)] * count)
 
 
-class Row(NamedTuple):
-    """One row of an array that is read later, where it is needed."""
+class PerWorker(NamedTuple):
+    """What a state keeps for each worker: every leaf has a row for each.
 
-    rows: jax.Array  # [num_rows, ...]
-    number: Scalar
+    Whoever runs a transformation finds these nodes in its state and refuses a run of another
+    number of workers: a traced index out of range would read somebody else's row.
+    """
+
+    rows: PyTree  # leaf [num_workers, ...]
+
+    @property
+    def num_workers(self) -> int | None:
+        """How many rows every leaf has; None if there is no leaf."""
+        return next((leaf.shape[0] for leaf in jax.tree.leaves(self.rows)), None)
+
+    def read(self, worker: Scalar) -> PyTree:
+        """The rows of one worker."""
+        return jax.tree.map(lambda leaf: read_row(leaf, worker), self.rows)
+
+    def write(self, worker: Scalar, tree: PyTree) -> "PerWorker":
+        """With the rows of one worker replaced; in place when they are donated."""
+        write = lambda leaf, row: write_row(leaf, jnp.asarray(row), worker)
+        return PerWorker(jax.tree.map(write, self.rows, tree))
+
+    def check(self, num_workers: int) -> None:
+        """Raises ValueError unless there is a row for each of `num_workers`."""
+        if self.num_workers not in (None, num_workers):
+            raise ValueError(
+                f"This optimizer state has rows for {self.num_workers} workers, but the optimizer "
+                f"was made for num_workers={num_workers}: start from its own init, or make it for "
+                f"{self.num_workers}."
+            )
 
 
-def is_row(node: Any) -> bool:
-    """Whether a node of a tree is a `Row`."""
-    return isinstance(node, Row)
-
-
-def read(array: Any) -> Any:
-    """The array itself, or the row that is to be read."""
-    return read_row(*array) if isinstance(array, Row) else array
-
-
-def shape_of(array: Any) -> tuple[int, ...]:
-    """The shape of what `read` returns."""
-    return jnp.shape(array.rows)[1:] if isinstance(array, Row) else jnp.shape(array)
+def repeat_for_workers(tree: PyTree, num_workers: int) -> PerWorker:
+    """The same for every worker, in fresh memory."""
+    return PerWorker(jax.tree.map(lambda leaf: repeat_row(leaf, num_workers), tree))
 
 
 class Ring(NamedTuple):

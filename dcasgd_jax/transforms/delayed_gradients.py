@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax.transforms import checks, fixed_delay, rows
+from dcasgd_jax import checks, rows, trees
+from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree
 
 
@@ -16,11 +17,12 @@ class DelayGradientsState(NamedTuple):
 
     num_calls: chex.Array  # int32 scalar
     in_flight: rows.Ring  # gradients on their way, and the parameters each was taken at
+    workers: chex.Array  # int32 [delay + 1]: whose gradients these are, if somebody says so
     inner_state: optax.OptState
 
 
 def delay_gradients(
-    inner: optax.GradientTransformation, delay: fixed_delay.Delay
+    inner: optax.GradientTransformation, delay: delays.Delay
 ) -> optax.GradientTransformationExtraArgs:
     r"""Hands `inner` the gradient of `delay` calls ago: staleness in one line.
 
@@ -35,16 +37,20 @@ def delay_gradients(
       delay: τ ≥ 0 in calls: an int, a prefix of the parameter tree with ints as leaves (stages
         of a pipeline), or a function of the parameters that returns one of these. With per-leaf
         delays nothing is applied until the slowest leaf's first gradient is due, and `staleness`
-        is a tree of scalars. A leaf whose τ > 0 costs τ + 1 gradients and τ + 1 copies of itself.
+        is a tree of scalars. A leaf whose τ > 0 costs τ + 1 gradients, of at least float32, and
+        τ + 1 copies of itself.
 
     Returns:
-      A transformation with `update(updates, state, params, **extra_args)`; extra arguments go on
-      to `inner` as they are, at the time of the call.
+      A transformation with `update(updates, state, params, *, worker=None, **extra_args)`. A
+      `worker` goes on to `inner` together with its gradient, later; other extra arguments at once,
+      as they are.
 
     Raises:
-      ValueError: For a delay that is negative or no prefix of the parameters, or missing `params`.
-      TypeError: If `update` is given `stale_params`: then something else, such as the simulator,
-        already owns the staleness; put the delay into its schedule instead.
+      ValueError: For a delay that is negative or no prefix of the parameters, missing `params`, or
+        a `worker` where the leaves' delays differ: one call then hands over gradients of several.
+      TypeError: For a delay that is no integer, and if `update` is given `stale_params`: then
+        something else, such as the simulator, already owns the staleness; put the delay into its
+        schedule instead.
 
     Example:
       >>> import dcasgd_jax as dc, jax.numpy as jnp, optax
@@ -55,21 +61,25 @@ def delay_gradients(
       >>> print(updates)  # the first gradient is still on its way
       [0. 0. 0.]
     """
-    if not callable(delay):
-        fixed_delay.check_delays(delay)
+    delays.check_delays(delay)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: PyTree) -> Any:
-        delays = fixed_delay.delay_of_each_leaf(delay, params)
-        pair = (optax.tree.zeros_like(params), params)
+        of_leaves = delays.delay_of_each_leaf(delay, params)
+        # Gradients may be wider than 16-bit parameters, and come out as they went in.
+        pair = (trees.zeros_to_accumulate(params), params)
+        slowest = max(filter(_is_int, jax.tree.leaves(of_leaves)), default=0)
         return DelayGradientsState(
             num_calls=jnp.zeros((), jnp.int32),
-            in_flight=rows.init_ring(pair, (delays, delays)),
+            in_flight=rows.init_ring(pair, (of_leaves, of_leaves)),
+            workers=jnp.zeros((slowest + 1,), jnp.int32),
             inner_state=inner.init(params),
         )
 
-    def update_fn(updates, state, params=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, worker=None, **extra_args) -> Any:
+        checks.check_keywords_only(positional)
         checks.check_params(params, "delay_gradients")
+        checks.check_gradients(updates, params)
         if "stale_params" in extra_args or "staleness" in extra_args:
             raise TypeError(
                 "delay_gradients makes the gradients stale itself, but update() was given "
@@ -77,38 +87,45 @@ def delay_gradients(
             )
         # The ring and the state of `inner` have a place for every parameter: without a gradient it
         # holds zeros, and the parameter gets no update.
-        is_none = lambda leaf: leaf is None
-        has_gradient = jax.tree.map(lambda g: g is not None, updates, is_leaf=is_none)
-        fill = lambda given, g, p: g if given or p is None else jnp.zeros_like(p)
-        pushed = jax.tree.map(fill, has_gradient, updates, params)
-        delays = rows.ring_delays(state.in_flight, (pushed, params))[1]
-        slowest = max(jax.tree.leaves(delays), default=0)
+        pushed = trees.fill_missing(updates, params)
+        of_leaves = rows.ring_delays(state.in_flight, (pushed, params))[1]
+        slowest = max(jax.tree.leaves(of_leaves), default=0)
         (grads, stale_params), in_flight = rows.rotate_ring(state.in_flight, (pushed, params))
         applied = state.num_calls - slowest  # updates that `inner` has made
-        of_leaf = lambda leaf_delay: jnp.minimum(applied, leaf_delay)
-        same = len(set(jax.tree.leaves(delays))) <= 1
-        staleness = of_leaf(slowest) if same else jax.tree.map(of_leaf, delays)
+        told = {"stale_params": stale_params, "staleness": delays.staleness(applied, of_leaves)}
+        workers = state.workers
+        if worker is not None:
+            _check_one_worker(of_leaves)
+            number = jnp.asarray(worker, jnp.int32)
+            workers = rows.write_row(workers, number, state.num_calls % (slowest + 1))
+            told["worker"] = rows.read_row(workers, (state.num_calls + 1) % (slowest + 1))
+        told |= extra_args
 
         def apply(inner_state):
-            return inner.update(
-                grads,
-                inner_state,
-                params,
-                stale_params=stale_params,
-                staleness=staleness,
-                **extra_args,
-            )
+            return inner.update(grads, inner_state, params, **told)
 
         def wait(inner_state):
             shapes, _ = jax.eval_shape(apply, inner_state)
             return optax.tree.zeros_like(shapes), inner_state
 
         if slowest:
-            updates, inner_state = jax.lax.cond(applied >= 0, apply, wait, state.inner_state)
+            stepped, inner_state = jax.lax.cond(applied >= 0, apply, wait, state.inner_state)
         else:
-            updates, inner_state = apply(state.inner_state)
-        updates = jax.tree.map(lambda given, u: u if given else None, has_gradient, updates)
+            stepped, inner_state = apply(state.inner_state)
         num_calls = jnp.asarray(optax.safe_increment(state.num_calls))
-        return updates, DelayGradientsState(num_calls, in_flight, inner_state)
+        state = DelayGradientsState(num_calls, in_flight, workers, inner_state)
+        return trees.drop_filled(stepped, given=updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _is_int(leaf: Any) -> bool:
+    return isinstance(leaf, int)
+
+
+def _check_one_worker(of_leaves: PyTree) -> None:
+    if len(set(jax.tree.leaves(of_leaves))) > 1:
+        raise ValueError(
+            "delay_gradients delays the leaves differently, so what it hands over at once comes "
+            "from the gradients of several workers: leave worker= out."
+        )

@@ -1,6 +1,7 @@
-"""Arithmetic on trees of updates: `None` leaves, accumulators and 16-bit dtypes in one place."""
+"""Arithmetic on trees of updates: `None` leaves, accumulators, 16-bit dtypes, states inside."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +9,33 @@ import jax.numpy as jnp
 from dcasgd_jax.typing import PyTree
 
 
+def is_none(leaf) -> bool:
+    """Whether a leaf has no value."""
+    return leaf is None
+
+
+def is_function(value: Any) -> bool:
+    """Whether a value is a function, and not a tree whose type can be called as well.
+
+    Modules of several libraries are trees of parameters with a `__call__`.
+    """
+    return callable(value) and jax.tree.leaves(value) == [value]
+
+
+def wide_dtype(*arrays) -> jnp.dtype:
+    """The dtype to compute in: that of the arrays together, but never less than float32."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
 def zeros_to_accumulate(params: PyTree) -> PyTree:
-    """Zeros shaped like `params`, of at least float32."""
+    """Zeros shaped like `params`, of at least float32; they inherit the params' sharding."""
     return jax.tree.map(lambda p: jnp.zeros_like(p, wide_dtype(p)), params)
 
 
-def wide_dtype(leaf) -> jnp.dtype:
-    """The dtype to compute with `leaf` in: its own, but never less than float32."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+def find_states(tree: PyTree, *kinds: type) -> list[Any]:
+    """Every node of these types in a tree, at any depth, but none inside another."""
+    is_one = lambda node: isinstance(node, kinds)
+    return list(filter(is_one, jax.tree.leaves(tree, is_leaf=is_one)))
 
 
 def map_updates(function: Callable, updates: PyTree, *trees: PyTree) -> PyTree:
@@ -60,8 +80,3 @@ def fill_missing(updates: PyTree, params: PyTree) -> PyTree:
 def drop_filled(updates: PyTree, given: PyTree) -> PyTree:
     """`updates` with `None` wherever `given` has it."""
     return jax.tree.map(lambda g, u: None if g is None else u, given, updates, is_leaf=is_none)
-
-
-def is_none(leaf) -> bool:
-    """Whether a leaf has no value."""
-    return leaf is None

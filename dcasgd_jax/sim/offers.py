@@ -1,0 +1,81 @@
+"""What a server offers a transformation, and what the transformation's state must fit."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from dcasgd_jax import rows, transforms, trees
+from dcasgd_jax.typing import PyTree
+
+
+def arguments(
+    worker: Any,
+    stale_params: PyTree | None,
+    staleness: Any,
+    curvatures: Mapping[str, Callable[..., PyTree]],
+    *,
+    measures: bool = False,
+) -> dict[str, Any]:
+    """The extra arguments of an update: all that this server knows of a push.
+
+    Args:
+      worker: Whose push it is, an int32 scalar.
+      stale_params: The params that its gradient was taken at; None if no single ones exist or the
+        server does not keep them.
+      staleness: In versions, an int32 scalar; None where there is no one staleness.
+      curvatures: What can be asked about the batch, see `worker.curvatures`.
+      measures: Whether compensations shall be measured.
+    """
+    known = {"stale_params": stale_params, "staleness": staleness}
+    offered = {name: value for name, value in known.items() if value is not None}
+    measured = {"measure_compensation": True} if measures else {}
+    return {"worker": worker, **offered, **curvatures, **measured}
+
+
+def update(
+    tx: optax.GradientTransformation, grads: PyTree, state: PyTree, params: PyTree, **offered: Any
+) -> tuple[PyTree, PyTree]:
+    """`tx.update` with what is offered, whether or not `tx` takes extra arguments."""
+    return optax.with_extra_args_support(tx).update(grads, state, params, **offered)
+
+
+def check_num_workers(states: PyTree, num_workers: int, *, or_more: bool = False) -> None:
+    """Every state with a row per worker must have one for each: a traced index would clamp.
+
+    Args:
+      states: Of transformations.
+      num_workers: M.
+      or_more: Whether only the workers that push are known, of which there may be more.
+
+    Raises:
+      ValueError: If some `rows.PerWorker` in `states` has another number of rows.
+    """
+    for kept in trees.find_states(states, rows.PerWorker):
+        count = num_workers if kept.num_workers is None else kept.num_workers
+        if count < num_workers or (count > num_workers and not or_more):
+            raise ValueError(
+                f"The optimizer was made for num_workers={kept.num_workers}, but there are "
+                f"{num_workers} workers: make it with num_workers={num_workers}."
+            )
+
+
+def check_mean(tx: optax.GradientTransformation, params: PyTree, why: str) -> None:
+    """`tx` gets a mean without a stale point, for the reason given.
+
+    Raises:
+      ValueError: If it needs a stale point, or would make one up.
+    """
+    advice = (
+        "so the mean has no single stale point to compensate: take the compensating "
+        "transformation out of tx and pass it as per_push=, which transforms each push before the "
+        "mean is taken."
+    )
+    try:
+        state, _ = jax.eval_shape(lambda p: (tx.init(p), tx.update(p, tx.init(p), p)), params)
+    except TypeError as error:
+        raise ValueError(f"{why}, {advice} ({error})") from error
+    guessing = (transforms.RememberPullsState, transforms.AssumeDelayState)
+    if trees.find_states(state, *guessing):
+        raise ValueError(f"{why}, {advice}")

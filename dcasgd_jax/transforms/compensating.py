@@ -1,0 +1,198 @@
+"""Delay compensation of a gradient whose stale parameters are given."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcasgd_jax import checks, compensation, curvatures, strengths
+from dcasgd_jax.transforms import cap, measurement
+from dcasgd_jax.typing import PyTree, Scalar
+
+Strength = optax.ScalarOrSchedule | strengths.StrengthRule
+ADAPTIVE = curvatures.adaptive()
+
+
+class CompensateDelayState(NamedTuple):
+    """State of `compensate_delay`."""
+
+    num_updates: chex.Array  # int32 scalar: what schedules are read at
+    curvature: Any  # state of the curvature
+    strength: Any  # state of a rule for λ0; None if λ0 is a number or a schedule
+    sums: measurement.CompensationSums  # of the last update that was measured
+
+
+class Arrival(NamedTuple):
+    """What reached a compensating transformation; `update(..., observe=)` is called with it."""
+
+    grads: PyTree
+    max_pull: Any  # None if there is no cap
+    max_curvature: Any  # the cap, max_pull / learning_rate; None if there is none
+
+
+def compensate_delay(
+    lambda0: Strength = 1.0,
+    *,
+    curvature: curvatures.Curvature = ADAPTIVE,
+    max_pull: Scalar | None = None,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Compensates stale gradients, given the parameters that they were taken at.
+
+    .. math:: \tilde g = g + \lambda_0 \, c \odot (w - w_{stale})
+
+    It must see the raw gradient: chain it after clipping, and before weight decay, momentum, Adam
+    and the learning rate, as in `optax.chain(optax.clip_by_global_norm(1.0),
+    dc.compensate_delay(), optax.sgd(0.1))`. Behind the learning rate the compensation has the wrong
+    sign and size; `sim.simulate` finds that out, a loop of your own cannot.
+
+    Args:
+      lambda0: λ0 ≥ 0, or a schedule of the number of updates so far, or a rule such as
+        `dc.strengths.ratio(0.5)`. The published values (0.04 for the squared gradient, 2 adaptive)
+        rarely carry over to other models: tune it, or set `max_pull=1`.
+      curvature: What stands in for the Hessian, of `dc.curvatures`: the paper's are `adaptive()`
+        (DC-ASGD-a) and `squared_gradient()` (DC-ASGD-c).
+      max_pull: κ ≥ 0, the largest fraction of the way back to its stale value that one plain SGD
+        step may move a weight: the curvature λ0 c is capped at κ/η. This project's addition, not
+        the paper's. `None` is the paper; 0 is the inner optimizer without compensation.
+      learning_rate: η ≥ 0, the learning rate (or schedule) that the chain applies afterwards; read
+        only by `max_pull`, which requires it. With a momentum μ behind it pass η / (1 - μ), which
+        is what an impulse comes to in the long run.
+
+    Returns:
+      A transformation with `update(updates, state, params, *, stale_params)`; `stale_params` is a
+      tree like `params`: the parameters this gradient was taken at. `sim.simulate` passes it;
+      around servers that do not know it put `dc.remember_pulls` or `dc.assume_delay`. Some
+      curvatures and rules need more, which they name. With `measure_compensation=True` (a Python
+      bool) the state also keeps the sums that `compensation_metrics` reads. Unknown extra arguments
+      are ignored. Inside `optax.masked` or `optax.partition` set their
+      `mask_compatible_extra_args=True`.
+
+    Raises:
+      ValueError: For a number out of range, `max_pull` without `learning_rate` or with a curvature
+        that cannot be capped, complex parameters, missing `params`, or gradients or `stale_params`
+        shaped unlike `params`.
+      TypeError: If `stale_params`, or something else that the settings need, is not passed to
+        `update`, or something that is no curvature is passed for one.
+
+    Source: Zheng et al., *Asynchronous Stochastic Gradient Descent with Delay Compensation*,
+    ICML 2017, Algorithm 2. `max_pull` is this project's.
+
+    Example:
+      >>> import dcasgd_jax as dc, jax.numpy as jnp, optax
+      >>> tx = optax.chain(
+      ...     dc.compensate_delay(2.0, curvature=dc.curvatures.squared_gradient()), optax.sgd(0.1))
+      >>> params, stale_params = jnp.asarray([1.0]), jnp.asarray([0.5])
+      >>> updates, _ = tx.update(
+      ...     jnp.asarray([0.2]), tx.init(params), params, stale_params=stale_params)
+      >>> print(optax.apply_updates(params, updates))  # 1 - 0.1 * (0.2 + 2 * 0.2**2 * 0.5)
+      [0.976]
+    """
+    rule = lambda0 if isinstance(lambda0, strengths.StrengthRule) else None
+    if rule is None and not callable(lambda0):
+        checks.check_non_negative("lambda0", lambda0)
+    _check_curvature(curvature)
+    cap.check(curvature, max_pull, learning_rate)
+
+    def init_fn(params: PyTree) -> Any:
+        checks.check_real(params)
+        return CompensateDelayState(
+            num_updates=jnp.zeros((), jnp.int32),
+            curvature=curvature.init(params),
+            strength=None if rule is None else rule.init(params),
+            sums=measurement.nothing_measured(),
+        )
+
+    def update_fn(
+        updates,
+        state,
+        params=None,
+        *positional,
+        stale_params=None,
+        measure_compensation=False,
+        observe=None,
+        **extra_args,
+    ) -> Any:
+        checks.check_keywords_only(positional)
+        checks.check_params(params, "compensate_delay")
+        _check_told(stale_params)
+        checks.check_gradients(updates, params)
+        checks.check_like_params("stale_params", stale_params, params)
+        highest = cap.max_curvature(max_pull, learning_rate, state.num_updates)
+        if observe is not None:
+            observe(Arrival(updates, max_pull, highest))
+        needed = _needed(curvature, extra_args)
+        estimate, curvature_state = curvature.update(state.curvature, updates, **needed)
+        moved = compensation.displacement(params, stale_params)
+        rule_state = None
+        if rule is None:
+            lambda0_now = _at_count(lambda0, state.num_updates)
+        else:
+            product = extra_args.get("hessian_vector_product")
+            situation = _situation(curvature, estimate, updates, params, moved, highest, product)
+            lambda0_now, rule_state = rule.update(state.strength, situation)
+        term = curvature.term(estimate, updates, moved, lambda0_now, highest)
+        compensated = compensation.add(updates, term)
+        sums = state.sums
+        if measure_compensation:
+            floored = None if curvature.floored is None else curvature.floored(estimate)
+            sums = measurement.measure(updates, compensated, floored)
+        count = jnp.asarray(optax.safe_increment(state.num_updates))
+        return compensated, CompensateDelayState(count, curvature_state, rule_state, sums)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _situation(curvature, estimate, grads, params, moved, highest, product) -> strengths.Situation:
+    """What a rule for λ0 is shown."""
+    one = lambda function, *rest: function(estimate, grads, *rest)
+    return strengths.Situation(
+        grads=grads,
+        term=one(curvature.term, moved, 1.0, None),
+        curvature=None if curvature.diagonal is None else one(curvature.diagonal, 1.0),
+        max_curvature=highest,
+        hessian_vector_product=product,
+        # A tangent has the dtype of its parameter.
+        displacement=jax.tree.map(lambda m, p: m.astype(jnp.result_type(p)), moved, params),
+    )
+
+
+def _at_count(lambda0: Any, count: jax.Array) -> Any:
+    value = lambda0(count) if callable(lambda0) else lambda0
+    if isinstance(value, strengths.StrengthRule):
+        name = getattr(lambda0, "__name__", "a function")
+        raise TypeError(
+            f"lambda0 is {name}, which makes a rule and is none: call it, as in "
+            "lambda0=dc.strengths.ratio(0.5)."
+        )
+    return value
+
+
+def _needed(curvature: curvatures.Curvature, given: dict[str, Any]) -> dict[str, Any]:
+    """The extra arguments of a curvature, which must be there."""
+    for name, what in curvature.needs:
+        if given.get(name) is None:
+            raise TypeError(f"The curvature {curvature.name} needs update(..., {name}=): {what}.")
+    return {name: given[name] for name, _ in curvature.needs}
+
+
+def _check_told(stale_params: PyTree | None) -> None:
+    if stale_params is None:
+        raise TypeError(
+            "update() needs stale_params=: the parameters that this gradient was taken at. If "
+            "nobody can say, let the optimizer remember them: dc.remember_pulls(tx, num_workers), "
+            "or dc.assume_delay(tx, delay) where every gradient is equally late."
+        )
+
+
+def _check_curvature(curvature: Any) -> None:
+    if isinstance(curvature, curvatures.Curvature):
+        return
+    name = getattr(curvature, "__name__", None)
+    hint = f": call it, curvature=dc.curvatures.{name}()" if hasattr(curvatures, str(name)) else ""
+    raise TypeError(
+        f"curvature must be one of dc.curvatures, such as dc.curvatures.adaptive(), got "
+        f"{curvature!r}{hint}."
+    )

@@ -1,0 +1,64 @@
+"""Compensations by the numbers that the oracles' cases have: λ0, and the decay of a mean square."""
+
+import dcasgd_jax as dc
+
+
+def curvature(ms_decay=None, eps=1e-7, bias_correction=False, num_workers=None):
+    """DC-ASGD-c without a decay, else DC-ASGD-a."""
+    if ms_decay is None:
+        return dc.curvatures.squared_gradient()
+    return dc.curvatures.adaptive(ms_decay, eps, bias_correction, num_workers)
+
+
+def explicit(
+    lambda0,
+    *,
+    ms_decay=None,
+    eps=1e-7,
+    bias_correction=False,
+    num_workers=None,
+    max_pull=None,
+    learning_rate=None,
+):
+    """`compensate_delay`; with `num_workers` one mean square for each."""
+    chosen = curvature(ms_decay, eps, bias_correction, num_workers)
+    return dc.compensate_delay(
+        lambda0, curvature=chosen, max_pull=max_pull, learning_rate=learning_rate
+    )
+
+
+def per_worker(
+    lambda0,
+    num_workers,
+    *,
+    ms_decay=None,
+    eps=1e-7,
+    per_worker_mean_square=False,
+    max_pull=None,
+    learning_rate=None,
+):
+    """Compensates against what each worker is remembered to have pulled."""
+    compensate = explicit(
+        lambda0,
+        ms_decay=ms_decay,
+        eps=eps,
+        num_workers=num_workers if per_worker_mean_square else None,
+        max_pull=max_pull,
+        learning_rate=learning_rate,
+    )
+    return dc.remember_pulls(compensate, num_workers)
+
+
+def fixed_delay(lambda0, delay, *, ms_decay=None, eps=1e-7, max_pull=None, learning_rate=None):
+    """Compensates gradients that are known to be so late."""
+    compensate = explicit(
+        lambda0, ms_decay=ms_decay, eps=eps, max_pull=max_pull, learning_rate=learning_rate
+    )
+    return dc.assume_delay(compensate, delay)
+
+
+def dcasgd(learning_rate, *, num_workers, ms_decay=0.95, eps=1e-7, **settings):
+    """`dc.dcasgd`, adaptive unless there is no decay."""
+    per_worker = num_workers if settings.pop("per_worker_mean_square", False) else None
+    chosen = curvature(ms_decay, eps, num_workers=per_worker)
+    return dc.dcasgd(learning_rate, num_workers, curvature=chosen, **settings)
