@@ -233,6 +233,7 @@ def test_how_many_rows_were_read_is_said_and_checked(tmp_path):
     path.write_text("fast,slow\n1,2\n3,4\n")
     law = sim.RecordedTime.from_csv(path, num_rows=2)
     assert repr(law) == "RecordedTime: 2 gradients of 2 workers"
+    one_column = sim.RecordedTime(np.ones(3))
     assert repr(one_column) == "RecordedTime: 3 gradients of all workers alike"
     with pytest.raises(ValueError, match=r"times\.csv holds 2 rows of numbers, not 3: was it cut"):
         sim.RecordedTime.from_csv(path, num_rows=3)

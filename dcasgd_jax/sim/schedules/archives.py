@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ def save(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays with a checksum of their names and values."""
     first, *others = arrays.items()
     # Not at an end: bytes that hide neighbours in the file's table of contents hide more with it.
-    content = dict([first, (_CHECKSUM, np.uint32(_checksum(arrays))), *others])
+    content: dict[str, Any] = dict([first, (_CHECKSUM, np.uint32(_checksum(arrays))), *others])
     with files.replacing(path) as stream:
         np.savez_compressed(stream, **content)
 
