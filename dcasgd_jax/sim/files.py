@@ -45,7 +45,7 @@ class Lock:
     """A file that one process holds at a time, until it releases it or dies.
 
     Args:
-      path: Of the file; made if it is not there, and left there.
+      path: Of the file; made here, and removed by `release`.
       patience_seconds: How long to wait for a holder that may be dying, ≥ 0.
 
     Raises:
@@ -53,23 +53,50 @@ class Lock:
     """
 
     def __init__(self, path: str | os.PathLike, patience_seconds: float = 0.0):
-        self._stream = pathlib.Path(path).open("a+", encoding="utf-8")  # noqa: SIM115
+        self._path = pathlib.Path(path)
         until = time.monotonic() + patience_seconds
-        while not _try_to_lock(self._stream):
+        while not self._take():
             if time.monotonic() >= until:
-                self._stream.seek(0)
-                holder = self._stream.read().strip() or "another process"
-                self._stream.close()
-                raise BlockingIOError(holder)
-            time.sleep(0.05)
+                raise BlockingIOError(self._holder or "another process")
+            time.sleep(0.02)
         self._stream.truncate(0)
         self._stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._stream.flush()
         _held.add(self)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.release()
+
     def release(self) -> None:
         """Lets another process have it."""
+        if self._is_there():
+            self._path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """What a forked child does: the parent still has it."""
         self._stream.close()
+
+    def _take(self) -> bool:
+        self._stream = self._path.open("a+", encoding="utf-8")
+        if _try_to_lock(self._stream) and self._is_there():
+            return True
+        self._stream.seek(0)
+        self._holder = self._stream.read().strip()
+        self._stream.close()
+        return False
+
+    def _is_there(self) -> bool:
+        """Whether the open file is the one at the path, not one that its holder has removed."""
+        if self._stream.closed:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._stream.fileno()), self._path.stat())
+        except OSError:
+            return False
 
 
 def _try_to_lock(stream: IO) -> bool:
@@ -86,11 +113,11 @@ def _try_to_lock(stream: IO) -> bool:
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
-def _release_inherited() -> None:
+def _close_inherited() -> None:
     for lock in list(_held):
-        lock.release()
+        lock.close()
 
 
 # A forked child would go on holding what its parent held, even after the parent is killed.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release_inherited)
+    os.register_at_fork(after_in_child=_close_inherited)

@@ -215,6 +215,7 @@ def test_a_file_that_is_not_ours_is_not_overwritten(tmp_path, content):
     result = cli.call("shakespeare", "--generated", "--out", tmp_path)
     assert result.code == 2
     assert "is no result of dcasgd-jax shakespeare" in result.err
+    assert result.err.count("\n") == 1
     assert (tmp_path / record.RESULTS).read_text() == content
 
 
