@@ -109,7 +109,7 @@ def _train(job: options.Job, problem: Any) -> Any:
                 log=job.out / LOG,
                 progress=show,
             )
-        except (ValueError, RuntimeError, ConnectionError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             raise errors.UsageError(str(error)) from error
 
 

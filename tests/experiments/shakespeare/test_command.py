@@ -152,7 +152,7 @@ def test_the_folder_of_a_file_is_kept_nowhere(tmp_path):
     assert "secret-place" not in (out / record.RESULTS).read_text()
     refused = call(out)
     assert refused.code == 2
-    assert "have data name play.txt, not generated: choose another --out" in refused.err
+    assert 'have data name "play.txt", not "generated": choose another --out' in refused.err
 
 
 @pytest.fixture
