@@ -108,7 +108,7 @@ def simulate(
         another schedule, a checkpoint of another run, or metrics of a compensation that there is
         not.
       TypeError: If a function cannot be hashed.
-      OSError: If checkpoints cannot be written where they should.
+      OSError: If checkpoints cannot be written where they should, or another process does it.
 
     Example:
       >>> import dcasgd_jax as dc, jax.numpy as jnp, optax

@@ -34,7 +34,7 @@ class Checkpoint:
 
     Args:
       directory: A local directory of this run alone, made if it is not there. One process at a
-        time.
+        time: another is refused until the first one ends, however it ends.
       every: Events between two saves ≥ 1: at the multiples of `every`, and at the end.
       keep: Checkpoints that are kept ≥ 1; with 1, there is none before a damaged one.
 
