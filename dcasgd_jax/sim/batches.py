@@ -66,6 +66,11 @@ class ArrayBatches:
         self._arrays, self._index = arrays, index
         self._in_order = bool(np.all(np.diff(index) == 1))
 
+    @property
+    def arrays(self) -> PyTree:
+        """Whole, as they were given; of `Indexed`, its rows."""
+        return self._arrays
+
     def chunk(self, events: slice) -> PyTree:
         """See `Batches.chunk`."""
         index = self._index[events]

@@ -1,7 +1,9 @@
 """Leaves of a state as NumPy arrays of their own: named, described, compared, and put back."""
 
 import hashlib
+import math
 from collections.abc import Iterable
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -9,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax.typing import PyTree
+
+_PIECE = 1 << 24  # bytes that are hashed at a time
 
 
 def to_host(leaf: jax.Array) -> np.ndarray:
@@ -64,6 +68,30 @@ def is_digest(text) -> bool:
 def digest_tree(tree: PyTree) -> str:
     """A short fingerprint of the values on a tree."""
     return digest(to_host(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def digest_rows(leaf: Any) -> str:
+    """As `digest`, of one array with a leading axis that may be large: in threads, and in pieces.
+
+    No more than some pieces are copied, whether the array lies elsewhere than on the host or its
+    elements are not in a row.
+    """
+    rows = _bits(leaf) if isinstance(leaf, jax.Array) else leaf
+    if isinstance(rows, jax.Array) and all(device.platform == "cpu" for device in rows.devices()):
+        rows = np.asarray(rows)  # a view
+    row_bytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
+    step = max(_PIECE // max(row_bytes, 1), 1)
+
+    def hashed(start: int) -> bytes:
+        return hashlib.sha256(to_bytes(np.asarray(rows[start : start + step])).data).digest()
+
+    total = hashlib.sha256(describe(leaf).encode())
+    with futures.ThreadPoolExecutor() as pool:
+        # Threads of their own do not see the caller's `enable_x64`, by which jax would slice.
+        each = map if isinstance(rows, jax.Array) else pool.map
+        for piece in each(hashed, range(0, len(rows), step)):
+            total.update(piece)
+    return as_digest(total)
 
 
 def to_bytes(array: np.ndarray) -> np.ndarray:

@@ -97,7 +97,8 @@ def simulate(
       checkpoint: `sim.Checkpoint(directory)`: saves the run there, and goes on with it if it is
         there already; the result is always that of the whole run. Pass the other arguments as at
         the first call, also `state` if the run began with one, and an iterator of batches from
-        its beginning.
+        its beginning. Other arrays in `batches` are refused; that an iterator or a `batch_fn`
+        gives the same data as before is not checked.
       progress: Called with the number of events done in this call, now and then.
 
     Returns:
@@ -110,7 +111,7 @@ def simulate(
         another schedule, a checkpoint of another run, or metrics of a compensation that there is
         not.
       TypeError: If a function cannot be hashed.
-      OSError: If checkpoints cannot be written where they should.
+      OSError: If checkpoints cannot be written where they should, or another process does it.
 
     Example:
       >>> import dcasgd_jax as dc, jax.numpy as jnp, optax

@@ -195,6 +195,15 @@ def test_recorded_times_from_csv(tmp_path):
         ("1,2\n1,quick\n", "line 2, column 2 is 'quick', not a number"),
         ("fast,2\n1,2\n", "line 1, column 1 is 'fast', not a number"),
         ("1,2\n1,\n", "line 2, column 2 is '', not a number"),
+        ("O.5,l.0\n1,2\n", "line 1, column 1 is 'O.5', not a number; nor is it the name of a col"),
+        ("O\n1\n", "line 1, column 1 is 'O', not a number; nor"),
+        ("fast,I0\n1,2\n", "line 1, column 2 is 'I0', not a number; nor"),
+        ("fast,x2.5\n1,2\n", "line 1, column 2 is 'x2.5', not a number; nor"),
+        ("0.5s,0.7s\n1,2\n", "line 1, column 1 is '0.5s', not a number; nor"),
+        (",fast\n0,2\n", "line 1, column 1 is '', not a number; nor"),
+        ("1_5,1_6\n1,2\n", "line 1, column 1 is '1_5', not a number; nor"),
+        ("1,2\n1_5,2\n", "line 2, column 1 is '1_5', not a number"),
+        ("fast,slow\n1\n2\n", "the header has 2 cells, but line 2 has 1; give every column a name"),
         ("fast,slow\n1,2\n1,-2.5\n", "line 3, column 2 is -2.5; compute times must be positive"),
         ("1,2\nnan,2\n", r"line 2, column 1 is nan; compute times must be positive and finite\.$"),
         ("1,2\ninf,2\n", r"line 2, column 1 is inf; compute times must be positive and finite\.$"),
@@ -210,6 +219,24 @@ def test_bad_files_of_times_are_named(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         sim.RecordedTime.from_csv(path)
+
+
+@pytest.mark.parametrize("header", ["fast,slow", "w0,w1", "# Zeit,λ (s)", "loss,Oslo", "a_1,b-2"])
+def test_names_make_a_header(tmp_path, header):
+    path = tmp_path / "times.csv"
+    path.write_text(f"{header}\n1,2\n3,4\n", encoding="utf-8")
+    assert sim.RecordedTime.from_csv(path).times_seconds.tolist() == [[1, 2], [3, 4]]
+
+
+def test_how_many_rows_were_read_is_said_and_checked(tmp_path):
+    path = tmp_path / "times.csv"
+    path.write_text("fast,slow\n1,2\n3,4\n")
+    law = sim.RecordedTime.from_csv(path, num_rows=2)
+    assert repr(law) == "RecordedTime: 2 gradients of 2 workers"
+    one_column = sim.RecordedTime(np.ones(3))
+    assert repr(one_column) == "RecordedTime: 3 gradients of all workers alike"
+    with pytest.raises(ValueError, match=r"times\.csv holds 2 rows of numbers, not 3: was it cut"):
+        sim.RecordedTime.from_csv(path, num_rows=3)
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path):

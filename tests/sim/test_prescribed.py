@@ -96,6 +96,9 @@ def test_recorded_delays_from_csv(tmp_path):
     schedule = play(sim.RecordedDelays.from_csv(path), 2, 3)
     assert schedule.worker.tolist() == [0, 1, 0, 1]
     assert schedule.read_version.tolist() == [0, 0, 1, 1]
+    assert repr(sim.RecordedDelays.from_csv(path, 3)) == "RecordedDelays: 3 updates and 2 workers"
+    with pytest.raises(ValueError, match=r"delays\.csv holds 3 rows of numbers, not 4"):
+        sim.RecordedDelays.from_csv(path, num_rows=4)
     path.write_text("0\n1\n1\n")
     assert play(sim.RecordedDelays.from_csv(path), 3, 3).staleness.tolist() == [0, 1, 1]
 
@@ -105,6 +108,7 @@ def test_recorded_delays_from_csv(tmp_path):
     [
         ("", "delays.csv holds no rows of numbers"),
         ("0,0\n0\n", "delays.csv: line 2 has 1 cells, but the first row of numbers has 2"),
+        ("O\n0\n1\n", "delays.csv: line 1, column 1 is 'O', not a number; nor is it the name"),
         ("0,0\n0,x\n", "delays.csv: line 2, column 2 is 'x', not a number"),
         ("0,0\n0.5,1\n", "delays.csv: RecordedDelays needs whole numbers of versions"),
         ("0,0\ninf,1\n", "delays.csv: RecordedDelays needs whole numbers of versions"),

@@ -356,5 +356,48 @@ def test_loading_something_else_is_a_clear_error(tmp_path, content):
         np.savez(path, worker=[0])
     else:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="is not a saved schedule"):
+    with pytest.raises(ValueError, match=r"other\.npz is not a saved schedule"):
         sim.Schedule.load(path)
+
+
+def test_a_file_with_some_of_the_later_columns_has_lost_the_others(tmp_path):
+    path = tmp_path / "race.npz"
+    old = dict(worker=[0, 1, 0], read_version=[0, 0, 1], version=[0, 1, 2], time=[1.0, 2.0, 3.0])
+    np.savez_compressed(path, **old, applied=[True] * 3, num_workers=2)
+    with pytest.raises(ValueError, match=r"race\.npz .* has no batch, corrupt, read_time, but"):
+        sim.Schedule.load(path)
+    np.savez_compressed(path, **old, bpplied=[True] * 3, num_workers=2)
+    with pytest.raises(ValueError, match=r"race\.npz .*: it has bpplied"):
+        sim.Schedule.load(path)
+    np.savez_compressed(path, **old | dict(time=[2.0, 1.0, 3.0]), num_workers=2)
+    with pytest.raises(ValueError, match=r"race\.npz .*: Impossible schedule: at event 1"):
+        sim.Schedule.load(path)
+
+
+def assert_loads_the_same_or_is_refused(path):
+    """Returns whether it was refused, with a message that names it."""
+    try:
+        loaded = sim.Schedule.load(path)
+    except ValueError as error:
+        return str(error).startswith(f"{path} is not a saved schedule, or it is damaged: ")
+    for field in (*FIELDS, "num_workers"):
+        np.testing.assert_array_equal(getattr(loaded, field), getattr(EVERYTHING, field))
+    return False
+
+
+@pytest.mark.filterwarnings("ignore")  # of zipfile and NumPy, before they give up
+def test_a_damaged_file_is_refused_or_loads_the_same(tmp_path):
+    path = tmp_path / "race.npz"
+    EVERYTHING.save(path)
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for at in range(0, len(content), 2):
+        changed = bytearray(content)
+        changed[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(changed)
+        refused += assert_loads_the_same_or_is_refused(path)
+    assert refused > len(content) / 4
+    for length in range(0, len(content), 17):
+        path.write_bytes(content[:length])
+        assert assert_loads_the_same_or_is_refused(path)

@@ -177,9 +177,7 @@ def test_missing_params_of_delay_gradients():
 
 def test_missing_stale_params():
     tx, params = compensations.explicit(2.0), jnp.ones(2)
-    with pytest.raises(
-        TypeError, match=r"needs stale_params=.*dc\.remember_pulls\("
-    ):
+    with pytest.raises(TypeError, match=r"needs stale_params=.*dc\.remember_pulls\("):
         tx.update(params, tx.init(params), params)
 
 

@@ -6,13 +6,20 @@ from typing import Any
 
 import jax
 
-from dcasgd_jax.experiments import errors, options, records, runs, terminal
+from dcasgd_jax.experiments import errors, kept, options, records, runs, terminal
 from dcasgd_jax.experiments.every_method import catalogue, cells, picture, report
 from dcasgd_jax.experiments.every_method.entry import Entry
 
 FOLDER, RESULTS, PICTURE = "cells", "every-method.json", "every-method.png"
 
 Kept = dict[str, Any]
+
+_FIELDS: dict[str, kept.Kinds] = {"name": str, "setting": dict, "seeds": list, "rows": list}
+_ROW: dict[str, kept.Kinds] = {
+    "name": str, "title": str, "learning_rate": kept.NUMBER, "number": kept.NUMBER_OR_NONE,
+    "train_loss": list, "test_error": list, "stable": (list, type(None)),
+    "within_twice": (list, type(None)), "warnings": list, "seconds": kept.NUMBER,
+}  # fmt: skip
 
 
 def run(
@@ -44,8 +51,8 @@ def run(
         )
     records.prepare_folder(out, RESULTS, PICTURE)
     records.prepare_folder(out / FOLDER)
-    kept = [read(out, cell, num_seeds) for cell in todo]
-    missing = [list(_missing(*of_cell, names)) for of_cell in zip(todo, kept, strict=True)]
+    contents = [read(out, cell, num_seeds) for cell in todo]
+    missing = [list(_missing(*of_cell, names)) for of_cell in zip(todo, contents, strict=True)]
     total = sum(
         len(entries) * cells.num_pushes(cell, num_seeds)
         for cell, entries in zip(todo, missing, strict=True)
@@ -56,7 +63,7 @@ def run(
         terminal.print_text(console, started)
     compiled_for = None
     with terminal.progress_bar(total) as advance:
-        for cell, content, entries in zip(todo, kept, missing, strict=True):
+        for cell, content, entries in zip(todo, contents, missing, strict=True):
             if compiled_for not in (None, _programs(cell)):
                 # A process that keeps a thousand programs runs out of memory maps, and crashes.
                 jax.clear_caches()
@@ -66,7 +73,7 @@ def run(
                 content["rows"].append(cells.run(cell, entry, num_seeds, progress))
                 content |= {"date": records.today(), "versions": records.versions()}
                 records.write_json(_path(out, cell), content)
-    found = [report.only(records.finite_or_none(content), names) for content in kept]
+    found = [report.only(records.finite_or_none(content), names) for content in contents]
     report.print_all(console, found)
     summary = {
         "date": records.today(),
@@ -94,20 +101,15 @@ def read(out: pathlib.Path, cell: cells.Cell, num_seeds: int) -> Kept:
     wanted = {"name": cell.name, "setting": cell.describe(), "seeds": list(range(num_seeds))}
     if not path.exists():
         return {**wanted, "rows": []}
-    try:
-        content = records.read_json(path)
-        same = all(content[key] == value for key, value in wanted.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        raise errors.UsageError(f"{path} is no cell of this comparison; move it away") from None
-    if not same:
-        raise errors.UsageError(
-            f"{path} was made with another --updates, --seeds or law: choose another --out"
-        )
+    content = kept.read(path, "every-method", _FIELDS)
+    flat = lambda found: {"name": found["name"], **found["setting"], "seeds": found["seeds"]}
+    kept.check_same(f"{path} has", flat(content), flat(wanted))
+    kept.check_rows(path, "every-method", "row", content["rows"], _ROW)
     return content
 
 
-def _missing(cell: cells.Cell, kept: Kept, names: Collection[str]) -> Iterator[Entry]:
-    done = {row["name"] for row in kept["rows"]}
+def _missing(cell: cells.Cell, content: Kept, names: Collection[str]) -> Iterator[Entry]:
+    done = {row["name"] for row in content["rows"]}
     for entry in cell.entries():
         if entry.name in names and entry.name not in done:
             yield entry

@@ -83,6 +83,9 @@ def _run_missing(job: jobs.Job, console: "Console") -> None:
     with terminal.progress_bar(total) as advance:
         for run in missing:
             advance(run.name, 0)
+            if run in {results.run_of(line) for line in results.read(job.out)}:
+                advance(run.name, _num_pushes(job.setting, run, len(data.train.labels)))
+                continue  # another process has finished it meanwhile
             report = lambda count, name=run.name: advance(name, count)
             line = train_once(workload, run, job.out, report)
             results.append(job.out, line | {"settings": described})

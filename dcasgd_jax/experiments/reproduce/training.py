@@ -137,6 +137,8 @@ def _explained(run: settings.Run, setting: settings.Setting) -> Iterator[None]:
             "server keeps one copy of the parameters for each), --dtype bfloat16 or a smaller "
             f"--eval-batch-size needs less ({str(error).splitlines()[0]})"
         ) from error
+    except BlockingIOError as error:  # another process trains the same run
+        raise errors.UsageError(str(error)) from error
     except ValueError as error:
         if "holds a checkpoint of another run" not in str(error):
             raise

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from dcasgd_jax.experiments import errors, records, terminal
+from dcasgd_jax.experiments import errors, kept, records, terminal
 from dcasgd_jax.experiments.shakespeare import (
     options,
     pictures,
@@ -31,19 +31,25 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     job = options.make_job(arguments)
     errors.require_packages("flax", "sklearn", "matplotlib", "rich", extra="reproduce")
     records.prepare_folder(job.out, record.RESULTS, PICTURE)
-    kept = record.Record(job.out, job.setting, job.data.describe())
+    with kept.held(job.out):
+        _run(job)
+
+
+def _run(job: study.Job) -> None:
+    """With the folder to ourselves."""
+    runs = record.Record(job.out, job.setting, job.data.describe())
     console = terminal.make_console()
-    missing = study.num_missing(job, kept)
+    missing = study.num_missing(job, runs)
     terminal.print_text(
-        console, f"{missing} runs to train, {len(kept.lines)} in {kept.path} already.", wrap=False
+        console, f"{missing} runs to train, {len(runs.lines)} in {runs.path} already.", wrap=False
     )
     workload = training.Workload(job.setting, job.data)
     with terminal.progress_bar(missing) as advance:
-        study.run_missing(job, kept, workload, advance)
-    found = summary.summarise(job, kept)
-    kept.save(explanation=summary.EXPLANATION, summaries=[one.describe() for one in found])
+        study.run_missing(job, runs, workload, advance)
+    found = summary.summarise(job, runs)
+    runs.save(explanation=summary.EXPLANATION, summaries=[one.describe() for one in found])
     tables.print_all(console, job, found)
-    pictures.save(job.out / PICTURE, job, kept, found)
-    seconds = kept.seconds["seconds"]
-    saved = f"Saved {kept.path} and {PICTURE} beside it ({seconds:.0f} s in all)."
+    pictures.save(job.out / PICTURE, job, runs, found)
+    seconds = runs.seconds["seconds"]
+    saved = f"Saved {runs.path} and {PICTURE} beside it ({seconds:.0f} s in all)."
     terminal.print_text(console, saved, wrap=False)

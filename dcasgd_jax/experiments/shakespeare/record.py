@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from dcasgd_jax.experiments import errors, records
+from dcasgd_jax.experiments import kept, records
 from dcasgd_jax.experiments.shakespeare import methods, optimizers, settings, training
 
 RESULTS = "shakespeare.json"
 
 Line = dict[str, Any]
+
+_FIELDS: dict[str, kept.Kinds] = {
+    "runs": list, "data": dict, "settings": dict,
+    "seconds": kept.NUMBER, "cpu_seconds": kept.NUMBER,
+}  # fmt: skip
 
 
 class Record:
@@ -38,21 +43,13 @@ class Record:
 
     def _read(self) -> None:
         try:
-            content = records.read_json(self.path)
+            content = kept.read(self.path, "shakespeare", _FIELDS)
             self.lines = {_run_of(line): line for line in content["runs"]}
-            kept = {name: dict(content[name]) for name in self._fixed}
-            self._before = {name: float(content[name]) for name in self._clocks}
-        except (ValueError, TypeError, KeyError):
-            raise errors.UsageError(
-                f"{self.path} is no result of dcasgd-jax shakespeare: choose another --out"
-            ) from None
+        except (ValueError, TypeError) as error:
+            raise kept.refusal(self.path, "shakespeare", f"in its runs: {error}") from None
+        self._before = {name: float(content[name]) for name in self._clocks}
         for group, values in self._fixed.items():
-            for name, value in values.items():
-                if kept[group].get(name) != value:
-                    raise errors.UsageError(
-                        f"the runs in {self.path} have {group} {name} {kept[group].get(name)}, not "
-                        f"{value}: choose another --out, or the same {group}"
-                    )
+            kept.check_same(f"the runs in {self.path} have {group}", content[group], values)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -105,9 +102,11 @@ def diverged(line: Line) -> bool:
 
 
 def _run_of(line: Line) -> settings.Run:
-    """Raises KeyError for a line that is none of ours."""
-    if not set(training.Curves._fields) <= set(line):
-        raise KeyError
+    """Raises ValueError or TypeError for a line that is none of ours."""
+    kept.check_fields(line, dict.fromkeys(settings.Run._fields, object))
+    kept.check_fields(line, dict.fromkeys(training.Curves._fields, list))
+    if not line["train_loss"] or len(line["validation_loss"]) != len(line["train_loss"]) + 1:
+        raise ValueError("the curves of a run are not of one length")
     return settings.Run(**{name: line[name] for name in settings.Run._fields})
 
 

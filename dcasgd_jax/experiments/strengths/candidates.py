@@ -19,11 +19,13 @@ class Candidate:
       title: For tables.
       method: How to train; its name is that of the candidate.
       number: What stands for λ0; `None` for a method without one.
+      is_control: Whether no curvature decides anything: to compare with, never to recommend.
     """
 
     title: str
     method: methods.Method
     number: float | None
+    is_control: bool = False
 
     @property
     def name(self) -> str:
@@ -42,6 +44,7 @@ def _candidate(
     *,
     max_pull: float | None = 1.0,
     curvature: dc.curvatures.Curvature = methods.ADAPTIVE,
+    is_control: bool = False,
 ) -> Candidate:
     method = methods.Method(
         name,
@@ -52,7 +55,7 @@ def _candidate(
         curvature=curvature,
         rule=rule,
     )
-    return Candidate(title, method, number)
+    return Candidate(title, method, number, is_control)
 
 
 def _ratio_per_leaf(rho: Any, decay: optax.Schedule) -> Any:
@@ -65,7 +68,7 @@ def _ratio_unsmoothed(rho: Any, decay: optax.Schedule) -> Any:
     return dc.strengths.ratio(rho, decay=0.0)
 
 
-UNTUNED = Candidate("asynchronous SGD", methods.METHODS["asgd"], None)
+UNTUNED = Candidate("asynchronous SGD", methods.METHODS["asgd"], None, is_control=True)
 
 CANDIDATES = (
     _candidate("paper", "λ0 = 2, uncapped: the paper's", 2.0, max_pull=None),
@@ -89,7 +92,10 @@ CANDIDATES = (
     ),
     _candidate("least-squares", "least_squares()", 1.0, strength_rules.least_squares),
     # So strong that the cap decides everywhere: no curvature is left.
-    _candidate("uniform25", "uniform pull of 0.25", 1e30, max_pull=0.25),
-    _candidate("uniform50", "uniform pull of 0.5", 1e30, max_pull=0.5),
+    _candidate("uniform25", "uniform pull of 0.25", 1e30, max_pull=0.25, is_control=True),
+    _candidate("uniform50", "uniform pull of 0.5", 1e30, max_pull=0.5, is_control=True),
 )
 """All capped with `max_pull=1` unless the title says otherwise."""
+
+CONTROLS = frozenset(c.name for c in (UNTUNED, *CANDIDATES) if c.is_control)
+"""Names of what the verdict never recommends."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dcasgd_jax.experiments import terminal
-from dcasgd_jax.experiments.strengths import study
+from dcasgd_jax.experiments.strengths import candidates, study
 from dcasgd_jax.sim import files
 
 if TYPE_CHECKING:
@@ -36,20 +36,33 @@ def relative(cells: Sequence[study.Cell], name: str) -> list[float]:
 
 
 def verdict(cells: Sequence[study.Cell]) -> str:
-    """Whether some setting meets the goal, in one sentence."""
-    worst = {
-        title: max(values)
-        for name, title in names(cells).items()
-        if name != study.TUNED and not np.isnan(values := relative(cells, name)).any()
-    }
+    """Whether some setting meets the goal; no control does, but one that is as good is named."""
+    worst: dict[str, float] = {}
+    controls: dict[str, float] = {}
+    for name, title in names(cells).items():
+        values = relative(cells, name)
+        if name != study.TUNED and not np.isnan(values).any():
+            of = controls if name in candidates.CONTROLS else worst
+            of[title] = max(values)
     if not worst:
-        return "Every setting diverged in some cell."
+        tried = names(cells).keys() - candidates.CONTROLS - {study.TUNED}
+        return "Every setting diverged in some cell." if tried else "Only controls were tried."
     best = min(worst, key=lambda title: worst[title])
-    meets = "meets" if worst[best] <= GOAL else "No setting meets"
     goal = f"the goal of {GOAL:g} times the tuned λ0's train loss in every cell"
     if worst[best] <= GOAL:
-        return f"{best} {meets} {goal}: at worst {worst[best]:.2f}."
-    return f"{meets} {goal}; the best of them, {best}, is at {worst[best]:.2f} in its worst cell."
+        sentence = f"{best} meets {goal}: at worst {worst[best]:.2f}."
+    else:
+        sentence = (
+            f"No setting meets {goal}; the best of them, {best}, is at {worst[best]:.2f} in its "
+            "worst cell."
+        )
+    control = min(controls, key=lambda title: controls[title], default=None)
+    if control is not None and controls[control] <= worst[best]:
+        sentence += (
+            f" The control {control} does no worse, {controls[control]:.2f}: there is no proof "
+            "that the curvature helps."
+        )
+    return sentence
 
 
 def print_table(console: "Console", cells: Sequence[study.Cell]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dcasgd_jax import sim
-from dcasgd_jax.experiments import errors, records, terminal
+from dcasgd_jax.experiments import errors, kept, records, terminal
 from dcasgd_jax.experiments.train import options, watching
 
 HELP = "train with real workers on Ray: digits or CIFAR-10"
@@ -69,13 +69,9 @@ def _keep_settings(job: options.Job) -> None:
     """A folder belongs to one run; only how long it is may change."""
     path = job.out / SETTINGS
     if path.exists():
-        saved = records.read_json(path)
-        for name, value in job.describe().items():
-            if name != "num_updates" and saved.get(name) != value:
-                raise errors.UsageError(
-                    f"--out {job.out}: holds another run, whose {name} was {saved.get(name)} and "
-                    f"is {value} now; choose another folder"
-                )
+        saved = kept.read(path, "train", {})
+        same = {"num_updates": None}
+        kept.check_same(f"the run in {job.out} has", saved | same, job.describe() | same)
     records.write_json(path, job.describe())
 
 
@@ -113,7 +109,7 @@ def _train(job: options.Job, problem: Any) -> Any:
                 log=job.out / LOG,
                 progress=show,
             )
-        except (ValueError, RuntimeError, ConnectionError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             raise errors.UsageError(str(error)) from error
 
 

@@ -24,12 +24,17 @@ class Checkpoint:
     what it would have returned had it never been interrupted; bit for bit, because the run is
     always cut at the same events. If the run is there to its end, nothing is run. A checkpoint of
     another run is refused, with the respect in which it differs. A damaged one is moved aside with
-    a warning, and the one before it is taken. Neither the engine, `every` nor `keep` are part of a
+    a warning, and the one before it is taken.
+
+    The data is part of the run: arrays, and the examples and rows of `Indexed`, are hashed whole
+    in each call, which takes about a second per GB. What an iterator gives is not checked, and of a
+    `batch_fn` only its code and the arrays in it, not what it reads from elsewhere: if that data
+    changes, pass another directory. Neither the engine, `every` nor `keep` are part of a
     run, but changing them may change its last bits.
 
     Args:
       directory: A local directory of this run alone, made if it is not there. One process at a
-        time.
+        time: another is refused until the first one ends, however it ends.
       every: Events between two saves ≥ 1: at the multiples of `every`, and at the end.
       keep: Checkpoints that are kept ≥ 1; with 1, there is none before a damaged one.
 

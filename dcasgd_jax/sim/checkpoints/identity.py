@@ -29,6 +29,8 @@ _DIFFERENCES = {
     "key": "another random key",
     "options": "other options",
     "batches": "other batches",
+    "layout": "other data",
+    "data": "other data",
     "evaluations": "another eval_fn",
     "origin": "another beginning",
     "initial": "other initial values",
@@ -53,7 +55,7 @@ def identify(
       For each respect in which runs may differ, texts by name; a text that begins with # is a
       digest, which can be compared but not read.
     """
-    program = run.program
+    program, data = run.program, _data(run)
     initial = {
         "params": state.params,
         "opt_state": state.opt_state,
@@ -84,6 +86,8 @@ def identify(
             "eval_versions": "none" if evaluated is None else leaves.digest([evaluated]),
         },
         "batches": leaves.describe_tree(batch, "batch"),
+        "layout": {name: leaves.describe(leaf) for name, leaf in data.items()},
+        "data": {name: leaves.digest_rows(leaf) for name, leaf in data.items()},
         "evaluations": leaves.describe_tree(evaluation_shapes(run, state), "eval_fn(...)"),
         "origin": {"the first event": run.span.start},
         "initial": {name: leaves.digest_tree(tree) for name, tree in initial.items()},
@@ -93,6 +97,8 @@ def identify(
 
 def find_difference(saved: Identity, present: Identity) -> str | None:
     """In which respect two runs differ, if they do."""
+    if saved.keys() != present.keys():
+        return f"another kind of run: {saved.get('kind', 'of another release')}"
     for respect, what in _DIFFERENCES.items():
         same_environment = saved["environment"] == present["environment"]
         if respect in _COMPARED_WITHIN_AN_ENVIRONMENT and not same_environment:
@@ -133,6 +139,21 @@ def _schedule(schedule: schedules.Schedule) -> dict[str, Any]:
         "num_slots": schedule.num_slots,
         **{name: leaves.digest([array]) for name, array in arrays.items()},
     }
+
+
+def _data(run: engines.Run) -> dict[str, Any]:
+    """The arrays that a run trains on, by name; none of an iterator or a `batch_fn`."""
+    if not isinstance(run.batches, sources.ArrayBatches):
+        return {}
+    arrays = run.batches.arrays
+    if run.shared.examples is None:
+        return _named(arrays, "batches")
+    return _named(run.shared.examples, "examples") | _named(arrays, "rows")
+
+
+def _named(tree: PyTree, root: str) -> dict[str, Any]:
+    found, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {root + jax.tree_util.keystr(path): leaf for path, leaf in found}
 
 
 def _structure(tree: PyTree) -> str:

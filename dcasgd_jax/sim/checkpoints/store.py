@@ -1,6 +1,7 @@
 """Checkpoints on disk: named arrays and a few facts, whole or not at all. Needs orbax."""
 
 import contextlib
+import json
 import pathlib
 import shutil
 import tempfile
@@ -11,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcasgd_jax.sim import leaves
+from dcasgd_jax.sim import files, leaves
 
-_FORMAT = 1
+_FORMAT = 2
+_LOCK = ".lock"
+_PATIENCE_SECONDS = 3.0  # a large process takes a while to die
 _MARKER = "_CHECKPOINT_METADATA"  # orbax writes it into a checkpoint before it appears
 
 
@@ -29,18 +32,26 @@ class Store:
 
     Saving goes on in the background; leaving the `with` block waits for it. A checkpoint appears
     under its name when it is complete: whoever is killed leaves those before it untouched.
+
+    Raises:
+      BlockingIOError: If another process, or another store of this one, saves there.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int):
         ocp = import_orbax()
         self._directory, self._args = directory, ocp.args
+        self._lock = _lock(directory)  # first of all: orbax removes what others are writing
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
             # In the background, a directory that cannot be made would be waited for, for minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(directory, options=options)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __enter__(self):
         return self
@@ -50,7 +61,10 @@ class Store:
             with self._saving():
                 self._manager.wait_until_finished()
         finally:
-            self._manager.close()
+            try:
+                self._manager.close()
+            finally:
+                self._lock.release()
 
     def newest(self, check: Callable[[dict[str, Any]], None]) -> Saved | None:
         """The newest checkpoint that can be read; `check` may refuse it for its facts.
@@ -85,7 +99,7 @@ class Store:
         """Begins to save; the arrays must not change any more."""
         content = _join(saved.arrays)
         facts = {
-            "format": _FORMAT,
+            "event": event,
             "facts": saved.facts,
             "arrays": [
                 [name, array.dtype.name, array.shape] for name, array in saved.arrays.items()
@@ -93,14 +107,15 @@ class Store:
             "checksum": zlib.crc32(content.data),
         }
         items = self._args.Composite(
-            arrays=self._args.PyTreeSave({"content": content}), facts=self._args.JsonSave(facts)
+            arrays=self._args.PyTreeSave({"content": content}),
+            facts=self._args.JsonSave(_sealed(facts)),
         )
         with self._saving():
             begun = self._manager.save(event, args=items)
         if not begun:
             raise RuntimeError(
                 f"{self._directory} refused the checkpoint of event {event}: does another process "
-                "save there?"
+                "save there? Give each run a directory of its own."
             )
 
     @contextlib.contextmanager
@@ -118,9 +133,9 @@ class Store:
         if not (self._directory / str(event) / _MARKER).exists():
             raise FileNotFoundError(f"it has no {_MARKER}, so it was never completed")
         items = self._args.Composite(facts=self._args.JsonRestore())
-        facts = self._manager.restore(event, args=items).facts
-        if facts["format"] != _FORMAT:
-            raise ValueError(f"its format is {facts['format']}, and this release knows {_FORMAT}")
+        facts = _unsealed(self._manager.restore(event, args=items).facts)
+        if facts["event"] != event:
+            raise ValueError(f"it is the checkpoint of event {facts['event']}")
         return facts
 
     def _read_arrays(self, event: int, facts: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -142,6 +157,32 @@ class Store:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _lock(directory: pathlib.Path) -> files.Lock:
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        return files.Lock(directory / _LOCK, _PATIENCE_SECONDS)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"{directory} is in use: {error} saves checkpoints there. Wait until that run is over "
+            "or end it, or pass another directory; nothing has been changed."
+        ) from None
+
+
+def _sealed(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts with a checksum of their own, for JSON."""
+    text = json.dumps(facts)
+    return {"format": _FORMAT, "text": text, "checksum": zlib.crc32(text.encode())}
+
+
+def _unsealed(stored: dict[str, Any]) -> dict[str, Any]:
+    """The facts that `_sealed` sealed."""
+    if stored["format"] != _FORMAT:
+        raise ValueError(f"its format is {stored['format']}, and this release knows {_FORMAT}")
+    if zlib.crc32(stored["text"].encode()) != stored["checksum"]:
+        raise ValueError("its facts are not those that were saved")
+    return json.loads(stored["text"])
 
 
 def _join(arrays: dict[str, np.ndarray]) -> np.ndarray:

@@ -59,7 +59,7 @@ class PrescribedStaleness:
         return Events(worker, read_version, version, version + 1.0, read_time=read_version * 1.0)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RecordedDelays:
     """A run rebuilt from recorded delays, one second per update.
 
@@ -117,17 +117,31 @@ class RecordedDelays:
             )
 
     @classmethod
-    def from_csv(cls, path: str | os.PathLike) -> "RecordedDelays":
+    def from_csv(cls, path: str | os.PathLike, num_rows: int | None = None) -> "RecordedDelays":
         """Reads delays in versions: one row per update, one column per worker, header optional.
+
+        The first row is a header if each of its cells is a name: a letter first, and nothing that
+        looks like a mistyped number (O.5, l0, x1.5).
+
+        Args:
+          path: The file.
+          num_rows: Updates that must be there, to notice a file that was cut off between two rows.
+            Default: any number; how many were read is in the `repr` of the result.
 
         Raises:
           ValueError: If the file is no such table; names the file.
         """
-        values = tables.read_table(path).values
+        values = tables.read_table(path, num_rows).values
         try:
             return cls(values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def __repr__(self) -> str:
+        """How many there are."""
+        updates, *workers = np.shape(self.delays)
+        of = f" and {workers[0]} workers" if workers else ""
+        return f"RecordedDelays: {updates:,} updates{of}"
 
     def events(self, cluster: Cluster, num_updates: int) -> Events:
         """See `protocols.ServerProtocol.events`."""

@@ -8,7 +8,7 @@ import numpy as np
 from dcasgd_jax.sim.schedules import tables
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RecordedTime:
     """Compute times that were measured, replayed in order and from the start when they run out.
 
@@ -38,13 +38,21 @@ class RecordedTime:
         object.__setattr__(self, "times_seconds", recorded)
 
     @classmethod
-    def from_csv(cls, path: str | os.PathLike) -> "RecordedTime":
+    def from_csv(cls, path: str | os.PathLike, num_rows: int | None = None) -> "RecordedTime":
         """Reads times in seconds: one column per worker, one row per gradient, header optional.
+
+        The first row is a header if each of its cells is a name: a letter first, and nothing that
+        looks like a mistyped number (O.5, l0, x1.5).
+
+        Args:
+          path: The file.
+          num_rows: Gradients that must be there, to notice a file that was cut off between two
+            rows. Default: any number; how many were read is in the `repr` of the result.
 
         Raises:
           ValueError: If the file is no such table; names the file, the line and the column.
         """
-        table = tables.read_table(path)
+        table = tables.read_table(path, num_rows)
         bad = first_impossible_time(table.values)
         if bad is not None:
             row, column = bad
@@ -57,6 +65,12 @@ class RecordedTime:
                 f"{table.values[row, column]:g}; compute times must be positive and finite{hint}."
             )
         return cls(table.values)
+
+    def __repr__(self) -> str:
+        """How many there are."""
+        gradients, *workers = self.times_seconds.shape
+        of = f"{workers[0]} workers" if workers else "all workers alike"
+        return f"RecordedTime: {gradients:,} gradients of {of}"
 
     def check(self, num_workers: int) -> None:
         """Raises ValueError unless there is one column for each worker."""

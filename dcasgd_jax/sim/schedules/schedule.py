@@ -3,13 +3,10 @@
 import dataclasses
 import functools
 import os
-import pathlib
-import zipfile
 
 import numpy as np
 
-from dcasgd_jax.sim import files
-from dcasgd_jax.sim.schedules import slots, validation, waves
+from dcasgd_jax.sim.schedules import archives, slots, validation, waves
 
 # In this order, because the default of one may need those before it.
 _DTYPES = {
@@ -169,21 +166,22 @@ class Schedule:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the schedule to an npz file, whole or not at all."""
         arrays = {name: getattr(self, name) for name in _DTYPES}
-        with files.replacing(path) as stream:
-            np.savez_compressed(stream, **arrays, num_workers=np.int64(self.num_workers))
+        archives.save(path, {**arrays, "num_workers": np.asarray(self.num_workers, np.int64)})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Schedule":
-        """Reads what `save` wrote; ValueError names a file that is no schedule."""
-        required = ("worker", "read_version", "version", "time", "num_workers")
+        """Reads what `save` wrote; ValueError names a file that is damaged or no schedule."""
+        required = {"worker", "read_version", "version", "time", "num_workers"}
         try:
-            with np.load(pathlib.Path(path), allow_pickle=False) as stored:
-                # Files of older releases have the required arrays only.
-                names = {*required, *(name for name in _DTYPES if name in stored.files)}
-                arrays = {name: stored[name] for name in names}
-        except (KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not a saved schedule: {error}") from None
-        return cls(**{**arrays, "num_workers": int(arrays["num_workers"])})
+            arrays = archives.load(path, required, set(_DTYPES) - required)
+            if arrays["num_workers"].shape or arrays["num_workers"].dtype.kind not in "iu":
+                raise ValueError("its num_workers is no integer")
+            return cls(**{**arrays, "num_workers": int(arrays["num_workers"])})
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not a saved schedule, or it is damaged: {error}. Make the schedule "
+                "again and save it."
+            ) from None
 
 
 def _frozen(name: str, values, dtype) -> np.ndarray:

@@ -142,12 +142,25 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path, capsys):
     cell = ("--workers", "4", "--momenta", "0", "--methods", "asgd")
     assert run(tmp_path, *cell, "--seeds", "1") == 0
     assert run(tmp_path, *cell, "--seeds", "2") == 2
-    assert "choose another --out" in capsys.readouterr().err
+    assert "has seeds [0], not [0, 1]: choose another --out" in capsys.readouterr().err
+    assert run(tmp_path, *cell, "--seeds", "1", "--updates", "128") == 2
+    assert "has updates 160, not 128: choose another --out" in capsys.readouterr().err
     path = tmp_path / "cells" / "softmax-m4-gamma.json"
-    path.write_text('{"what": "is this"}')
-    assert run(tmp_path, *cell, "--seeds", "1") == 2
-    assert "is no cell of this comparison; move it away" in capsys.readouterr().err
-    assert path.read_text() == '{"what": "is this"}'
+    content = json.loads(path.read_text())
+    del content["rows"][0]["train_loss"]
+    for text, why in (
+        ('{"what": "is this"}', "there is no name"),
+        ("[]", "[] is no JSON object"),
+        ('{\n"name": ', "line 2: Expecting value"),
+        (json.dumps(content), "in its row 1 there is no train_loss"),
+    ):
+        path.write_text(text)
+        assert run(tmp_path, *cell, "--seeds", "1") == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"or damaged ({why}" in error
+        assert "gamma.json is no result of dcasgd-jax every-method" in error
+        assert path.read_text() == text
 
 
 def row(name, *losses, **fields):

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,8 +16,8 @@ pytest.importorskip("pyarrow")
 from jax.experimental.compilation_cache import compilation_cache
 
 from dcasgd_jax import sim
-from dcasgd_jax.experiments import terminal
-from dcasgd_jax.experiments.reproduce import experiment, results, settings, training
+from dcasgd_jax.experiments import errors, terminal
+from dcasgd_jax.experiments.reproduce import experiment, results, settings, table, training
 
 from .. import cli
 from ..images import writers
@@ -221,7 +223,18 @@ def test_a_torn_last_line_is_no_result(folder, data, monkeypatch, left):
     ]
 
 
-@pytest.mark.parametrize("line", [b"what?\n", b"{}\n", b'{"run": {"method": "asgd"}}\n'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"what?\n",
+        b"{}\n",
+        b"3\n",
+        b'{"run": {"method": "asgd"}}\n',
+        b"\xff\n",
+        b"[" * 99_999 + b"\n",
+    ],
+    ids=lambda line: str(line[:20]),
+)
 def test_another_damaged_line_is_named(folder, line):
     path = folder / results.RESULTS
     whole = path.read_bytes().splitlines(keepends=True)
@@ -229,6 +242,77 @@ def test_another_damaged_line_is_named(folder, line):
     refused = cli.call("reproduce", "cifar10", "--report-only", "--out", folder)
     assert refused.code == 2
     assert "results.jsonl, line 2," in refused.err
+    assert refused.err.count("\n") == 1
+
+
+def without_a_field(value, path=()):
+    """Every way to leave out one field of a line, or to have nonsense in it."""
+    for name in list(value):
+        for change in (lambda d, name=name: d.pop(name), lambda d, name=name: d.update({name: {}})):
+            changed = json.loads(json.dumps(value))
+            change(changed)
+            yield (*path, name), changed
+        if isinstance(value[name], dict):
+            for inner, changed in without_a_field(value[name], (*path, name)):
+                yield inner, {**value, name: changed}
+
+
+def test_a_line_without_a_field_is_named_or_is_not_needed(folder):
+    """Either one line of an error, or the report can be made without the field."""
+    path = folder / results.RESULTS
+    whole = path.read_bytes().splitlines(keepends=True)
+    refused = {}
+    for field, changed in without_a_field(json.loads(whole[1])):
+        path.write_bytes(b"".join([whole[0], json.dumps(changed).encode() + b"\n", *whole[2:]]))
+        try:
+            lines = results.read(folder)
+        except errors.UsageError as error:
+            refused[field] = str(error)
+            continue
+        console = terminal.make_console()
+        table.make_table(console, lines)
+        table.explanation(lines)
+        table.title(lines)
+        table.best_rows(lines)
+    for message in refused.values():
+        assert "results.jsonl, line 2, is no result of dcasgd-jax reproduce (" in message
+        assert message.endswith("): remove it")
+    needed = {("run",), ("run", "seed"), ("final", "test_error"), ("curve", "epoch")}
+    assert needed <= refused.keys()
+    assert ("date",) not in refused
+
+
+APPEND = """
+import pathlib, sys
+from dcasgd_jax.experiments.reproduce import results
+for k in range(150):
+    results.append(pathlib.Path(sys.argv[1]), {"run": {"seed": k, "method": sys.argv[2]}})
+"""
+
+
+def test_two_processes_lose_no_line(tmp_path):
+    command = [sys.executable, "-c", APPEND, str(tmp_path)]
+    children = [subprocess.Popen([*command, name]) for name in ("a", "b")]
+    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    lines = [json.loads(line) for line in (tmp_path / results.RESULTS).read_text().splitlines()]
+    assert [line["run"]["seed"] for line in lines if line["run"]["method"] == "a"] == [*range(150)]
+    assert [line["run"]["seed"] for line in lines if line["run"]["method"] == "b"] == [*range(150)]
+    assert len(lines) == 300
+    results.append(tmp_path, {"run": {"seed": 7, "method": "a"}})  # somebody else has finished it
+    assert len((tmp_path / results.RESULTS).read_text().splitlines()) == 300
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "line 1: Expecting"), ("[]", "[] is no JSON object"), ("\xff", "decode byte")],
+)
+def test_damaged_settings_are_named_in_one_line(folder, data, no_training, content, words):
+    (folder / results.SETTINGS).write_bytes(content.encode("latin-1"))
+    refused = cli.call(*arguments(data, folder))
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert "settings.json is no result of dcasgd-jax reproduce, or damaged" in refused.err
+    assert words in refused.err
 
 
 def test_a_report_needs_only_the_lines(folder, no_training, monkeypatch):

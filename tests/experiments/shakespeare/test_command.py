@@ -152,7 +152,7 @@ def test_the_folder_of_a_file_is_kept_nowhere(tmp_path):
     assert "secret-place" not in (out / record.RESULTS).read_text()
     refused = call(out)
     assert refused.code == 2
-    assert "have data name play.txt, not generated: choose another --out" in refused.err
+    assert 'have data name "play.txt", not "generated": choose another --out' in refused.err
 
 
 @pytest.fixture
@@ -215,6 +215,7 @@ def test_a_file_that_is_not_ours_is_not_overwritten(tmp_path, content):
     result = cli.call("shakespeare", "--generated", "--out", tmp_path)
     assert result.code == 2
     assert "is no result of dcasgd-jax shakespeare" in result.err
+    assert result.err.count("\n") == 1
     assert (tmp_path / record.RESULTS).read_text() == content
 
 

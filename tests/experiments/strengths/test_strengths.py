@@ -2,10 +2,11 @@
 
 import json
 import math
+import os
 
 import pytest
 
-from dcasgd_jax.experiments import command_line, settings, tuning
+from dcasgd_jax.experiments import command_line, kept, settings, tuning
 from dcasgd_jax.experiments.strengths import candidates, report, study
 
 
@@ -31,6 +32,20 @@ def test_a_setting_that_diverged_anywhere_is_not_recommended():
     assert "the b, is at 1.20" in report.verdict(cells)
     assert math.isnan(report.relative(cells, "a")[1])
     assert report.verdict([cell(4, a=None)]) == "Every setting diverged in some cell."
+
+
+def test_a_control_is_never_recommended():
+    assert {"asgd", "uniform25", "uniform50"} == candidates.CONTROLS
+    cells = [cell(4, asgd=1.02, ratio1=1.04, uniform50=0.9), cell(8, ratio1=1.0, uniform50=0.8)]
+    cells[1]["rows"].append({"name": "asgd", "title": "the asgd", "relative": 1.0})
+    sentence = report.verdict(cells)
+    assert sentence.startswith("the ratio1 meets the goal of 1.05 times")
+    assert sentence.endswith(
+        "at worst 1.04. The control the uniform50 does no worse, 0.90: there is no proof that the "
+        "curvature helps."
+    )
+    assert report.verdict([cell(4, asgd=2.0, ratio1=1.2)]).endswith("is at 1.20 in its worst cell.")
+    assert report.verdict([cell(4, asgd=1.0, uniform25=1.0)]) == "Only controls were tried."
 
 
 def test_only_rows_of_all_cells_are_compared():
@@ -82,8 +97,43 @@ def test_end_to_end_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "ratio(1)" in printed
     assert "M=8" in printed
-    assert run(tmp_path, "--workers", "4", "--seeds", "3") == 2
-    assert "other --candidates or --seeds" in capsys.readouterr().err
+    before = (tmp_path / "strengths.json").read_text()
+    for options, message in (
+        (("--seeds", "3"), "have seeds [0, 1], not [0, 1, 2]: choose another --out, or the same"),
+        (("--seeds", "2", "--updates", "240"), "have updates 160, not 240: choose another --out"),
+        (
+            ("--seeds", "2", "--candidates", "ratio1"),
+            'have candidates ["lambda4", "ratio1"], not ["ratio1"]: choose another --out',
+        ),
+    ):
+        assert run(tmp_path, "--workers", "4", *options) == 2
+        assert message in capsys.readouterr().err
+        assert (tmp_path / "strengths.json").read_text() == before
+    with kept.held(tmp_path):
+        assert run(tmp_path, "--workers", "4", "--seeds", "2") == 2
+    assert f"process {os.getpid()} on" in capsys.readouterr().err
+
+
+DAMAGE = {
+    "{": "(line 1: Expecting property name",
+    "[]": "([] is no JSON object)",
+    "{}": "(there is no cells)",
+    '{"cells": [3]}': "(in its cell 1 3 is no JSON object)",
+    '{"cells": [{"setting": {}, "seeds": [0]}]}': "(in its cell 1 there is no rows)",
+    '{"cells": [{"setting": {}, "seeds": [0], "rows": [{}]}]}': "(in its cell 1: row 1 there is no",
+    '{"cells": [{"setting": {"model": "mlp"}, "seeds": [0], "rows": []}]}': "there is no workers)",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_a_damaged_file_is_named_in_one_line(tmp_path, capsys, content):
+    (tmp_path / "strengths.json").write_text(content)
+    assert run(tmp_path, "--workers", "4", "--seeds", "2") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "strengths.json is no result of dcasgd-jax strengths, or damaged" in error
+    assert DAMAGE[content] in error
+    assert (tmp_path / "strengths.json").read_text() == content
 
 
 @pytest.mark.parametrize(

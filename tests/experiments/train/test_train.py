@@ -114,7 +114,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_processes(tmp_path, no_other_ray):
     # And nothing but the number of updates may be another one.
     result = cli.call("train", "--updates", updates, *arguments, "--seed", 1)
     assert result.code == 2
-    assert "holds another run, whose seed was 0 and is 1 now" in result.err
+    assert "has seed 0, not 1: choose another --out" in result.err
 
 
 def test_cifar10_on_generated_images(tmp_path, no_other_ray):
