@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from dcasgd_jax.runtime.bookkeeping import Counts
+from dcasgd_jax.runtime.lives import Life
 from dcasgd_jax.runtime.server import ParameterServer
 from dcasgd_jax.sim import leaves
 from dcasgd_jax.sim.checkpoints import store as stores
@@ -34,6 +35,7 @@ def pack(server: ParameterServer) -> stores.Saved:
             "version": server.version,
             "seconds": server.seconds,
             "counts": dataclasses.asdict(server.counts),
+            "lives": [list(life) for life in server.lives],
         },
     )
 
@@ -51,7 +53,7 @@ def restore(server: ParameterServer, saved: stores.Saved) -> None:
     columns = {k.removeprefix("event "): v for k, v in arrays.items() if k.startswith("event ")}
     server.go_on(
         structure.unflatten(state), facts["version"], facts["seconds"], columns,
-        Counts(**facts["counts"]),
+        Counts(**facts["counts"]), [Life(*life) for life in facts["lives"]],
     )  # fmt: skip
 
 

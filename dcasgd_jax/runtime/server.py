@@ -3,14 +3,13 @@
 One call at a time: whoever puts it on a network must hold a lock.
 """
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from dcasgd_jax.runtime import admission, history, step
+from dcasgd_jax.runtime import admission, history, lives, step
 from dcasgd_jax.runtime.bookkeeping import Counts, Incident, KnownWorker, Settings
 from dcasgd_jax.runtime.layout import Layout, Message, make_layout
 from dcasgd_jax.runtime.messages import Outcome, Push, Reply, unpack_push
@@ -51,8 +50,7 @@ class ParameterServer:
         self.counts = Counts()
         self.incidents: list[Incident] = []
         self.history = history.History(settings.metrics)
-        self.life = int.from_bytes(os.urandom(8), "little")
-        self.first_version = 0  # of this life
+        self.lives = lives.begin()
         self.workers = [KnownWorker() for _ in range(settings.num_workers)]
         self._protocol = admission.make_server(settings.protocol, settings.num_workers)
         self.model = Model(params, settings, self.layout, publish)
@@ -64,6 +62,11 @@ class ParameterServer:
     def version(self) -> int:
         """Updates so far."""
         return self._protocol.version
+
+    @property
+    def life(self) -> int:
+        """The name of this one."""
+        return self.lives[-1].name
 
     @property
     def done(self) -> bool:
@@ -139,12 +142,14 @@ class ParameterServer:
             self._admit({}, self.version)
 
     def go_on(
-        self, state: programs.SimState, version: int, seconds: float, columns: dict, counts: Counts
-    ) -> None:
+        self, state: programs.SimState, version: int, seconds: float, columns: dict,
+        counts: Counts, before: Iterable[lives.Life],
+    ) -> None:  # fmt: skip
         """Takes up a run from a checkpoint: what came after it has never been."""
         self.model.replace_state(state)
         self.counts = counts
-        self._protocol.version = self.first_version = version
+        self.lives = lives.begin(before, version)
+        self._protocol.version = version
         self._started = self._clock() - seconds
         self.history.restore(columns)
         self.counts.server_restarts += 1
@@ -163,8 +168,8 @@ class ParameterServer:
 
     def _knows(self, push: Push) -> bool:
         """Whether the gradient was taken at what this worker's backup holds."""
-        same_weights = push.life == self.life or push.read_version <= self.first_version
-        return same_weights and push.read_version == self.workers[push.worker].pulled_version
+        pulled = self.workers[push.worker].pulled_version
+        return push.read_version == pulled and lives.contain(self.lives, push.life, pulled)
 
     def _note_duplicate(self, push: Push) -> None:
         """A push that is there already changes nothing, not even what its worker has pulled."""

@@ -428,3 +428,57 @@ def _push_raw(part, worker, numbers):
     push = messages.Push(worker, part.layout.digest(), part.life, known.pulled_version,
                          known.next_number, 0.0, True)  # fmt: skip
     part.push(messages.pack_push(push), part.layout.pack([numbers]))
+
+
+def pushes_of(run, worker, life, version):
+    """A gradient taken at a version of a life, as its worker would send it now."""
+    header, payload = run.gradient(worker)
+    push = messages.unpack_push(header)._replace(life=life, read_version=version)
+    return messages.pack_push(push), payload
+
+
+@pytest.mark.parametrize(
+    ("life", "version", "outcome"),
+    [
+        (1, 3, Outcome.APPLIED),
+        (1, 4, Outcome.APPLIED),  # the version at which it was cut belongs to both
+        (1, 5, Outcome.UNKNOWN_VERSION),  # rolled back, though life 2 has a version 5
+        (1, 6, Outcome.UNKNOWN_VERSION),
+        (2, 3, Outcome.UNKNOWN_VERSION),  # before its time
+        (2, 4, Outcome.APPLIED),
+        (2, 5, Outcome.APPLIED),
+        (2, 6, Outcome.APPLIED),
+        (2, 7, Outcome.UNKNOWN_VERSION),
+        (3, 5, Outcome.UNKNOWN_VERSION),
+        (3, 6, Outcome.APPLIED),
+        (0, 4, Outcome.UNKNOWN_VERSION),  # of a server that never was
+    ],
+)
+def test_versions_of_former_lives(life, version, outcome):
+    run = Clients(optax.sgd(0.3)).run(until=4)
+    names = [0, run.server.life]
+    at_four = saving.pack(run.server)
+    run.run(until=10)
+    run.server = restored(run, at_four)
+    names.append(run.server.life)
+    while run.server.version < 6:
+        run.join(0)
+        run.push(0)
+    at_six = saving.pack(run.server)
+    run.push(0)
+    run.server = restored(run, at_six)
+    names.append(run.server.life)
+    run.join(1)
+    # What the worker's record says decides as before; here it always fits.
+    run.server.workers[1].pulled_version = version
+    assert run.push(1, pushes_of(run, 1, names[life], version)) == outcome
+    assert run.server.counts.unknown_version == (outcome == Outcome.UNKNOWN_VERSION)
+
+
+def test_another_version_than_the_worker_has_pulled_is_unknown_in_every_life():
+    run = Clients(optax.sgd(0.3)).run(until=4)
+    life, saved = run.server.life, saving.pack(run.server)
+    run.server = restored(run, saved)
+    pulled = run.server.workers[1].pulled_version
+    message = pushes_of(run, 1, life, pulled - 1)
+    assert run.push(1, message) == Outcome.UNKNOWN_VERSION
