@@ -42,10 +42,11 @@ class Model:
         self._backups = backups if step.keeps_backups(getattr(self.state, backups)) else None
         self._on_wire = None  # the params in the dtypes of the wire, where those are others
         self._published = None  # of this version, once somebody has pulled it
+        self._finite: bool | None = None  # whether the params of this version are, once asked
 
     def replace_state(self, state: programs.SimState) -> None:
         """Takes another state, of a checkpoint."""
-        self.state, self._on_wire, self._published = state, None, None
+        self.state, self._on_wire, self._published, self._finite = state, None, None, None
 
     def receive(
         self, gradient: Sequence[np.ndarray], worker: int, staleness: int, num_pushes: int,
@@ -74,6 +75,12 @@ class Model:
             recorded = step.record_pull(state, np.int32(worker), self.state.params)
             self.state = self.state._replace(**{self._backups: recorded})
 
+    def params_are_finite(self) -> bool:
+        """Whether all of them are; looked at once per version, if somebody asks."""
+        if self._finite is None:
+            self._finite = bool(step.params_are_finite(self.state.params))
+        return self._finite
+
     def params_to_send(self) -> Any:
         """What workers are sent of this version; published once, if somebody pulls it."""
         if self._published is None:
@@ -90,7 +97,7 @@ class Model:
             program, self._layout, self.state, event, step.on_device(gradient)
         )
         if updates:
-            self._published = None
+            self._published = self._finite = None
         return {name: float(getattr(metrics, name)) for name in self._metrics}
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from dcasgd_jax.runtime import admission, history, lives, step
-from dcasgd_jax.runtime.bookkeeping import Counts, Incident, KnownWorker, Settings
+from dcasgd_jax.runtime.bookkeeping import Counts, Incident, Incidents, KnownWorker, Settings
 from dcasgd_jax.runtime.layout import Layout, Message, make_layout
 from dcasgd_jax.runtime.messages import Outcome, Push, Reply, unpack_push
 from dcasgd_jax.runtime.model import Model
+from dcasgd_jax.runtime.refusals import MOST_REFUSALS, NOTED_REFUSALS, GivenUp
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
 
@@ -48,7 +49,8 @@ class ParameterServer:
         self._digest = self.layout.digest()
         self.outbox: dict[int, Reply] = {}
         self.counts = Counts()
-        self.incidents: list[Incident] = []
+        self.incidents = Incidents()
+        self.given_up: GivenUp | None = None
         self.history = history.History(settings.metrics)
         self.lives = lives.begin()
         self.workers = [KnownWorker() for _ in range(settings.num_workers)]
@@ -70,8 +72,10 @@ class ParameterServer:
 
     @property
     def done(self) -> bool:
-        """Whether all updates have been made, or no more are wanted."""
-        return self._stopped or self.version >= self.settings.num_updates
+        """Whether all updates have been made, or no more are wanted or possible."""
+        return (
+            self._stopped or self.given_up is not None or self.version >= self.settings.num_updates
+        )
 
     @property
     def between_updates(self) -> bool:
@@ -126,9 +130,7 @@ class ParameterServer:
             self._tell("push at an unknown version refused", push.worker)
             self._pull_afresh(push.worker, Outcome.UNKNOWN_VERSION)
         elif not (push.finite and step.all_finite(self.layout, message)):
-            self.counts.non_finite += 1
-            self._tell("push that is not finite refused", push.worker)
-            self._take(push, None, Outcome.NON_FINITE)
+            self._refuse(push)
         else:
             self._take(push, gradient, Outcome.APPLIED)
 
@@ -183,15 +185,43 @@ class ParameterServer:
             )
         self._reply(push.worker, Outcome.DUPLICATE)
 
-    def _take(self, push: Push, gradient: list[np.ndarray] | None, outcome: Outcome) -> None:
-        """A push that is new, or None for one that is refused: applied, or dropped, and noted."""
+    def _refuse(self, push: Push) -> None:
+        """A push that is not finite changes nothing, but may show that the run cannot go on."""
+        worker = self.workers[push.worker]
+        if not worker.refused:
+            worker.first_refused = len(self.history), push.number
+        worker.refused += 1
+        self.counts.non_finite += 1
+        self._tell("push that is not finite refused", push.worker)
+        params_finite = self.model.params_are_finite()
+        gives_up = not params_finite or worker.refused >= MOST_REFUSALS
+        shows = worker.first_refused if params_finite else (len(self.history), push.number)
+        noted = gives_up or worker.refused <= NOTED_REFUSALS
+        self._take(push, None, Outcome.NON_FINITE, noted=noted)
+        if gives_up:
+            self.given_up = GivenUp(params_finite, push.worker, *shows, self.version)
+            self._tell("run given up", push.worker)
+            self._send_home()
+
+    def _take(
+        self,
+        push: Push,
+        gradient: list[np.ndarray] | None,
+        outcome: Outcome,
+        *,
+        noted: bool = True,
+    ) -> None:
+        """A push that is new: applied, or dropped, or None for one that is refused; and noted."""
         version, worker = self.version, self.workers[push.worker]
         applied = gradient is not None and self._protocol.push(push.worker, push.read_version)
         if gradient is not None and not applied:
             self.counts.dropped += 1
             outcome = Outcome.DROPPED
+        if gradient is not None:
+            worker.refused = 0
         self._protocol.finish(push.worker, applied)
-        worker.next_number, worker.last_event = push.number + 1, len(self.history)
+        worker.next_number = push.number + 1
+        worker.last_event = len(self.history) if noted else -1
         event = history.Event(
             worker=push.worker,
             read_version=push.read_version,
@@ -209,7 +239,8 @@ class ParameterServer:
         if applied and gradient is not None:
             self._num_pushes += 1
             metrics = self._receive(gradient, push, version)
-        self.history.add(event, metrics)
+        if noted:
+            self.history.add(event, metrics)
         self._let_pull(admitted, {push.worker: outcome}, applied=applied)
 
     def _receive(self, gradient: list[np.ndarray], push: Push, version: int) -> dict[str, float]:
@@ -266,4 +297,4 @@ class ParameterServer:
         self.outbox[worker] = Reply(outcome, self.life, self.version, number, payload)
 
     def _tell(self, kind: str, worker: int | None) -> None:
-        self.incidents.append(Incident(self.seconds, kind, worker, self.version))
+        self.incidents.add(Incident(self.seconds, kind, worker, self.version))

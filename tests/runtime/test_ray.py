@@ -6,7 +6,9 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import problems
 import pytest
 
@@ -285,3 +287,47 @@ def test_a_push_delivered_twice_and_foreign_workers(server_actor):
     with pytest.raises(ValueError, match=r"\(136,\) bytes was expected"):
         call("push", (message[0], [message[1][0][:-4]]))
     assert call("news", 0, 0, 0)["version"] == 1
+
+
+def overflows(count):
+    """A learning rate that makes the params infinite at the sixth update."""
+    return jnp.where(count < 5, 0.3, jnp.inf)
+
+
+def test_a_run_whose_params_overflow_is_given_up(two_nodes, tmp_path):
+    params, tx, statuses = problems.softmax_params(), optax.sgd(overflows), []
+    with pytest.warns(RuntimeWarning, match="the params are not finite any more"):
+        run = ray.train(
+            problems.softmax_loss, params, tx, batches_fn, num_workers=2, num_updates=10**6,
+            address=two_nodes, worker_options=SPREAD, log=tmp_path / "log.jsonl",
+            progress=statuses.append,
+        )  # fmt: skip
+    given_up = run.given_up
+    assert 6 <= run.schedule.num_updates == given_up.version <= 7
+    assert run.counts.non_finite == 1
+    assert run.result.non_finite[:2] == (given_up.event, given_up.worker)
+    assert given_up.event == len(run.schedule) - 1
+    assert statuses[-1].given_up == given_up
+    assert lines(tmp_path / "log.jsonl")[-1]["given_up"] == str(given_up)
+    again = ray.replay(run, problems.softmax_loss, params, tx, batches_fn)
+    assert again.non_finite == run.result.non_finite
+
+
+def nan_of_worker_one(worker, number):
+    images, labels = batches_fn(worker, number)
+    return (images * np.nan if worker == 1 and number >= 4 else images), labels
+
+
+def test_a_worker_with_nothing_but_nan_ends_a_run_behind_a_barrier(two_nodes, tmp_path):
+    checkpoint = sim.Checkpoint(tmp_path, every=2)
+    with pytest.warns(RuntimeWarning, match="worker 1 pushed 100 gradients in a row"):
+        run = ray.train(
+            problems.softmax_loss, problems.softmax_params(), optax.sgd(0.3), nan_of_worker_one,
+            num_workers=2, num_updates=10**6, num_shards=2, address=two_nodes,
+            protocol=sim.Synchronous(), worker_options=SPREAD, checkpoint=checkpoint,
+        )  # fmt: skip
+    assert run.given_up.params_finite
+    assert run.given_up.number == 4
+    assert run.result.non_finite[:2] == (run.given_up.event, 1)
+    assert run.schedule.num_updates == run.given_up.version == 4
+    assert np.isfinite(run.result.params["w"]).all()

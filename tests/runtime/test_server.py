@@ -1,6 +1,7 @@
 """The server without a network: every protocol, every fault, against the simulator."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import problems
@@ -8,8 +9,9 @@ import pytest
 
 import dcasgd_jax as dc
 from dcasgd_jax import sim
-from dcasgd_jax.runtime import messages, saving
+from dcasgd_jax.runtime import bookkeeping, history, messages, saving
 from dcasgd_jax.runtime.messages import Outcome
+from dcasgd_jax.runtime.refusals import MOST_REFUSALS, NOTED_REFUSALS
 from runtime import clients
 from runtime.clients import NUM_WORKERS, PROTOCOLS, Clients
 
@@ -84,7 +86,7 @@ def test_the_others_go_on_without_a_worker_that_is_gone(protocol):
     run.run(seed=5)
     recorded = run.recorded()
     assert not np.any(recorded.schedule.worker[-10:] == 2)
-    assert run.server.incidents[-1].kind == "worker lost for good"
+    assert run.server.incidents.since(0)[-1].kind == "worker lost for good"
     same(run.replay().params, run.server.model.state.params)
 
 
@@ -482,3 +484,96 @@ def test_another_version_than_the_worker_has_pulled_is_unknown_in_every_life():
     pulled = run.server.workers[1].pulled_version
     message = pushes_of(run, 1, life, pulled - 1)
     assert run.push(1, message) == Outcome.UNKNOWN_VERSION
+
+
+def nan_from(run, worker):
+    """A gradient of this worker that says that it is not finite."""
+    header, payload = run.gradient(worker)
+    return messages.pack_push(messages.unpack_push(header)._replace(finite=False)), payload
+
+
+def replayed(run):
+    """A run that was given up, in the simulator: the whole record, as `ray.train` returns it."""
+    recorded = history.recorded(run.server.history.arrays(), NUM_WORKERS, whole=True)
+    numbers = zip(recorded.schedule.worker.tolist(), recorded.number.tolist(), strict=True)
+    batches = iter([clients.batches_fn(m, n) for m, n in numbers])
+    tx, engine = run.settings.tx, sim.HostEngine()
+    return sim.simulate(
+        problems.softmax_loss, run.params, tx, recorded.schedule, batches, engine=engine
+    )
+
+
+def test_a_run_whose_params_overflow_ends_as_in_the_simulator():
+    rate = lambda count: jnp.where(count < 5, 0.3, jnp.inf)
+    run = Clients(optax.sgd(rate), num_updates=100)
+    for k in range(100):
+        if run.server.done:
+            break
+        run.push(k % NUM_WORKERS)
+    # Version 6 is the first that is lost; two workers had pulled before, and then one pulls it.
+    assert run.server.version == 8
+    given_up = run.server.given_up
+    assert not given_up.params_finite
+    assert run.server.counts.non_finite == 1
+    assert run.server.version == given_up.version
+    assert (given_up.worker, given_up.number) == (2, 2)
+    columns = run.server.history.arrays()
+    assert given_up.event == len(run.server.history) - 1
+    assert columns["worker"][given_up.event] == given_up.worker
+    assert columns["number"][given_up.event] == given_up.number
+    assert [reply.outcome for reply in run.replies.values()] == [Outcome.DONE] * NUM_WORKERS
+    result = replayed(run)
+    assert not np.isfinite(result.params["w"]).all()
+    assert result.non_finite[:2] == (given_up.event, given_up.worker)
+    assert f"version {run.server.version}: the params are not finite" in str(given_up)
+    assert f"event {given_up.event}, gradient {given_up.number} of worker" in str(given_up)
+
+
+@each_protocol
+def test_a_worker_that_only_sends_nan_ends_the_run(protocol):
+    tx = clients.options_for(protocol) | {"num_updates": 10**6, "protocol": protocol}
+    run, rng = Clients(**tx), np.random.default_rng(0)
+    run.run(until=2)
+    for _ in range(100 * MOST_REFUSALS):
+        if run.server.done:
+            break
+        worker = int(rng.choice(sorted(run.replies)))
+        run.push(worker, nan_from(run, worker) if worker == 1 else None)
+    given_up = run.server.given_up
+    assert given_up.params_finite
+    assert given_up.worker == 1
+    assert run.server.counts.non_finite == MOST_REFUSALS
+    columns = run.server.history.arrays()
+    refused = np.flatnonzero(columns["corrupt"])
+    # The first of the row and the one that ended it are kept, the others between are counted.
+    assert len(refused) == NOTED_REFUSALS + 1
+    assert given_up.event == refused[0]
+    assert given_up.number == columns["number"][refused[0]]
+    assert columns["number"][refused[-1]] == given_up.number + MOST_REFUSALS - 1
+    assert f"worker 1 pushed {MOST_REFUSALS} gradients in a row" in str(given_up)
+    assert run.server.incidents.since(0)[-1].kind == "run given up"
+    assert set(run.replies) == set(range(NUM_WORKERS))  # nobody is left waiting
+    for reply in run.replies.values():
+        assert reply.outcome == Outcome.DONE
+
+
+def test_a_finite_push_begins_a_new_row_of_refusals():
+    run = Clients(optax.sgd(0.1), num_updates=10**6)
+    for _ in range(3):
+        for _ in range(MOST_REFUSALS - 1):
+            assert run.push(1, nan_from(run, 1)) == Outcome.NON_FINITE
+        assert run.push(1) == Outcome.APPLIED
+    assert run.server.given_up is None
+    assert run.server.counts.non_finite == 3 * (MOST_REFUSALS - 1)
+    assert len(run.server.history) == 3 * (NOTED_REFUSALS + 1)
+    same(run.replay().params, run.server.model.state.params)
+
+
+def test_memory_for_incidents_is_bounded():
+    incidents = bookkeeping.Incidents()
+    for number in range(5000):
+        incidents.add(bookkeeping.Incident(float(number), "kind", 0, 0))
+    assert incidents.total == 5000
+    assert [i.time for i in incidents.since(4998)] == [4998.0, 4999.0]
+    assert len(incidents.since(0)) == 1000
+    assert incidents.since(5000) == incidents.since(6000) == []

@@ -109,7 +109,9 @@ class Server:
                 "counts": server.counts,
                 "first_event": num_events,
                 "events": server.history.arrays(num_events),
-                "incidents": server.incidents[num_incidents:],
+                "incidents": server.incidents.since(num_incidents),
+                "num_incidents": server.incidents.total,
+                "given_up": server.given_up,
             }
 
     def stop(self) -> None:
@@ -121,7 +123,9 @@ class Server:
     def close(self, seconds: float) -> int:
         """Saves at the next version that is complete, or not if none is in time; returns it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._server.between_updates, seconds)
+            # A run that is over does not complete the version that it is at any more.
+            until = lambda: self._server.between_updates or self._server.done
+            self._changed.wait_for(until, seconds)
             if self._store is not None and self._server.between_updates:
                 self._save()
             store, self._store = self._store, None
@@ -138,6 +142,7 @@ class Server:
                 "events": server.history.arrays(),
                 "counts": server.counts,
                 "seconds": server.seconds,
+                "given_up": server.given_up,
             }
 
     def _answer(self, worker: int) -> Answer | None:

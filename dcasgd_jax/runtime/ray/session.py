@@ -13,6 +13,7 @@ import ray.exceptions
 from dcasgd_jax.runtime import history
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.ray import actors, results, watching
+from dcasgd_jax.runtime.refusals import GivenUp
 from dcasgd_jax.runtime.shards import Split
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.schedules.cluster import Durations
@@ -122,6 +123,9 @@ class Session:
             except ray.exceptions.ActorDiedError as error:
                 raise self._server_lost(error) from error
             watcher.add(shard, news)
+        if watcher.given_up is not None:  # then the other shards need not go on either
+            for server in self.servers:
+                server.stop.remote()
         watcher.tell()
 
     def _finish(self, watcher: watching.Watcher) -> list[dict[str, Any]]:
@@ -131,7 +135,12 @@ class Session:
             finished = ray.get([server.finish.remote() for server in self.servers])
         except ray.exceptions.RayActorError as error:
             raise self._server_lost(error) from error
-        watcher.log.write("end", seconds=max(shard["seconds"] for shard in finished))
+        given_up = _why_given_up(finished)
+        watcher.log.write(
+            "end",
+            seconds=max(shard["seconds"] for shard in finished),
+            **({} if given_up is None else {"given_up": str(given_up)}),
+        )
         return finished
 
     def _save(self, watcher: watching.Watcher) -> None:
@@ -157,8 +166,12 @@ class Session:
         )
 
     def _make_run(self, finished: list[dict[str, Any]], batch_size: int) -> results.Run:
+        given_up = _why_given_up(finished)
+        if given_up is not None and not all(shard["events"]["applied"].any() for shard in finished):
+            raise RuntimeError(str(given_up))
         recorded = [
-            history.recorded(shard["events"], self.settings.num_workers) for shard in finished
+            history.recorded(shard["events"], self.settings.num_workers, whole=given_up is not None)
+            for shard in finished
         ]
         num_events = len(recorded[0].schedule)
         columns = finished[0]["events"]
@@ -166,14 +179,27 @@ class Session:
         states = [shard["state"] for shard in finished]
         params = self.split.merge([state.params for state in states])
         return results.Run(
-            result=results.make_result(params, states, recorded[0], metrics, batch_size),
+            result=results.make_result(
+                params, states, recorded[0], metrics, batch_size, finished[0]["given_up"]
+            ),
             schedule=recorded[0].schedule,
             number=recorded[0].number,
             shards=tuple(recorded),
             counts=watching.add_counts([shard["counts"] for shard in finished]),
             seconds=max(shard["seconds"] for shard in finished),
             wire_dtype=self.wire_dtype,
+            given_up=given_up,
         )
+
+
+def _why_given_up(finished: list[dict[str, Any]]) -> GivenUp | None:
+    """What the servers say, first one whose params are lost: the others only follow from it."""
+    said = [
+        shard["given_up"]._replace(shard=index)
+        for index, shard in enumerate(finished)
+        if shard["given_up"] is not None
+    ]
+    return min(said, key=lambda given_up: given_up.params_finite, default=None)
 
 
 def start(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -137,7 +138,10 @@ def train(
             settings, parts, split, wire_dtype, loss_fn, batches_fn, durations,
             [_of_shard(checkpoint, shard, num_shards) for shard in range(num_shards)], options,
         )  # fmt: skip
-        return running.run(watcher, batch_size)
+        run = running.run(watcher, batch_size)
+    if run.given_up is not None:
+        warnings.warn(str(run.given_up), RuntimeWarning, stacklevel=2)
+    return run
 
 
 def _check_sizes(**sizes: int) -> None:
