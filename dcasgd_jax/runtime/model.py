@@ -35,7 +35,7 @@ class Model:
         publish: Callable[[Message], Any],
     ):
         self._layout, self._publish, self._metrics = layout, publish, settings.metrics
-        self._program = _make_program(settings)
+        self._program = make_program(settings)
         self.state = step.initial_state(self._program, params, settings.num_workers)
         step.check_program(self._program, layout, self.state)
         backups = "push_state" if self._program.flow == "mean" else "opt_state"
@@ -104,12 +104,13 @@ class Model:
 def check(params: PyTree, settings: Settings, layout: Layout) -> None:
     """Raises what a server with these would raise, without making one."""
     admission.make_server(settings.protocol, settings.num_workers)
-    program = _make_program(settings)
+    program = make_program(settings)
     make = lambda params: step.initial_state(program, params, settings.num_workers)
     step.check_program(program, layout, jax.eval_shape(make, params))
 
 
-def _make_program(settings: Settings) -> programs.Program:
+def make_program(settings: Settings) -> programs.Program:
+    """What the compiled step of a server does."""
     return programs.Program(
         loss_fn=_no_loss,
         tx=settings.tx,

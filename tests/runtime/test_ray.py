@@ -38,10 +38,12 @@ def once(path):
     return True
 
 
-def train(address, *, batches=batches_fn, num_workers=2, num_updates=40, **options):
+def train(
+    address, *, batches=batches_fn, num_workers=2, num_updates=40, learning_rate=0.3, **options
+):
     """A run, and what the simulator makes of its record."""
     params = problems.softmax_params()
-    tx = dc.dcasgd(0.3, num_workers=num_workers, momentum=0.5)
+    tx = dc.dcasgd(learning_rate, num_workers=num_workers, momentum=0.5)
     run = ray.train(
         problems.softmax_loss,
         params,
@@ -198,6 +200,10 @@ def test_a_killed_server_goes_on_from_its_checkpoint(two_nodes, tmp_path, monkey
     same(replay_more().params, more.result.params)
     with pytest.raises(ValueError, match="checkpoint of another run: num_workers was 3"):
         train(two_nodes, num_workers=2, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="checkpoint of another run: tx is another one now"):
+        train(two_nodes, num_workers=3, learning_rate=0.31, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="at version 70 already, past num_updates=60"):
+        train(two_nodes, num_workers=3, num_updates=60, checkpoint=checkpoint)
 
 
 def test_two_shards_behind_a_barrier_are_one_model(two_nodes):

@@ -10,12 +10,11 @@ import numpy as np
 import ray
 import ray.exceptions
 
-from dcasgd_jax.runtime import history
+from dcasgd_jax.runtime import history, saving
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.ray import actors, results, watching
 from dcasgd_jax.runtime.refusals import GivenUp
 from dcasgd_jax.runtime.shards import Split
-from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.schedules.cluster import Durations
 from dcasgd_jax.typing import PyTree
 
@@ -210,7 +209,7 @@ def start(
     loss_fn: Callable[..., Any],
     batches_fn: Callable[[int, int], PyTree],
     delays: Durations | None,
-    checkpoints: list[Checkpoint | None],
+    places: list[saving.Place | None],
     options: Options,
 ) -> Session:
     """Starts a server for each part of the params, and the workers."""
@@ -220,10 +219,10 @@ def start(
         server_class.options(
             **options.server,
             max_concurrency=settings.num_workers + 4,  # workers that wait, news, saving
-            max_restarts=0 if checkpoint is None else options.max_restarts,
+            max_restarts=0 if place is None else options.max_restarts,
             max_task_retries=0,  # a push that may have arrived is for the protocol to judge
-        ).remote(shape, settings, wire_dtype, checkpoint)
-        for shape, checkpoint in zip(shapes, checkpoints, strict=True)
+        ).remote(shape, settings, wire_dtype, place)
+        for shape, place in zip(shapes, places, strict=True)
     ]
     common = ray.put(
         actors.Common(servers, split.merge(shapes), wire_dtype, loss_fn, batches_fn, delays)

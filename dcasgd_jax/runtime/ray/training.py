@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from dcasgd_jax.runtime import model, shards
+from dcasgd_jax.runtime import identity, model, saving, shards
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.ray import cluster, session, watching
 from dcasgd_jax.runtime.ray.results import Run
@@ -56,7 +56,14 @@ def train(
     A worker that dies is restarted, pulls afresh and has its backup renewed; the gradient that it
     was computing is lost. A server that dies goes on from its last checkpoint: lost are the updates
     since that one, no more, and gradients taken at weights that it no longer has are refused and
-    computed again. What Ray itself trusts, this trusts: use it on a trusted network only.
+    computed again.
+
+    Gradients that are not finite are refused. The run is given up, with a `RuntimeWarning` that
+    names the push, once the params are not finite themselves, and once 100 gradients in a row of
+    one worker are refused: what there is until then is returned, and saved if its version is
+    complete. Of such a row the record has the first three and the last one; all are counted.
+
+    What Ray itself trusts, this trusts: use it on a trusted network only.
 
     Args:
       loss_fn: `loss_fn(params, batch)`; returns a scalar. Runs compiled on the workers.
@@ -80,7 +87,8 @@ def train(
       delays: Law of seconds that each gradient takes at least, drawn as in the simulator.
       seed: Of the delays, ≥ 0.
       checkpoint: `sim.Checkpoint(directory, every=)`, counted in updates. The run goes on from what
-        is there. The servers write it: with nodes of several machines, on a shared disk.
+        is there, unless that is of another loss, optimizer, protocol or beginning; of batches,
+        only the shapes are compared. The servers write it: with several machines, on a shared disk.
       log: File to append a JSON line to for every push and incident.
       progress: Called a few times a second with a `Status`.
       metrics: What else to trace, of "compensation_ratio", "cosine", "below_eps".
@@ -91,12 +99,15 @@ def train(
 
     Returns:
       A `Run`: the `SimResult`, the `Schedule` that happened, and the number of each push's batch.
+      `given_up` says why there are fewer updates than asked for, if there are;
+      `result.non_finite` names the first push whose loss was not finite.
 
     Raises:
       ValueError: For arguments out of range, a cluster too small, another worker's model, or a
         checkpoint of another run.
       TypeError: If `tx` wants the stale parameters from outside, or a parameter is no real float.
-      RuntimeError: If all workers, or a server, have died for good.
+      RuntimeError: If all workers, or a server, have died for good, or the run was given up before
+        the first update.
 
     Example:
       >>> import dcasgd_jax as dc
@@ -133,10 +144,21 @@ def train(
     )
     watcher = watching.Watcher(num_updates, num_shards, log, progress)
     with cluster.connected(address, options.num_cpus(num_workers, num_shards)):
-        batch_size = _check_loss(loss_fn, params, batches_fn(0, 0))
+        batch = batches_fn(0, 0)
+        batch_size = _check_loss(loss_fn, params, batch)
+        places: list[saving.Place | None] = [None] * num_shards
+        if checkpoint is not None:
+            of_loss = identity.of_loss(loss_fn, params, batch)
+            of_servers = [
+                identity.of_server(part, settings, layout)
+                for part, layout in zip(parts, split.layouts, strict=True)
+            ]
+            places = [
+                saving.Place(_of_shard(checkpoint, shard, num_shards), {**of_server, **of_loss})
+                for shard, of_server in enumerate(of_servers)
+            ]
         running = session.start(
-            settings, parts, split, wire_dtype, loss_fn, batches_fn, durations,
-            [_of_shard(checkpoint, shard, num_shards) for shard in range(num_shards)], options,
+            settings, parts, split, wire_dtype, loss_fn, batches_fn, durations, places, options
         )  # fmt: skip
         run = running.run(watcher, batch_size)
     if run.given_up is not None:
@@ -158,9 +180,9 @@ def _check_loss(loss_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> i
     return preparation.batch_size(batch)
 
 
-def _of_shard(checkpoint: Checkpoint | None, shard: int, num_shards: int) -> Checkpoint | None:
+def _of_shard(checkpoint: Checkpoint, shard: int, num_shards: int) -> Checkpoint:
     """Each server's own directory."""
-    if checkpoint is None or num_shards == 1:
+    if num_shards == 1:
         return checkpoint
     directory = checkpoint.path / f"shard-{shard}-of-{num_shards}"
     return dataclasses.replace(checkpoint, directory=directory)
