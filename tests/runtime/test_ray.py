@@ -4,6 +4,8 @@ import functools
 import json
 import os
 import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -337,3 +339,19 @@ def test_a_worker_with_nothing_but_nan_ends_a_run_behind_a_barrier(two_nodes, tm
     assert run.result.non_finite[:2] == (run.given_up.event, 1)
     assert run.schedule.num_updates == run.given_up.version == 4
     assert np.isfinite(run.result.params["w"]).all()
+
+
+def test_what_cannot_be_sent_is_named_and_no_process_is_left(two_nodes):
+    lock = threading.Lock()
+
+    def locked(worker, number):
+        with lock:
+            return batches_fn(worker, number)
+
+    with pytest.raises(TypeError, match=r"^batches_fn cannot be sent to other processes .*lock"):
+        train(two_nodes, batches=locked)
+    with cluster.connected(two_nodes, 1):
+        deadline = time.monotonic() + 20
+        while ray_itself.available_resources()["CPU"] < 12:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import ray
+import ray.cloudpickle
 import ray.exceptions
 
 from dcasgd_jax.runtime import history, saving
@@ -212,34 +213,53 @@ def start(
     places: list[saving.Place | None],
     options: Options,
 ) -> Session:
-    """Starts a server for each part of the params, and the workers."""
-    server_class, worker_class = ray.remote(actors.Server), ray.remote(actors.Worker)
-    shapes = [_shapes(part) for part in parts]
-    servers = [
-        server_class.options(
-            **options.server,
-            max_concurrency=settings.num_workers + 4,  # workers that wait, news, saving
-            max_restarts=0 if place is None else options.max_restarts,
-            max_task_retries=0,  # a push that may have arrived is for the protocol to judge
-        ).remote(shape, settings, wire_dtype, place)
-        for shape, place in zip(shapes, places, strict=True)
-    ]
-    common = ray.put(
-        actors.Common(servers, split.merge(shapes), wire_dtype, loss_fn, batches_fn, delays)
+    """Starts a server for each part of the params, and the workers.
+
+    Raises:
+      TypeError: If something cannot be sent to them.
+    """
+    worker_class = ray.remote(actors.Worker).options(
+        **options.worker,
+        max_restarts=options.max_restarts,
+        max_task_retries=options.max_restarts,  # `run` begins again with a pull
     )
-    workers = [
-        worker_class.options(
-            **options.worker,
-            max_restarts=options.max_restarts,
-            max_task_retries=options.max_restarts,  # `run` begins again with a pull
-        ).remote(index)
-        for index in range(settings.num_workers)
-    ]
+    server_class = ray.remote(actors.Server).options(
+        **options.server,
+        max_concurrency=settings.num_workers + 4,  # workers that wait, news, saving
+        max_restarts=0 if places[0] is None else options.max_restarts,
+        max_task_retries=0,  # a push that may have arrived is for the protocol to judge
+    )
+    shapes = [_shapes(part) for part in parts]
+    servers = []
+    try:
+        for shape, place in zip(shapes, places, strict=True):
+            servers.append(server_class.remote(shape, settings, wire_dtype, place))
+        whole = split.merge(shapes)
+        common = ray.put(actors.Common(servers, whole, wire_dtype, loss_fn, batches_fn, delays))
+    except TypeError as error:
+        for server in servers:
+            ray.kill(server)
+        sent = {"loss_fn": loss_fn, "batches_fn": batches_fn, "delays": delays}
+        raise _unsendable({**settings._asdict(), **sent}) or error from None
+    workers = [worker_class.remote(index) for index in range(settings.num_workers)]
     return Session(settings, parts, split, wire_dtype, servers, workers, common)
 
 
 def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), tree)
+
+
+def _unsendable(values: dict[str, Any]) -> TypeError | None:
+    """Which of some values is the one that cannot be sent, and why."""
+    for name, value in values.items():
+        try:
+            ray.cloudpickle.dumps(value)  # type: ignore[reportPrivateImportUsage]
+        except Exception as error:  # whatever an object of the user's raises
+            return TypeError(
+                f"{name} cannot be sent to other processes ({error}): let it capture arrays and "
+                "plain values only, and open files or locks where it is called."
+            )
+    return None
 
 
 def _cause(error: Exception) -> str:

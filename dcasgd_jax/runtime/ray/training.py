@@ -12,15 +12,13 @@ import optax
 
 from dcasgd_jax.runtime import identity, model, saving, shards
 from dcasgd_jax.runtime.bookkeeping import Settings
-from dcasgd_jax.runtime.ray import cluster, session, watching
+from dcasgd_jax.runtime.ray import arguments, cluster, session, watching
 from dcasgd_jax.runtime.ray.results import Run
-from dcasgd_jax.sim import preconditions, preparation
+from dcasgd_jax.sim import preparation
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.schedules import laws, protocols
 from dcasgd_jax.sim.schedules.cluster import Durations
 from dcasgd_jax.typing import PyTree
-
-_METRICS = ("compensation_ratio", "cosine", "below_eps")
 
 
 def train(
@@ -105,7 +103,9 @@ def train(
     Raises:
       ValueError: For arguments out of range, a cluster too small, another worker's model, or a
         checkpoint of another run.
-      TypeError: If `tx` wants the stale parameters from outside, or a parameter is no real float.
+      TypeError: If `tx` wants the stale parameters from outside, a parameter is no real float, or
+        an argument is not of its type or cannot be sent to other processes.
+      ConnectionError: If there is no Ray cluster at the address.
       RuntimeError: If all workers, or a server, have died for good, or the run was given up before
         the first update.
 
@@ -117,10 +117,15 @@ def train(
       ...     num_updates=200)  # doctest: +SKIP
       >>> print(run.schedule)  # doctest: +SKIP
     """
-    _check_sizes(num_workers=num_workers, num_updates=num_updates, num_shards=num_shards)
-    preconditions.check_metrics(metrics)
-    if "gap" in metrics:
-        raise ValueError(f'A live server does not trace "gap"; there are {list(_METRICS)}.')
+    arguments.check_functions(loss_fn=loss_fn, batches_fn=batches_fn)
+    arguments.check_integers(
+        seed, max_restarts, num_workers=num_workers, num_updates=num_updates, num_shards=num_shards
+    )
+    arguments.check_values(tx, per_push, protocol, delays)
+    given = {"worker_options": worker_options, "server_options": server_options}
+    arguments.check_types(checkpoint, log, progress, address, given)
+    arguments.check_metrics(metrics)
+    arguments.check_params(params)
     settings = Settings(
         tx=tx,
         num_workers=num_workers,
@@ -164,11 +169,6 @@ def train(
     if run.given_up is not None:
         warnings.warn(str(run.given_up), RuntimeWarning, stacklevel=2)
     return run
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        protocols.check_integer(name, size, least=1)
 
 
 def _check_loss(loss_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> int:
