@@ -1,5 +1,6 @@
 """`train`: a loss and an optimizer in, parameters trained by real workers and a record out."""
 
+import contextlib
 import dataclasses
 import os
 import warnings
@@ -148,20 +149,14 @@ def train(
         max_restarts=max_restarts,
     )
     watcher = watching.Watcher(num_updates, num_shards, log, progress)
-    with cluster.connected(address, options.num_cpus(num_workers, num_shards)):
+    connected = cluster.connected(address, options.num_cpus(num_workers, num_shards))
+    with contextlib.closing(watcher.log), connected:
         batch = batches_fn(0, 0)
         batch_size = _check_loss(loss_fn, params, batch)
         places: list[saving.Place | None] = [None] * num_shards
         if checkpoint is not None:
             of_loss = identity.of_loss(loss_fn, params, batch)
-            of_servers = [
-                identity.of_server(part, settings, layout)
-                for part, layout in zip(parts, split.layouts, strict=True)
-            ]
-            places = [
-                saving.Place(_of_shard(checkpoint, shard, num_shards), {**of_server, **of_loss})
-                for shard, of_server in enumerate(of_servers)
-            ]
+            places = _places(checkpoint, of_loss, settings, parts, split)
         running = session.start(
             settings, parts, split, wire_dtype, loss_fn, batches_fn, durations, places, options
         )  # fmt: skip
@@ -178,6 +173,23 @@ def _check_loss(loss_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> i
     if shape != ():
         raise ValueError(f"loss_fn must return a scalar, got {loss}.")
     return preparation.batch_size(batch)
+
+
+def _places(
+    checkpoint: Checkpoint,
+    of_loss: identity.Identity,
+    settings: Settings,
+    parts: list[PyTree],
+    split: shards.Split,
+) -> list[saving.Place | None]:
+    """Where each server is saved, and as what."""
+    return [
+        saving.Place(
+            _of_shard(checkpoint, shard, len(parts)),
+            {**identity.of_server(part, settings, split.layouts[shard]), **of_loss},
+        )
+        for shard, part in enumerate(parts)
+    ]
 
 
 def _of_shard(checkpoint: Checkpoint, shard: int, num_shards: int) -> Checkpoint:
