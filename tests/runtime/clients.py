@@ -138,7 +138,9 @@ class Clients:
         return self
 
     def recorded(self):
-        return history.recorded(self.server.history.arrays(), NUM_WORKERS)
+        return history.recorded(
+            self.server.history.arrays(), NUM_WORKERS, whole=self.server.given_up is not None
+        )
 
     def replay(self, **options):
         """The same in the simulator, whose snapshots know nothing of backups."""

@@ -321,6 +321,34 @@ def test_a_run_whose_params_overflow_is_given_up(two_nodes, tmp_path):
     assert again.non_finite == run.result.non_finite
 
 
+def all_nan(worker, number):
+    images, labels = batches_fn(worker, number)
+    return images * np.nan, labels
+
+
+def test_a_run_without_any_finite_gradient_says_so(two_nodes):
+    with pytest.raises(
+        RuntimeError, match=r"given up at version 0: worker 0 .* event 0, gradient 0"
+    ):
+        train(two_nodes, batches=all_nan, num_workers=1)
+
+
+def test_the_other_shards_end_with_the_one_whose_params_overflow(two_nodes):
+    # Each shard has one leaf, and only that of w gets the rate that overflows.
+    tx = optax.chain(
+        optax.sgd(overflows), optax.masked(optax.set_to_zero(), {"w": False, "b": True})
+    )
+    with pytest.warns(RuntimeWarning, match="the params are not finite any more"):
+        run = ray.train(
+            problems.softmax_loss, problems.softmax_params(), tx, batches_fn, num_workers=2,
+            num_updates=10**6, num_shards=2, address=two_nodes, worker_options=SPREAD,
+        )  # fmt: skip
+    assert not run.given_up.params_finite
+    assert np.isfinite(run.result.params["b"]).all()
+    assert not np.isfinite(run.result.params["w"]).all()
+    assert max(shard.schedule.num_updates for shard in run.shards) < 20
+
+
 def nan_of_worker_one(worker, number):
     images, labels = batches_fn(worker, number)
     return (images * np.nan if worker == 1 and number >= 4 else images), labels

@@ -9,7 +9,7 @@ import pytest
 
 import dcasgd_jax as dc
 from dcasgd_jax import sim
-from dcasgd_jax.runtime import bookkeeping, history, identity, messages, saving
+from dcasgd_jax.runtime import bookkeeping, identity, messages, saving
 from dcasgd_jax.runtime.messages import Outcome
 from dcasgd_jax.runtime.refusals import MOST_REFUSALS, NOTED_REFUSALS
 from runtime import clients
@@ -494,17 +494,6 @@ def nan_from(run, worker):
     return messages.pack_push(messages.unpack_push(header)._replace(finite=False)), payload
 
 
-def replayed(run):
-    """A run that was given up, in the simulator: the whole record, as `ray.train` returns it."""
-    recorded = history.recorded(run.server.history.arrays(), NUM_WORKERS, whole=True)
-    numbers = zip(recorded.schedule.worker.tolist(), recorded.number.tolist(), strict=True)
-    batches = iter([clients.batches_fn(m, n) for m, n in numbers])
-    tx, engine = run.settings.tx, sim.HostEngine()
-    return sim.simulate(
-        problems.softmax_loss, run.params, tx, recorded.schedule, batches, engine=engine
-    )
-
-
 def test_a_run_whose_params_overflow_ends_as_in_the_simulator():
     rate = lambda count: jnp.where(count < 5, 0.3, jnp.inf)
     run = Clients(optax.sgd(rate), num_updates=100)
@@ -524,7 +513,7 @@ def test_a_run_whose_params_overflow_ends_as_in_the_simulator():
     assert columns["worker"][given_up.event] == given_up.worker
     assert columns["number"][given_up.event] == given_up.number
     assert [reply.outcome for reply in run.replies.values()] == [Outcome.DONE] * NUM_WORKERS
-    result = replayed(run)
+    result = run.replay()
     assert not np.isfinite(result.params["w"]).all()
     assert result.non_finite[:2] == (given_up.event, given_up.worker)
     assert f"version {run.server.version}: the params are not finite" in str(given_up)
@@ -554,6 +543,7 @@ def test_a_worker_that_only_sends_nan_ends_the_run(protocol):
     assert columns["number"][refused[-1]] == given_up.number + MOST_REFUSALS - 1
     assert f"worker 1 pushed {MOST_REFUSALS} gradients in a row" in str(given_up)
     assert run.server.incidents.since(0)[-1].kind == "run given up"
+    same(run.replay().params, run.server.model.state.params)
     assert set(run.replies) == set(range(NUM_WORKERS))  # nobody is left waiting
     for reply in run.replies.values():
         assert reply.outcome == Outcome.DONE

@@ -102,7 +102,8 @@ def check_params(params: PyTree) -> None:
             raise TypeError(f"Parameter {name} must be an array, got {_words(leaf)}.") from None
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"Parameter {name} is {dtype}: only real floats can be trained.")
-        if not np.isfinite(np.asarray(leaf).astype(np.float64)).all():
+        values = np.asarray(leaf)  # NumPy does not know all of JAX's kinds of floats
+        if not np.isfinite(values if values.dtype.kind == "f" else values.astype(np.float32)).all():
             raise ValueError(f"Parameter {name} is not finite: no gradient could be.")
 
 
