@@ -1,11 +1,14 @@
 """What a server is told, what it counts and what it knows of its workers."""
 
+import collections
 import dataclasses
 from typing import NamedTuple
 
 import optax
 
 from dcasgd_jax.sim.schedules import protocols
+
+_KEPT_INCIDENTS = 1000
 
 
 class Settings(NamedTuple):
@@ -40,6 +43,24 @@ class Incident(NamedTuple):
     version: int
 
 
+class Incidents:
+    """The newest incidents: however many there are, memory is bounded."""
+
+    def __init__(self):
+        self.total = 0
+        self._newest: collections.deque[Incident] = collections.deque(maxlen=_KEPT_INCIDENTS)
+
+    def add(self, incident: Incident) -> None:
+        """One more."""
+        self.total += 1
+        self._newest.append(incident)
+
+    def since(self, number: int) -> list[Incident]:
+        """Those after the first `number`, as far as they are still kept."""
+        new = max(self.total - number, 0)
+        return list(self._newest)[-new:] if new else []
+
+
 @dataclasses.dataclass
 class KnownWorker:
     """What a server knows of one worker."""
@@ -47,6 +68,8 @@ class KnownWorker:
     next_number: int = 0  # the gradient that is expected next, at least
     pulled_version: int = 0
     pulled_time: float = 0.0  # seconds since the start of the run
-    last_event: int = -1  # of its newest push
+    last_event: int = -1  # of its newest push, if that is in the history
+    refused: int = 0  # its newest pushes in a row that were not finite
+    first_refused: tuple[int, int] = (-1, -1)  # event and number of the first of them
     joined: bool = False  # in this life of the server
     live: bool = True

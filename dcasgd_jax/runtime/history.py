@@ -88,8 +88,15 @@ class History:
         self._columns = {name: arrays[name].tolist() for name in self._columns}
 
 
-def recorded(arrays: Mapping[str, np.ndarray], num_workers: int) -> Recorded:
-    """The columns of a finished run as a schedule; pushes after the last used one are left out.
+def recorded(
+    arrays: Mapping[str, np.ndarray], num_workers: int, *, whole: bool = False
+) -> Recorded:
+    """The columns of a finished run as a schedule.
+
+    Args:
+      arrays: What `History.arrays` returned.
+      num_workers: Of the run.
+      whole: Keep the pushes after the last used one, which show why a run was given up.
 
     Raises:
       ValueError: If no push has been applied.
@@ -97,7 +104,8 @@ def recorded(arrays: Mapping[str, np.ndarray], num_workers: int) -> Recorded:
     used = np.flatnonzero(arrays["applied"])
     if not len(used):
         raise ValueError("No push has been applied yet, so there is nothing to record.")
-    kept = {name: column[: used[-1] + 1] for name, column in arrays.items()}
+    until = len(arrays["applied"]) if whole else used[-1] + 1
+    kept = {name: column[:until] for name, column in arrays.items()}
     of_schedule = [name for name in _DTYPES if name not in ("number", "loss")]
     schedule = Schedule(**{name: kept[name] for name in of_schedule}, num_workers=num_workers)
     return Recorded(schedule, kept["number"], kept["loss"])

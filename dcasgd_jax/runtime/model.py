@@ -35,16 +35,17 @@ class Model:
         publish: Callable[[Message], Any],
     ):
         self._layout, self._publish, self._metrics = layout, publish, settings.metrics
-        self._program = _make_program(params, settings, layout)
+        self._program = make_program(params, settings, layout)
         self.state = step.initial_state(self._program, params, settings.num_workers)
         states = ("opt_state", "push_state")
         self._remembering = [n for n in states if step.remembers_pulls(getattr(self.state, n))]
         self._on_wire = None  # the params in the dtypes of the wire, where those are others
         self._published = None  # of this version, once somebody has pulled it
+        self._finite: bool | None = None  # whether the params of this version are, once asked
 
     def replace_state(self, state: programs.SimState) -> None:
         """Takes another state, of a checkpoint."""
-        self.state, self._on_wire, self._published = state, None, None
+        self.state, self._on_wire, self._published, self._finite = state, None, None, None
 
     def receive(
         self, gradient: Sequence[np.ndarray], worker: int, staleness: int, num_pushes: int,
@@ -73,6 +74,12 @@ class Model:
             recorded = step.record_pull(state, np.int32(worker), self.state.params)
             self.state = self.state._replace(**{name: recorded})
 
+    def params_are_finite(self) -> bool:
+        """Whether all of them are; looked at once per version, if somebody asks."""
+        if self._finite is None:
+            self._finite = bool(step.params_are_finite(self.state.params))
+        return self._finite
+
     def params_to_send(self) -> Any:
         """What workers are sent of this version; published once, if somebody pulls it."""
         if self._published is None:
@@ -89,17 +96,18 @@ class Model:
             program, self._layout, self.state, event, step.on_device(gradient)
         )
         if updates:
-            self._published = None
+            self._published = self._finite = None
         return {name: float(getattr(metrics, name)) for name in self._metrics}
 
 
 def check(params: PyTree, settings: Settings, layout: Layout) -> None:
     """Raises what a server with these would raise, without making one."""
     admission.make_server(settings.protocol, settings.num_workers)
-    _make_program(params, settings, layout)
+    make_program(params, settings, layout)
 
 
-def _make_program(params: PyTree, settings: Settings, layout: Layout) -> programs.Program:
+def make_program(params: PyTree, settings: Settings, layout: Layout) -> programs.Program:
+    """What the compiled step of a server does; raises what `Model` does."""
     asked = programs.Program(
         loss_fn=_no_loss,
         tx=settings.tx,

@@ -1,20 +1,35 @@
-"""A server as named arrays and facts: what a checkpoint holds, and which run it belongs to."""
+"""A server as named arrays and facts: what a checkpoint holds."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from dcasgd_jax.runtime import identity
 from dcasgd_jax.runtime.bookkeeping import Counts
+from dcasgd_jax.runtime.identity import Identity
+from dcasgd_jax.runtime.lives import Life
 from dcasgd_jax.runtime.server import ParameterServer
 from dcasgd_jax.sim import leaves
 from dcasgd_jax.sim.checkpoints import store as stores
+from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 
 _NUMBERS = ("next_number", "pulled_version", "last_event")
 
 
-def pack(server: ParameterServer) -> stores.Saved:
+class Place(NamedTuple):
+    """Where a server is saved, and of which run what is there must be."""
+
+    checkpoint: Checkpoint
+    run: Identity
+
+    def check(self, facts: dict[str, Any]) -> None:
+        """Raises ValueError, saying in which respect, if a checkpoint is of another run."""
+        identity.check(facts["run"], self.run, self.checkpoint.path)
+
+
+def pack(server: ParameterServer, run: Identity) -> stores.Saved:
     """All that the server needs to go on; only when no push waits for others."""
     if not server.between_updates:
         raise ValueError("A server is saved between two updates, not in the middle of one.")
@@ -30,17 +45,27 @@ def pack(server: ParameterServer) -> stores.Saved:
             "worker pulled_time": np.array([w.pulled_time for w in server.workers], np.float64),
         },
         facts={
-            "run": identity(server),
+            "run": run,
             "version": server.version,
             "seconds": server.seconds,
             "counts": dataclasses.asdict(server.counts),
+            "lives": [list(life) for life in server.lives],
         },
     )
 
 
 def restore(server: ParameterServer, saved: stores.Saved) -> None:
-    """Makes a new server go on from a checkpoint of its run."""
+    """Makes a new server go on from a checkpoint of its run.
+
+    Raises:
+      ValueError: If the run is further than this server is to take it.
+    """
     arrays, facts = saved
+    if facts["version"] > server.settings.num_updates:
+        raise ValueError(
+            f"The saved run is at version {facts['version']} already, past num_updates="
+            f"{server.settings.num_updates}: ask for more updates, or pass another directory."
+        )
     like, structure = jax.tree.flatten(server.model.state)
     state = [leaves.to_device(arrays[f"state {k}"], leaf) for k, leaf in enumerate(like)]
     for name in _NUMBERS:
@@ -51,35 +76,5 @@ def restore(server: ParameterServer, saved: stores.Saved) -> None:
     columns = {k.removeprefix("event "): v for k, v in arrays.items() if k.startswith("event ")}
     server.go_on(
         structure.unflatten(state), facts["version"], facts["seconds"], columns,
-        Counts(**facts["counts"]),
+        Counts(**facts["counts"]), [Life(*life) for life in facts["lives"]],
     )  # fmt: skip
-
-
-def check(server: ParameterServer, facts: dict[str, Any], directory: Any) -> None:
-    """Raises ValueError, saying in which respect, if a checkpoint is of another run."""
-    saved, present = facts["run"], identity(server)
-    for name in dict.fromkeys([*saved, *present]):
-        if saved.get(name) != present.get(name):
-            raise ValueError(
-                f"{directory} holds a checkpoint of another run: {name} was "
-                f"{_words(saved.get(name))} and is {_words(present.get(name))} now. Pass another "
-                "directory, or delete this one to start over."
-            )
-
-
-def identity(server: ParameterServer) -> dict[str, Any]:
-    """What makes two runs the same, in words that JSON can hold."""
-    settings = server.settings
-    return {
-        "kind": "live run",
-        "num_workers": settings.num_workers,
-        "protocol": repr(settings.protocol),
-        "metrics": list(settings.metrics),
-        "parameters on the wire": server.layout.describe(),
-        **leaves.describe_tree(server.model.state.opt_state, "opt_state"),
-        **leaves.describe_tree(server.model.state.push_state, "push_state"),
-    }
-
-
-def _words(fact: Any) -> str:
-    return "not there" if fact is None else str(fact)

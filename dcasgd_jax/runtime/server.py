@@ -3,18 +3,18 @@
 One call at a time: whoever puts it on a network must hold a lock.
 """
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from dcasgd_jax.runtime import admission, history, step
-from dcasgd_jax.runtime.bookkeeping import Counts, Incident, KnownWorker, Settings
+from dcasgd_jax.runtime import admission, history, lives, step
+from dcasgd_jax.runtime.bookkeeping import Counts, Incident, Incidents, KnownWorker, Settings
 from dcasgd_jax.runtime.layout import Layout, Message, make_layout
 from dcasgd_jax.runtime.messages import Outcome, Push, Reply, unpack_push
 from dcasgd_jax.runtime.model import Model
+from dcasgd_jax.runtime.refusals import MOST_REFUSALS, NOTED_REFUSALS, GivenUp
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
 
@@ -50,10 +50,10 @@ class ParameterServer:
         self._digest = self.layout.digest()
         self.outbox: dict[int, Reply] = {}
         self.counts = Counts()
-        self.incidents: list[Incident] = []
+        self.incidents = Incidents()
+        self.given_up: GivenUp | None = None
         self.history = history.History(settings.metrics)
-        self.life = int.from_bytes(os.urandom(8), "little")
-        self.first_version = 0  # of this life
+        self.lives = lives.begin()
         self.workers = [KnownWorker() for _ in range(settings.num_workers)]
         self._protocol = admission.make_server(settings.protocol, settings.num_workers)
         self.model = Model(params, settings, self.layout, publish)
@@ -67,9 +67,16 @@ class ParameterServer:
         return self._protocol.version
 
     @property
+    def life(self) -> int:
+        """The name of this one."""
+        return self.lives[-1].name
+
+    @property
     def done(self) -> bool:
-        """Whether all updates have been made, or no more are wanted."""
-        return self._stopped or self.version >= self.settings.num_updates
+        """Whether all updates have been made, or no more are wanted or possible."""
+        return (
+            self._stopped or self.given_up is not None or self.version >= self.settings.num_updates
+        )
 
     @property
     def between_updates(self) -> bool:
@@ -124,9 +131,7 @@ class ParameterServer:
             self._tell("push at an unknown version refused", push.worker)
             self._pull_afresh(push.worker, Outcome.UNKNOWN_VERSION)
         elif not (push.finite and step.all_finite(self.layout, message)):
-            self.counts.non_finite += 1
-            self._tell("push that is not finite refused", push.worker)
-            self._take(push, None, Outcome.NON_FINITE)
+            self._refuse(push)
         else:
             self._take(push, gradient, Outcome.APPLIED)
 
@@ -140,12 +145,14 @@ class ParameterServer:
             self._admit({}, self.version)
 
     def go_on(
-        self, state: programs.SimState, version: int, seconds: float, columns: dict, counts: Counts
-    ) -> None:
+        self, state: programs.SimState, version: int, seconds: float, columns: dict,
+        counts: Counts, before: Iterable[lives.Life],
+    ) -> None:  # fmt: skip
         """Takes up a run from a checkpoint: what came after it has never been."""
         self.model.replace_state(state)
         self.counts = counts
-        self._protocol.version = self.first_version = version
+        self.lives = lives.begin(before, version)
+        self._protocol.version = version
         self._started = self._clock() - seconds
         self.history.restore(columns)
         self.counts.server_restarts += 1
@@ -164,8 +171,8 @@ class ParameterServer:
 
     def _knows(self, push: Push) -> bool:
         """Whether the gradient was taken at what this worker's backup holds."""
-        same_weights = push.life == self.life or push.read_version <= self.first_version
-        return same_weights and push.read_version == self.workers[push.worker].pulled_version
+        pulled = self.workers[push.worker].pulled_version
+        return push.read_version == pulled and lives.contain(self.lives, push.life, pulled)
 
     def _note_duplicate(self, push: Push) -> None:
         """A push that is there already changes nothing, not even what its worker has pulled."""
@@ -179,15 +186,43 @@ class ParameterServer:
             )
         self._reply(push.worker, Outcome.DUPLICATE)
 
-    def _take(self, push: Push, gradient: list[np.ndarray] | None, outcome: Outcome) -> None:
-        """A push that is new, or None for one that is refused: applied, or dropped, and noted."""
+    def _refuse(self, push: Push) -> None:
+        """A push that is not finite changes nothing, but may show that the run cannot go on."""
+        worker = self.workers[push.worker]
+        if not worker.refused:
+            worker.first_refused = len(self.history), push.number
+        worker.refused += 1
+        self.counts.non_finite += 1
+        self._tell("push that is not finite refused", push.worker)
+        params_finite = self.model.params_are_finite()
+        gives_up = not params_finite or worker.refused >= MOST_REFUSALS
+        shows = worker.first_refused if params_finite else (len(self.history), push.number)
+        noted = gives_up or worker.refused <= NOTED_REFUSALS
+        self._take(push, None, Outcome.NON_FINITE, noted=noted)
+        if gives_up:
+            self.given_up = GivenUp(params_finite, push.worker, *shows, self.version)
+            self._tell("run given up", push.worker)
+            self._send_home()
+
+    def _take(
+        self,
+        push: Push,
+        gradient: list[np.ndarray] | None,
+        outcome: Outcome,
+        *,
+        noted: bool = True,
+    ) -> None:
+        """A push that is new: applied, or dropped, or None for one that is refused; and noted."""
         version, worker = self.version, self.workers[push.worker]
         applied = gradient is not None and self._protocol.push(push.worker, push.read_version)
         if gradient is not None and not applied:
             self.counts.dropped += 1
             outcome = Outcome.DROPPED
+        if gradient is not None:
+            worker.refused = 0
         self._protocol.finish(push.worker, applied)
-        worker.next_number, worker.last_event = push.number + 1, len(self.history)
+        worker.next_number = push.number + 1
+        worker.last_event = len(self.history) if noted else -1
         event = history.Event(
             worker=push.worker,
             read_version=push.read_version,
@@ -205,7 +240,8 @@ class ParameterServer:
         if applied and gradient is not None:
             self._num_pushes += 1
             metrics = self._receive(gradient, push, version)
-        self.history.add(event, metrics)
+        if noted:
+            self.history.add(event, metrics)
         self._let_pull(admitted, {push.worker: outcome}, applied=applied)
 
     def _receive(self, gradient: list[np.ndarray], push: Push, version: int) -> dict[str, float]:
@@ -262,4 +298,4 @@ class ParameterServer:
         self.outbox[worker] = Reply(outcome, self.life, self.version, number, payload)
 
     def _tell(self, kind: str, worker: int | None) -> None:
-        self.incidents.append(Incident(self.seconds, kind, worker, self.version))
+        self.incidents.add(Incident(self.seconds, kind, worker, self.version))

@@ -64,6 +64,9 @@ def record_pull(state: PyTree, worker: jax.Array, params: PyTree) -> PyTree:
 
 
 compiled_receive = jax.jit(receive, static_argnames=("program", "layout"), donate_argnames="state")
+params_are_finite = jax.jit(
+    lambda params: jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+)
 to_wire = jax.jit(lambda layout, params: layout.to_wire(params), static_argnums=0)
 
 

@@ -8,7 +8,17 @@ import optax
 import problems
 
 from dcasgd_jax import sim
-from dcasgd_jax.runtime import admission, bookkeeping, history, messages, server, shards, step
+from dcasgd_jax.runtime import (
+    admission,
+    bookkeeping,
+    history,
+    identity,
+    messages,
+    saving,
+    server,
+    shards,
+    step,
+)
 
 NUM_WORKERS = 3
 IMAGES, LABELS = problems.softmax_batches(200)
@@ -53,7 +63,9 @@ class Clock:
 class Clients:
     """A server and its workers; `replies` has those that hold parameters and can push."""
 
-    def __init__(self, tx=None, params=None, num_updates=40, wire_dtype=None, **settings):
+    def __init__(self, tx=None, params=None, num_updates=40, wire_dtype=None,
+                 loss_fn=problems.softmax_loss, **settings):  # fmt: skip
+        self.loss_fn = loss_fn
         self.params = problems.softmax_params() if params is None else params
         self.settings = bookkeeping.Settings(
             backed_up() if tx is None else tx, NUM_WORKERS, num_updates, **settings
@@ -75,6 +87,17 @@ class Clients:
     def new_server(self):
         return server.ParameterServer(self.params, self.settings, self.layout, Clock())
 
+    @functools.cached_property
+    def identity(self):
+        batch = batches_fn(0, 0)
+        return {
+            **identity.of_server(self.params, self.settings, self.layout),
+            **identity.of_loss(self.loss_fn, self.params, batch),
+        }
+
+    def saved(self):
+        return saving.pack(self.server, self.identity)
+
     def join(self, worker):
         self.replies.pop(worker, None)
         self.server.join(worker, self.layout.describe())
@@ -85,7 +108,7 @@ class Clients:
         reply = self.replies[worker] if reply is None else reply
         pulled = [step.on_device(self.layout.unpack(reply.payload))]
         batch = batches_fn(worker, reply.next_number)
-        facts, grads = step.gradient(problems.softmax_loss, self.split, pulled, batch)
+        facts, grads = step.gradient(self.loss_fn, self.split, pulled, batch)
         push = messages.Push(
             worker, self.layout.digest(), reply.life, reply.version, reply.next_number,
             float(facts[0]), bool(facts[1]),
@@ -115,7 +138,9 @@ class Clients:
         return self
 
     def recorded(self):
-        return history.recorded(self.server.history.arrays(), NUM_WORKERS)
+        return history.recorded(
+            self.server.history.arrays(), NUM_WORKERS, whole=self.server.given_up is not None
+        )
 
     def replay(self, **options):
         """The same in the simulator, whose snapshots know nothing of backups."""
@@ -124,8 +149,7 @@ class Clients:
             recorded.schedule.worker, recorded.number, recorded.schedule.batch, strict=True
         )
         batches = [batches_fn(m, n) for k, (m, n, b) in enumerate(pushes) if b == k]
-        loss_fn = problems.softmax_loss
-        per_push = self.settings.per_push
+        loss_fn, per_push = self.loss_fn, self.settings.per_push
         return sim.simulate(
             loss_fn if self.wire_dtype is None else step.rounded_loss(loss_fn),
             self.params,

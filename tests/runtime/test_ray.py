@@ -4,9 +4,13 @@ import functools
 import json
 import os
 import signal
+import threading
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import problems
 import pytest
 
@@ -36,10 +40,12 @@ def once(path):
     return True
 
 
-def train(address, *, batches=batches_fn, num_workers=2, num_updates=40, **options):
+def train(
+    address, *, batches=batches_fn, num_workers=2, num_updates=40, learning_rate=0.3, **options
+):
     """A run, and what the simulator makes of its record."""
     params = problems.softmax_params()
-    tx = dc.dcasgd(0.3, num_workers=num_workers, momentum=0.5)
+    tx = dc.dcasgd(learning_rate, num_workers=num_workers, momentum=0.5)
     run = ray.train(
         problems.softmax_loss,
         params,
@@ -196,6 +202,10 @@ def test_a_killed_server_goes_on_from_its_checkpoint(two_nodes, tmp_path, monkey
     same(replay_more().params, more.result.params)
     with pytest.raises(ValueError, match="checkpoint of another run: num_workers was 3"):
         train(two_nodes, num_workers=2, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="checkpoint of another run: tx is another one now"):
+        train(two_nodes, num_workers=3, learning_rate=0.31, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="at version 70 already, past num_updates=60"):
+        train(two_nodes, num_workers=3, num_updates=60, checkpoint=checkpoint)
 
 
 def test_two_shards_behind_a_barrier_are_one_model(two_nodes):
@@ -285,3 +295,91 @@ def test_a_push_delivered_twice_and_foreign_workers(server_actor):
     with pytest.raises(ValueError, match=r"\(136,\) bytes was expected"):
         call("push", (message[0], [message[1][0][:-4]]))
     assert call("news", 0, 0, 0)["version"] == 1
+
+
+def overflows(count):
+    """A learning rate that makes the params infinite at the sixth update."""
+    return jnp.where(count < 5, 0.3, jnp.inf)
+
+
+def test_a_run_whose_params_overflow_is_given_up(two_nodes, tmp_path):
+    params, tx, statuses = problems.softmax_params(), optax.sgd(overflows), []
+    with pytest.warns(RuntimeWarning, match="the params are not finite any more"):
+        run = ray.train(
+            problems.softmax_loss, params, tx, batches_fn, num_workers=2, num_updates=10**6,
+            address=two_nodes, worker_options=SPREAD, log=tmp_path / "log.jsonl",
+            progress=statuses.append,
+        )  # fmt: skip
+    given_up = run.given_up
+    assert 6 <= run.schedule.num_updates == given_up.version <= 7
+    assert run.counts.non_finite == 1
+    assert run.result.non_finite[:2] == (given_up.event, given_up.worker)
+    assert given_up.event == len(run.schedule) - 1
+    assert statuses[-1].given_up == given_up
+    assert lines(tmp_path / "log.jsonl")[-1]["given_up"] == str(given_up)
+    again = ray.replay(run, problems.softmax_loss, params, tx, batches_fn)
+    assert again.non_finite == run.result.non_finite
+
+
+def all_nan(worker, number):
+    images, labels = batches_fn(worker, number)
+    return images * np.nan, labels
+
+
+def test_a_run_without_any_finite_gradient_says_so(two_nodes):
+    with pytest.raises(
+        RuntimeError, match=r"given up at version 0: worker 0 .* event 0, gradient 0"
+    ):
+        train(two_nodes, batches=all_nan, num_workers=1)
+
+
+def test_the_other_shards_end_with_the_one_whose_params_overflow(two_nodes):
+    # Each shard has one leaf, and only that of w gets the rate that overflows.
+    tx = optax.chain(
+        optax.sgd(overflows), optax.masked(optax.set_to_zero(), {"w": False, "b": True})
+    )
+    with pytest.warns(RuntimeWarning, match="the params are not finite any more"):
+        run = ray.train(
+            problems.softmax_loss, problems.softmax_params(), tx, batches_fn, num_workers=2,
+            num_updates=10**6, num_shards=2, address=two_nodes, worker_options=SPREAD,
+        )  # fmt: skip
+    assert not run.given_up.params_finite
+    assert np.isfinite(run.result.params["b"]).all()
+    assert not np.isfinite(run.result.params["w"]).all()
+    assert max(shard.schedule.num_updates for shard in run.shards) < 20
+
+
+def nan_of_worker_one(worker, number):
+    images, labels = batches_fn(worker, number)
+    return (images * np.nan if worker == 1 and number >= 4 else images), labels
+
+
+def test_a_worker_with_nothing_but_nan_ends_a_run_behind_a_barrier(two_nodes, tmp_path):
+    checkpoint = sim.Checkpoint(tmp_path, every=2)
+    with pytest.warns(RuntimeWarning, match="worker 1 pushed 100 gradients in a row"):
+        run = ray.train(
+            problems.softmax_loss, problems.softmax_params(), optax.sgd(0.3), nan_of_worker_one,
+            num_workers=2, num_updates=10**6, num_shards=2, address=two_nodes,
+            protocol=sim.Synchronous(), worker_options=SPREAD, checkpoint=checkpoint,
+        )  # fmt: skip
+    assert run.given_up.params_finite
+    assert run.given_up.number == 4
+    assert run.result.non_finite[:2] == (run.given_up.event, 1)
+    assert run.schedule.num_updates == run.given_up.version == 4
+    assert np.isfinite(run.result.params["w"]).all()
+
+
+def test_what_cannot_be_sent_is_named_and_no_process_is_left(two_nodes):
+    lock = threading.Lock()
+
+    def locked(worker, number):
+        with lock:
+            return batches_fn(worker, number)
+
+    with pytest.raises(TypeError, match=r"^batches_fn cannot be sent to other processes .*lock"):
+        train(two_nodes, batches=locked)
+    with cluster.connected(two_nodes, 1):
+        deadline = time.monotonic() + 20
+        while ray_itself.available_resources()["CPU"] < 12:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

@@ -1,6 +1,7 @@
 """The server without a network: every protocol, every fault, against the simulator."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import problems
@@ -8,8 +9,9 @@ import pytest
 
 import dcasgd_jax as dc
 from dcasgd_jax import sim
-from dcasgd_jax.runtime import messages, saving
+from dcasgd_jax.runtime import bookkeeping, identity, messages, saving
 from dcasgd_jax.runtime.messages import Outcome
+from dcasgd_jax.runtime.refusals import MOST_REFUSALS, NOTED_REFUSALS
 from runtime import clients
 from runtime.clients import NUM_WORKERS, PROTOCOLS, Clients
 
@@ -84,7 +86,7 @@ def test_the_others_go_on_without_a_worker_that_is_gone(protocol):
     run.run(seed=5)
     recorded = run.recorded()
     assert not np.any(recorded.schedule.worker[-10:] == 2)
-    assert run.server.incidents[-1].kind == "worker lost for good"
+    assert run.server.incidents.since(0)[-1].kind == "worker lost for good"
     same(run.replay().params, run.server.model.state.params)
 
 
@@ -191,7 +193,7 @@ def test_huge_gradients_are_finite():
 def restored(run, saved):
     """What a new process makes of a checkpoint."""
     fresh = run.new_server()
-    saving.check(fresh, saved.facts, "here")
+    identity.check(saved.facts["run"], run.identity, "here")
     saving.restore(fresh, saved)
     return fresh
 
@@ -201,7 +203,7 @@ def test_a_server_that_comes_back_refuses_what_it_does_not_know(protocol):
     run = Clients(**clients.options_for(protocol)).run(until=12)
     while not run.server.between_updates:
         run.push(min(run.replies))
-    saved = saving.pack(run.server)
+    saved = run.saved()
     pulled = {m: reply.version for m, reply in run.replies.items()}
     version = run.server.version
     run.run(seed=8, until=version + 8)
@@ -227,7 +229,7 @@ def test_a_server_that_comes_back_refuses_what_it_does_not_know(protocol):
 
 def test_a_version_of_a_former_life_is_unknown_even_if_its_number_is_back():
     run = Clients(num_updates=60).run(until=10)
-    saved = saving.pack(run.server)
+    saved = run.saved()
     run.run(seed=1, until=14)
     old = run.replies[0]
     while old.version == 10 or run.server.version < 20:
@@ -249,7 +251,7 @@ def test_a_version_of_a_former_life_is_unknown_even_if_its_number_is_back():
 
 def test_a_version_that_both_lives_know_is_used():
     run = Clients().run(until=10)
-    saved = saving.pack(run.server)
+    saved = run.saved()
     worker = max(run.replies, key=lambda m: run.replies[m].version)
     message = run.gradient(worker)
     run.server = restored(run, saved)
@@ -261,18 +263,18 @@ def test_a_version_that_both_lives_know_is_used():
 def test_counts_and_times_survive():
     run = Clients().run(until=10)
     run.push(0, (run.gradient(0)[0], [np.full(run.layout.num_bytes, 255, np.uint8)]))
-    saved = saving.pack(run.server)
+    saved = run.saved()
     fresh = restored(run, saved)
     assert fresh.counts.non_finite == 1
     assert fresh.seconds >= saved.facts["seconds"]
-    same(saving.pack(fresh).arrays, saved.arrays, rtol=0, atol=0)
+    same(saving.pack(fresh, {}).arrays, saved.arrays, rtol=0, atol=0)
 
 
 def test_half_an_update_is_not_saved():
     run = Clients(protocol=sim.Synchronous())
     run.push(0)
     with pytest.raises(ValueError, match="between two updates"):
-        saving.pack(run.server)
+        run.saved()
 
 
 @pytest.mark.parametrize(
@@ -287,9 +289,11 @@ def test_half_an_update_is_not_saved():
     ],
 )  # fmt: skip
 def test_another_runs_checkpoint_is_refused(other, message):
-    saved = saving.pack(Clients().run(until=3).server)
+    saved = Clients().run(until=3).saved()
+    there = Clients(**other)
+    present = identity.of_server(there.params, there.settings, there.layout)
     with pytest.raises(ValueError, match=f"(?s)/a holds a checkpoint of another run: .*{message}"):
-        saving.check(Clients(**other).server, saved.facts, "/a")
+        identity.check(saved.facts["run"], present, "/a")
 
 
 def test_foreign_workers_are_refused():
@@ -428,3 +432,200 @@ def _push_raw(part, worker, numbers):
     push = messages.Push(worker, part.layout.digest(), part.life, known.pulled_version,
                          known.next_number, 0.0, True)  # fmt: skip
     part.push(messages.pack_push(push), part.layout.pack([numbers]))
+
+
+def pushes_of(run, worker, life, version):
+    """A gradient taken at a version of a life, as its worker would send it now."""
+    header, payload = run.gradient(worker)
+    push = messages.unpack_push(header)._replace(life=life, read_version=version)
+    return messages.pack_push(push), payload
+
+
+@pytest.mark.parametrize(
+    ("life", "version", "outcome"),
+    [
+        (1, 3, Outcome.APPLIED),
+        (1, 4, Outcome.APPLIED),  # the version at which it was cut belongs to both
+        (1, 5, Outcome.UNKNOWN_VERSION),  # rolled back, though life 2 has a version 5
+        (1, 6, Outcome.UNKNOWN_VERSION),
+        (2, 3, Outcome.UNKNOWN_VERSION),  # before its time
+        (2, 4, Outcome.APPLIED),
+        (2, 5, Outcome.APPLIED),
+        (2, 6, Outcome.APPLIED),
+        (2, 7, Outcome.UNKNOWN_VERSION),
+        (3, 5, Outcome.UNKNOWN_VERSION),
+        (3, 6, Outcome.APPLIED),
+        (0, 4, Outcome.UNKNOWN_VERSION),  # of a server that never was
+    ],
+)
+def test_versions_of_former_lives(life, version, outcome):
+    run = Clients(optax.sgd(0.3)).run(until=4)
+    names = [0, run.server.life]
+    at_four = run.saved()
+    run.run(until=10)
+    run.server = restored(run, at_four)
+    names.append(run.server.life)
+    while run.server.version < 6:
+        run.join(0)
+        run.push(0)
+    at_six = run.saved()
+    run.push(0)
+    run.server = restored(run, at_six)
+    names.append(run.server.life)
+    run.join(1)
+    # What the worker's record says decides as before; here it always fits.
+    run.server.workers[1].pulled_version = version
+    assert run.push(1, pushes_of(run, 1, names[life], version)) == outcome
+    assert run.server.counts.unknown_version == (outcome == Outcome.UNKNOWN_VERSION)
+
+
+def test_another_version_than_the_worker_has_pulled_is_unknown_in_every_life():
+    run = Clients(optax.sgd(0.3)).run(until=4)
+    life, saved = run.server.life, run.saved()
+    run.server = restored(run, saved)
+    pulled = run.server.workers[1].pulled_version
+    message = pushes_of(run, 1, life, pulled - 1)
+    assert run.push(1, message) == Outcome.UNKNOWN_VERSION
+
+
+def nan_from(run, worker):
+    """A gradient of this worker that says that it is not finite."""
+    header, payload = run.gradient(worker)
+    return messages.pack_push(messages.unpack_push(header)._replace(finite=False)), payload
+
+
+def test_a_run_whose_params_overflow_ends_as_in_the_simulator():
+    rate = lambda count: jnp.where(count < 5, 0.3, jnp.inf)
+    run = Clients(optax.sgd(rate), num_updates=100)
+    for k in range(100):
+        if run.server.done:
+            break
+        run.push(k % NUM_WORKERS)
+    # Version 6 is the first that is lost; two workers had pulled before, and then one pulls it.
+    assert run.server.version == 8
+    given_up = run.server.given_up
+    assert not given_up.params_finite
+    assert run.server.counts.non_finite == 1
+    assert run.server.version == given_up.version
+    assert (given_up.worker, given_up.number) == (2, 2)
+    columns = run.server.history.arrays()
+    assert given_up.event == len(run.server.history) - 1
+    assert columns["worker"][given_up.event] == given_up.worker
+    assert columns["number"][given_up.event] == given_up.number
+    assert [reply.outcome for reply in run.replies.values()] == [Outcome.DONE] * NUM_WORKERS
+    result = run.replay()
+    assert not np.isfinite(result.params["w"]).all()
+    assert result.non_finite[:2] == (given_up.event, given_up.worker)
+    assert f"version {run.server.version}: the params are not finite" in str(given_up)
+    assert f"event {given_up.event}, gradient {given_up.number} of worker" in str(given_up)
+
+
+@each_protocol
+def test_a_worker_that_only_sends_nan_ends_the_run(protocol):
+    tx = clients.options_for(protocol) | {"num_updates": 10**6, "protocol": protocol}
+    run, rng = Clients(**tx), np.random.default_rng(0)
+    run.run(until=2)
+    for _ in range(100 * MOST_REFUSALS):
+        if run.server.done:
+            break
+        worker = int(rng.choice(sorted(run.replies)))
+        run.push(worker, nan_from(run, worker) if worker == 1 else None)
+    given_up = run.server.given_up
+    assert given_up.params_finite
+    assert given_up.worker == 1
+    assert run.server.counts.non_finite == MOST_REFUSALS
+    columns = run.server.history.arrays()
+    refused = np.flatnonzero(columns["corrupt"])
+    # The first of the row and the one that ended it are kept, the others between are counted.
+    assert len(refused) == NOTED_REFUSALS + 1
+    assert given_up.event == refused[0]
+    assert given_up.number == columns["number"][refused[0]]
+    assert columns["number"][refused[-1]] == given_up.number + MOST_REFUSALS - 1
+    assert f"worker 1 pushed {MOST_REFUSALS} gradients in a row" in str(given_up)
+    assert run.server.incidents.since(0)[-1].kind == "run given up"
+    same(run.replay().params, run.server.model.state.params)
+    assert set(run.replies) == set(range(NUM_WORKERS))  # nobody is left waiting
+    for reply in run.replies.values():
+        assert reply.outcome == Outcome.DONE
+
+
+def test_a_finite_push_begins_a_new_row_of_refusals():
+    run = Clients(optax.sgd(0.1), num_updates=10**6)
+    for _ in range(3):
+        for _ in range(MOST_REFUSALS - 1):
+            assert run.push(1, nan_from(run, 1)) == Outcome.NON_FINITE
+        assert run.push(1) == Outcome.APPLIED
+    assert run.server.given_up is None
+    assert run.server.counts.non_finite == 3 * (MOST_REFUSALS - 1)
+    assert len(run.server.history) == 3 * (NOTED_REFUSALS + 1)
+    same(run.replay().params, run.server.model.state.params)
+
+
+def test_memory_for_incidents_is_bounded():
+    incidents = bookkeeping.Incidents()
+    for number in range(5000):
+        incidents.add(bookkeeping.Incident(float(number), "kind", 0, 0))
+    assert incidents.total == 5000
+    assert [i.time for i in incidents.since(4998)] == [4998.0, 4999.0]
+    assert len(incidents.since(0)) == 1000
+    assert incidents.since(5000) == incidents.since(6000) == []
+
+
+def other_loss(params, batch):
+    return 2.0 * problems.softmax_loss(params, batch)
+
+
+def moved(params):
+    return {**params, "b": params["b"] + np.float32(1e-3)}
+
+
+def in_state(learning_rate):
+    """An optimizer whose hyperparameter is a number in its state, not in its code."""
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate)
+
+
+OTHER_RUNS = {
+    "learning rate": (lambda: optax.sgd(0.3), dict(tx=optax.sgd(0.31)), "tx is another"),
+    "momentum": (lambda: optax.sgd(0.3, 0.5), dict(tx=optax.sgd(0.3, 0.6)), "tx is another"),
+    "in the state": (lambda: in_state(0.3), dict(tx=in_state(0.4)), "tx is another"),
+    "lambda0": (lambda: clients.backed_up(lambda0=1.0), dict(tx=clients.backed_up(lambda0=1.5)),
+                "tx is another"),
+    "max_pull": (lambda: clients.backed_up(max_pull=0.5), dict(tx=clients.backed_up(max_pull=0.6)),
+                 "tx is another"),
+    "array in tx": (lambda: optax.sgd(lambda n: jnp.array([0.3, 0.2])[n % 2]),
+                    dict(tx=optax.sgd(lambda n: jnp.array([0.3, 0.1])[n % 2])), "tx is another"),
+    "loss": (lambda: optax.sgd(0.3), dict(loss_fn=other_loss), "loss_fn is another"),
+    "initial params": (lambda: optax.sgd(0.3), dict(params=moved(problems.softmax_params())),
+                       "initial params are other"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("tx", "other", "words"), OTHER_RUNS.values(), ids=OTHER_RUNS)
+def test_a_checkpoint_knows_what_its_run_computes(tx, other, words):
+    saved = Clients(tx()).identity
+    identity.check(saved, Clients(tx(), num_updates=90).identity, "/a")  # made anew, and longer
+    with pytest.raises(ValueError, match=f"^/a holds a checkpoint of another run: {words}"):
+        identity.check(saved, Clients(**{"tx": tx(), **other}).identity, "/a")
+
+
+def test_a_checkpoint_knows_what_is_done_with_a_push_before_the_mean():
+    options = dict(tx=clients.plain(), protocol=sim.Buffered(2))
+    per_push = lambda lambda0: dc.compensate_worker_delay(lambda0, NUM_WORKERS)
+    saved = Clients(**options, per_push=per_push(2.0)).identity
+    identity.check(saved, Clients(**options, per_push=per_push(2.0)).identity, "/a")
+    with pytest.raises(ValueError, match="another run: per_push is another one now"):
+        identity.check(saved, Clients(**options, per_push=per_push(1.0)).identity, "/a")
+
+
+def test_another_release_of_jax_may_go_on_with_what_cannot_be_compared():
+    saved = Clients(optax.sgd(0.3)).identity
+    elsewhere = {**saved, "environment": ["0.0.1", "0.0.1", "tpu"]}
+    identity.check(elsewhere, Clients(optax.sgd(0.31)).identity, "/a")
+    with pytest.raises(ValueError, match="num_workers was 3 and is 4 now"):
+        identity.check(elsewhere, {**saved, "num_workers": 4}, "/a")
+
+
+def test_a_run_is_not_taken_back():
+    saved = Clients().run(until=10).saved()
+    with pytest.raises(ValueError, match="at version 10 already, past num_updates=9"):
+        restored(Clients(num_updates=9), saved)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import datetime
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,16 +29,25 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
 
     Raises:
       UsageError: If the options are wrong, a package or the data is missing, or `--out` cannot be
-        written or holds another run; before any training.
+        written or holds another run, before any training; if the run was given up, after saving.
     """
     started = time.perf_counter()
     job = options.make_job(arguments)
     errors.require_packages("sklearn", "rich")
     errors.require_packages("ray", "orbax.checkpoint", extra="ray")
     records.prepare_folder(job.out, RESULTS, SETTINGS, SCHEDULE, LOG)
-    _keep_settings(job)
-    problem = _make_problem(job)
     console = terminal.make_console()
+    _check_settings(job)
+    if _is_done(job):
+        terminal.print_text(
+            console,
+            f"Already done: {job.out / RESULTS} is of these {job.num_updates} updates. Ask for "
+            "more with --updates, or choose another --out.",
+            wrap=False,
+        )
+        return
+    records.write_json(job.out / SETTINGS, job.describe())
+    problem = _make_problem(job)
     terminal.print_text(
         console,
         f"Training {job.task} with {job.method}: {job.num_workers} workers, {job.num_updates} "
@@ -63,16 +73,31 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     terminal.print_text(
         console, f"Saved {job.out / RESULTS}, {SCHEDULE} and {LOG} beside it.", wrap=False
     )
+    if trained.given_up is not None:
+        raise errors.UsageError(str(trained.given_up))
 
 
-def _keep_settings(job: options.Job) -> None:
+def _check_settings(job: options.Job) -> None:
     """A folder belongs to one run; only how long it is may change."""
     path = job.out / SETTINGS
     if path.exists():
         saved = kept.read(path, "train", {})
         same = {"num_updates": None}
         kept.check_same(f"the run in {job.out} has", saved | same, job.describe() | same)
-    records.write_json(path, job.describe())
+
+
+def _is_done(job: options.Job) -> bool:
+    """Whether the folder holds the results of this run, up to its last update."""
+    path = job.out / RESULTS
+    if not path.exists():
+        return False
+    updates = kept.read(path, "train", {"num_updates": int})["num_updates"]
+    if updates > job.num_updates:
+        raise errors.UsageError(
+            f"--updates {job.num_updates}: the run in {job.out} has {updates} already; ask for "
+            "more, or choose another --out"
+        )
+    return updates == job.num_updates
 
 
 def _make_problem(job: options.Job) -> Any:
@@ -90,7 +115,8 @@ def _make_problem(job: options.Job) -> Any:
 def _train(job: options.Job, problem: Any) -> Any:
     from dcasgd_jax.runtime import ray
 
-    with watching.progress_bar(job.num_updates) as show:
+    with watching.progress_bar(job.num_updates) as show, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The run was given up", RuntimeWarning)
         try:
             return ray.train(
                 problem.loss_fn,
@@ -125,6 +151,7 @@ def _facts(trained: Any) -> dict[str, Any]:
         "mean_staleness": float(np.mean(staleness)),
         "max_staleness": int(np.max(staleness)),
         "counts": dataclasses.asdict(trained.counts),
+        "given_up": None if trained.given_up is None else str(trained.given_up),
         "losses": [float(loss) for loss in trained.result.losses],
     }
 

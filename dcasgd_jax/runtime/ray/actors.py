@@ -36,9 +36,9 @@ class Server:
         shapes: PyTree,
         settings: Settings,
         wire_dtype: str | None,
-        checkpoint: Checkpoint | None,
+        place: saving.Place | None,
     ):
-        self._settings, self._checkpoint = settings, checkpoint
+        self._settings, self._place = settings, place
         self._layout = make_layout(shapes, wire_dtype)
         self._changed = threading.Condition()
         self._tickets = [0] * settings.num_workers
@@ -46,10 +46,10 @@ class Server:
         self._saved_version = -1
         self._server: Any = None  # until `begin`, unless there is a checkpoint
         self._refusal: ValueError | None = None
-        if checkpoint is not None and checkpoint.path.exists():
+        if place is not None and place.checkpoint.path.exists():
             try:
                 zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-                self._take_up(checkpoint, zeros)
+                self._take_up(place, zeros)
             except ValueError as error:
                 self._refusal = error  # for `begin`, where Ray leaves it what it is
 
@@ -63,12 +63,12 @@ class Server:
             raise self._refusal
         if self._server is None:
             self._server = self._make_server(params)
-            if self._checkpoint is not None:
+            if self._place is not None:
                 # Complete before anything can go wrong: a new process in place of this finds it.
-                with Store(self._checkpoint.path, self._checkpoint.keep) as store:
-                    store.save(0, saving.pack(self._server))
+                with _open(self._place.checkpoint) as store:
+                    store.save(0, saving.pack(self._server, self._place.run))
                 self._saved_version = 0
-                self._open_store(self._checkpoint)
+                self._store = _open(self._place.checkpoint).__enter__()
         return self._server.version
 
     def start_clock(self) -> None:
@@ -109,7 +109,9 @@ class Server:
                 "counts": server.counts,
                 "first_event": num_events,
                 "events": server.history.arrays(num_events),
-                "incidents": server.incidents[num_incidents:],
+                "incidents": server.incidents.since(num_incidents),
+                "num_incidents": server.incidents.total,
+                "given_up": server.given_up,
             }
 
     def stop(self) -> None:
@@ -121,7 +123,9 @@ class Server:
     def close(self, seconds: float) -> int:
         """Saves at the next version that is complete, or not if none is in time; returns it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._server.between_updates, seconds)
+            # A run that is over does not complete the version that it is at any more.
+            until = lambda: self._server.between_updates or self._server.done
+            self._changed.wait_for(until, seconds)
             if self._store is not None and self._server.between_updates:
                 self._save()
             store, self._store = self._store, None
@@ -138,6 +142,7 @@ class Server:
                 "events": server.history.arrays(),
                 "counts": server.counts,
                 "seconds": server.seconds,
+                "given_up": server.given_up,
             }
 
     def _answer(self, worker: int) -> Answer | None:
@@ -156,30 +161,31 @@ class Server:
     def _is_due(self, version: int) -> bool:
         if not self._server.between_updates or version == self._saved_version:
             return False
-        assert self._checkpoint is not None
-        return self._server.done or version - self._saved_version >= self._checkpoint.every
+        assert self._place is not None
+        return self._server.done or version - self._saved_version >= self._place.checkpoint.every
 
     def _save(self) -> None:
         version = self._server.version
-        if version != self._saved_version and self._store is not None:
-            self._store.save(version, saving.pack(self._server))
+        if version != self._saved_version and self._store is not None and self._place is not None:
+            self._store.save(version, saving.pack(self._server, self._place.run))
             self._saved_version = version
 
-    def _take_up(self, checkpoint: Checkpoint, like: PyTree) -> None:
+    def _take_up(self, place: saving.Place, like: PyTree) -> None:
         """Goes on from the newest checkpoint, if there is one; `like` has the params' shapes."""
-        server, path = self._make_server(like), checkpoint.path
-        with Store(path, checkpoint.keep) as store:
-            saved = store.newest(lambda facts: saving.check(server, facts, path))
+        server = self._make_server(like)
+        with _open(place.checkpoint) as store:
+            saved = store.newest(place.check)
         if saved is not None:
             saving.restore(server, saved)
             self._server, self._saved_version = server, server.version
-            self._open_store(checkpoint)
+            self._store = _open(place.checkpoint).__enter__()
 
     def _make_server(self, params: PyTree) -> ParameterServer:
         return ParameterServer(params, self._settings, self._layout, publish=_publish)
 
-    def _open_store(self, checkpoint: Checkpoint) -> None:
-        self._store = Store(checkpoint.path, checkpoint.keep).__enter__()
+
+def _open(checkpoint: Checkpoint) -> Store:
+    return Store(checkpoint.path, checkpoint.keep)
 
 
 def _publish(message: Message) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,10 @@ from typing import Any
 import jax
 import ray
 
+_TO_ANSWER = 10.0  # seconds
+# Ray's head speaks HTTP/2: after a client's hello and settings it sends its own.
+_SETTINGS = b"\x04"
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
 _ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
     "NPROC": "1",  # the size of XLA's thread pools
@@ -32,12 +37,41 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
     if address is None:
         start_local(max(os.cpu_count() or 1, math.ceil(num_cpus)))
     else:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _join(address)
     try:
         _check_size(num_cpus)
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Connects to a running cluster; raises ConnectionError soon if there is none."""
+    target = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if target not in ("auto", "local") and "://" not in target:
+        _check_reachable(target)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except SystemExit as error:  # Ray would end the whole program
+        raise ConnectionError(f"Ray could not join the cluster at {target}.") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes, and then ends the program."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"address must be 'host:port' of a running Ray cluster, got {address!r}.")
+    start_one = "start one there with `ray start --head`, or leave address out"
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _TO_ANSWER) as connection:
+            connection.sendall(_HTTP2_HELLO)
+            answer = connection.recv(4, socket.MSG_WAITALL)
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"No Ray cluster answers at {address} ({error}): {start_one}."
+        ) from None
+    if answer[3:] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
+        raise ConnectionError(f"What answers at {address} is no Ray cluster: {start_one}.")
 
 
 def start_local(num_cpus: int, **options: Any) -> None:

@@ -9,6 +9,7 @@ import optax
 
 from dcasgd_jax.runtime import history, step
 from dcasgd_jax.runtime.bookkeeping import Counts
+from dcasgd_jax.runtime.refusals import GivenUp
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import recording
 from dcasgd_jax.sim import results as sim_results
@@ -27,6 +28,7 @@ class Run(NamedTuple):
     counts: Counts  # of all shards together
     seconds: float  # wall time of training, also that before an interruption
     wire_dtype: str | None
+    given_up: GivenUp | None = None  # why the run ended before its last update, if it did
 
     @property
     def reads_are_consistent(self) -> bool:
@@ -49,11 +51,15 @@ def make_result(
     of_first: history.Recorded,
     metrics: dict[str, np.ndarray],
     batch_size: int,
+    given_up: GivenUp | None,
 ) -> sim_results.SimResult:
     """The result of a live run as the simulator would give it."""
     schedule, loss = of_first.schedule, of_first.loss
     num_events = len(schedule)
-    bad = np.flatnonzero(~np.isfinite(loss))
+    suspect = ~np.isfinite(loss)
+    if given_up is not None:  # a gradient may be infinite where its loss is not
+        suspect[given_up.event] = True
+    bad = np.flatnonzero(suspect)
     record = recording.Record(
         kept=np.arange(num_events),
         metrics=programs.Metrics(loss=loss, **metrics),

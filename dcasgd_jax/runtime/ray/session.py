@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 import ray
+import ray.cloudpickle
 import ray.exceptions
 
-from dcasgd_jax.runtime import history
+from dcasgd_jax.runtime import history, saving
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.ray import actors, results, watching
+from dcasgd_jax.runtime.refusals import GivenUp
 from dcasgd_jax.runtime.shards import Split
-from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.schedules.cluster import Durations
 from dcasgd_jax.typing import PyTree
 
@@ -122,6 +123,9 @@ class Session:
             except ray.exceptions.ActorDiedError as error:
                 raise self._server_lost(error) from error
             watcher.add(shard, news)
+        if watcher.given_up is not None:  # then the other shards need not go on either
+            for server in self.servers:
+                server.stop.remote()
         watcher.tell()
 
     def _finish(self, watcher: watching.Watcher) -> list[dict[str, Any]]:
@@ -131,7 +135,12 @@ class Session:
             finished = ray.get([server.finish.remote() for server in self.servers])
         except ray.exceptions.RayActorError as error:
             raise self._server_lost(error) from error
-        watcher.log.write("end", seconds=max(shard["seconds"] for shard in finished))
+        given_up = _why_given_up(finished)
+        watcher.log.write(
+            "end",
+            seconds=max(shard["seconds"] for shard in finished),
+            **({} if given_up is None else {"given_up": str(given_up)}),
+        )
         return finished
 
     def _save(self, watcher: watching.Watcher) -> None:
@@ -157,8 +166,12 @@ class Session:
         )
 
     def _make_run(self, finished: list[dict[str, Any]], batch_size: int) -> results.Run:
+        given_up = _why_given_up(finished)
+        if given_up is not None and not all(shard["events"]["applied"].any() for shard in finished):
+            raise RuntimeError(str(given_up))
         recorded = [
-            history.recorded(shard["events"], self.settings.num_workers) for shard in finished
+            history.recorded(shard["events"], self.settings.num_workers, whole=given_up is not None)
+            for shard in finished
         ]
         num_events = len(recorded[0].schedule)
         columns = finished[0]["events"]
@@ -166,14 +179,27 @@ class Session:
         states = [shard["state"] for shard in finished]
         params = self.split.merge([state.params for state in states])
         return results.Run(
-            result=results.make_result(params, states, recorded[0], metrics, batch_size),
+            result=results.make_result(
+                params, states, recorded[0], metrics, batch_size, finished[0]["given_up"]
+            ),
             schedule=recorded[0].schedule,
             number=recorded[0].number,
             shards=tuple(recorded),
             counts=watching.add_counts([shard["counts"] for shard in finished]),
             seconds=max(shard["seconds"] for shard in finished),
             wire_dtype=self.wire_dtype,
+            given_up=given_up,
         )
+
+
+def _why_given_up(finished: list[dict[str, Any]]) -> GivenUp | None:
+    """What the servers say, first one whose params are lost: the others only follow from it."""
+    said = [
+        shard["given_up"]._replace(shard=index)
+        for index, shard in enumerate(finished)
+        if shard["given_up"] is not None
+    ]
+    return min(said, key=lambda given_up: given_up.params_finite, default=None)
 
 
 def start(
@@ -184,37 +210,56 @@ def start(
     loss_fn: Callable[..., Any],
     batches_fn: Callable[[int, int], PyTree],
     delays: Durations | None,
-    checkpoints: list[Checkpoint | None],
+    places: list[saving.Place | None],
     options: Options,
 ) -> Session:
-    """Starts a server for each part of the params, and the workers."""
-    server_class, worker_class = ray.remote(actors.Server), ray.remote(actors.Worker)
-    shapes = [_shapes(part) for part in parts]
-    servers = [
-        server_class.options(
-            **options.server,
-            max_concurrency=settings.num_workers + 4,  # workers that wait, news, saving
-            max_restarts=0 if checkpoint is None else options.max_restarts,
-            max_task_retries=0,  # a push that may have arrived is for the protocol to judge
-        ).remote(shape, settings, wire_dtype, checkpoint)
-        for shape, checkpoint in zip(shapes, checkpoints, strict=True)
-    ]
-    common = ray.put(
-        actors.Common(servers, split.merge(shapes), wire_dtype, loss_fn, batches_fn, delays)
+    """Starts a server for each part of the params, and the workers.
+
+    Raises:
+      TypeError: If something cannot be sent to them.
+    """
+    worker_class = ray.remote(actors.Worker).options(
+        **options.worker,
+        max_restarts=options.max_restarts,
+        max_task_retries=options.max_restarts,  # `run` begins again with a pull
     )
-    workers = [
-        worker_class.options(
-            **options.worker,
-            max_restarts=options.max_restarts,
-            max_task_retries=options.max_restarts,  # `run` begins again with a pull
-        ).remote(index)
-        for index in range(settings.num_workers)
-    ]
+    server_class = ray.remote(actors.Server).options(
+        **options.server,
+        max_concurrency=settings.num_workers + 4,  # workers that wait, news, saving
+        max_restarts=0 if places[0] is None else options.max_restarts,
+        max_task_retries=0,  # a push that may have arrived is for the protocol to judge
+    )
+    shapes = [_shapes(part) for part in parts]
+    servers = []
+    try:
+        for shape, place in zip(shapes, places, strict=True):
+            servers.append(server_class.remote(shape, settings, wire_dtype, place))
+        whole = split.merge(shapes)
+        common = ray.put(actors.Common(servers, whole, wire_dtype, loss_fn, batches_fn, delays))
+    except TypeError as error:
+        for server in servers:
+            ray.kill(server)
+        sent = {"loss_fn": loss_fn, "batches_fn": batches_fn, "delays": delays}
+        raise _unsendable({**settings._asdict(), **sent}) or error from None
+    workers = [worker_class.remote(index) for index in range(settings.num_workers)]
     return Session(settings, parts, split, wire_dtype, servers, workers, common)
 
 
 def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), tree)
+
+
+def _unsendable(values: dict[str, Any]) -> TypeError | None:
+    """Which of some values is the one that cannot be sent, and why."""
+    for name, value in values.items():
+        try:
+            ray.cloudpickle.dumps(value)  # type: ignore[reportPrivateImportUsage]
+        except Exception as error:  # whatever an object of the user's raises
+            return TypeError(
+                f"{name} cannot be sent to other processes ({error}): let it capture arrays and "
+                "plain values only, and open files or locks where it is called."
+            )
+    return None
 
 
 def _cause(error: Exception) -> str:

@@ -1,7 +1,9 @@
 """`train`: a loss and an optimizer in, parameters trained by real workers and a record out."""
 
+import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -9,17 +11,15 @@ import jax
 import numpy as np
 import optax
 
-from dcasgd_jax.runtime import model, shards
+from dcasgd_jax.runtime import identity, model, saving, shards
 from dcasgd_jax.runtime.bookkeeping import Settings
-from dcasgd_jax.runtime.ray import cluster, session, watching
+from dcasgd_jax.runtime.ray import arguments, cluster, session, watching
 from dcasgd_jax.runtime.ray.results import Run
-from dcasgd_jax.sim import preconditions, preparation
+from dcasgd_jax.sim import preparation
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.schedules import laws, protocols
 from dcasgd_jax.sim.schedules.cluster import Durations
 from dcasgd_jax.typing import PyTree
-
-_METRICS = ("compensation_ratio", "cosine", "below_eps")
 
 
 def train(
@@ -55,7 +55,14 @@ def train(
     A worker that dies is restarted, pulls afresh and has its backup renewed; the gradient that it
     was computing is lost. A server that dies goes on from its last checkpoint: lost are the updates
     since that one, no more, and gradients taken at weights that it no longer has are refused and
-    computed again. What Ray itself trusts, this trusts: use it on a trusted network only.
+    computed again.
+
+    Gradients that are not finite are refused. The run is given up, with a `RuntimeWarning` that
+    names the push, once the params are not finite themselves, and once 100 gradients in a row of
+    one worker are refused: what there is until then is returned, and saved if its version is
+    complete. Of such a row the record has the first three and the last one; all are counted.
+
+    What Ray itself trusts, this trusts: use it on a trusted network only.
 
     Args:
       loss_fn: `loss_fn(params, batch)`; returns a scalar. Runs compiled on the workers.
@@ -79,7 +86,8 @@ def train(
       delays: Law of seconds that each gradient takes at least, drawn as in the simulator.
       seed: Of the delays, ≥ 0.
       checkpoint: `sim.Checkpoint(directory, every=)`, counted in updates. The run goes on from what
-        is there. The servers write it: with nodes of several machines, on a shared disk.
+        is there, unless that is of another loss, optimizer, protocol or beginning; of batches,
+        only the shapes are compared. The servers write it: with several machines, on a shared disk.
       log: File to append a JSON line to for every push and incident.
       progress: Called a few times a second with a `Status`.
       metrics: What else to trace, of "compensation_ratio", "cosine", "below_eps".
@@ -90,12 +98,17 @@ def train(
 
     Returns:
       A `Run`: the `SimResult`, the `Schedule` that happened, and the number of each push's batch.
+      `given_up` says why there are fewer updates than asked for, if there are;
+      `result.non_finite` names the first push whose loss was not finite.
 
     Raises:
       ValueError: For arguments out of range, a cluster too small, another worker's model, or a
         checkpoint of another run.
-      TypeError: If `tx` wants the stale parameters from outside, or a parameter is no real float.
-      RuntimeError: If all workers, or a server, have died for good.
+      TypeError: If `tx` wants the stale parameters from outside, a parameter is no real float, or
+        an argument is not of its type or cannot be sent to other processes.
+      ConnectionError: If there is no Ray cluster at the address.
+      RuntimeError: If all workers, or a server, have died for good, or the run was given up before
+        the first update.
 
     Example:
       >>> import dcasgd_jax as dc
@@ -105,10 +118,15 @@ def train(
       ...     num_updates=200)  # doctest: +SKIP
       >>> print(run.schedule)  # doctest: +SKIP
     """
-    _check_sizes(num_workers=num_workers, num_updates=num_updates, num_shards=num_shards)
-    preconditions.check_metrics(metrics)
-    if "gap" in metrics:
-        raise ValueError(f'A live server does not trace "gap"; there are {list(_METRICS)}.')
+    arguments.check_functions(loss_fn=loss_fn, batches_fn=batches_fn)
+    arguments.check_integers(
+        seed, max_restarts, num_workers=num_workers, num_updates=num_updates, num_shards=num_shards
+    )
+    arguments.check_values(tx, per_push, protocol, delays)
+    given = {"worker_options": worker_options, "server_options": server_options}
+    arguments.check_types(checkpoint, log, progress, address, given)
+    arguments.check_metrics(metrics)
+    arguments.check_params(params)
     settings = Settings(
         tx=tx,
         num_workers=num_workers,
@@ -131,18 +149,21 @@ def train(
         max_restarts=max_restarts,
     )
     watcher = watching.Watcher(num_updates, num_shards, log, progress)
-    with cluster.connected(address, options.num_cpus(num_workers, num_shards)):
-        batch_size = _check_loss(loss_fn, params, batches_fn(0, 0))
+    connected = cluster.connected(address, options.num_cpus(num_workers, num_shards))
+    with contextlib.closing(watcher.log), connected:
+        batch = batches_fn(0, 0)
+        batch_size = _check_loss(loss_fn, params, batch)
+        places: list[saving.Place | None] = [None] * num_shards
+        if checkpoint is not None:
+            of_loss = identity.of_loss(loss_fn, params, batch)
+            places = _places(checkpoint, of_loss, settings, parts, split)
         running = session.start(
-            settings, parts, split, wire_dtype, loss_fn, batches_fn, durations,
-            [_of_shard(checkpoint, shard, num_shards) for shard in range(num_shards)], options,
+            settings, parts, split, wire_dtype, loss_fn, batches_fn, durations, places, options
         )  # fmt: skip
-        return running.run(watcher, batch_size)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        protocols.check_integer(name, size, least=1)
+        run = running.run(watcher, batch_size)
+    if run.given_up is not None:
+        warnings.warn(str(run.given_up), RuntimeWarning, stacklevel=2)
+    return run
 
 
 def _check_loss(loss_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> int:
@@ -154,9 +175,26 @@ def _check_loss(loss_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> i
     return preparation.batch_size(batch)
 
 
-def _of_shard(checkpoint: Checkpoint | None, shard: int, num_shards: int) -> Checkpoint | None:
+def _places(
+    checkpoint: Checkpoint,
+    of_loss: identity.Identity,
+    settings: Settings,
+    parts: list[PyTree],
+    split: shards.Split,
+) -> list[saving.Place | None]:
+    """Where each server is saved, and as what."""
+    return [
+        saving.Place(
+            _of_shard(checkpoint, shard, len(parts)),
+            {**identity.of_server(part, settings, split.layouts[shard]), **of_loss},
+        )
+        for shard, part in enumerate(parts)
+    ]
+
+
+def _of_shard(checkpoint: Checkpoint, shard: int, num_shards: int) -> Checkpoint:
     """Each server's own directory."""
-    if checkpoint is None or num_shards == 1:
+    if num_shards == 1:
         return checkpoint
     directory = checkpoint.path / f"shard-{shard}-of-{num_shards}"
     return dataclasses.replace(checkpoint, directory=directory)

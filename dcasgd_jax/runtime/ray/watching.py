@@ -12,6 +12,7 @@ from ray.util import metrics as ray_metrics
 
 from dcasgd_jax.runtime.bookkeeping import Counts
 from dcasgd_jax.runtime.ray.log import JsonLines
+from dcasgd_jax.runtime.refusals import GivenUp
 
 _WINDOW = 10.0  # seconds over which the rate is taken
 _RECENT = 50  # pushes over which the loss is averaged
@@ -31,6 +32,7 @@ class Status(NamedTuple):
     loss: float  # mean of the last pushes
     counts: Counts  # of all shards together
     seconds: float
+    given_up: GivenUp | None = None  # why the run ends before its last update, if it does
 
 
 class Watcher:
@@ -58,6 +60,7 @@ class Watcher:
         self._loss: collections.deque[float] = collections.deque(maxlen=_RECENT)
         self._rate: collections.deque[tuple[float, int]] = collections.deque()
         self._metrics = _Metrics()
+        self.given_up: GivenUp | None = None
 
     def known(self, shard: int) -> tuple[int, int, int]:
         """The arguments of the server's `news`."""
@@ -73,10 +76,12 @@ class Watcher:
         for incident in news["incidents"]:
             self.log.write("incident", shard=shard, **incident._asdict())
         known["life"] = news["life"]
-        known["num_incidents"] += len(news["incidents"])
+        known["num_incidents"] = news["num_incidents"]
         known["num_events"] = news["first_event"] + len(columns["worker"])
         self._versions[shard], self._counts[shard] = news["version"], news["counts"]
         self._seconds = max(self._seconds, news["seconds"])
+        if news["given_up"] is not None:
+            self.given_up = news["given_up"]._replace(shard=shard)
         if shard == 0:
             self._take_pushes(news["first_event"], columns)
 
@@ -105,6 +110,7 @@ class Watcher:
             loss=float(np.mean(self._loss)) if self._loss else math.nan,
             counts=add_counts(self._counts),
             seconds=self._seconds,
+            given_up=self.given_up,
         )
 
     def _take_pushes(self, first: int, columns: dict[str, np.ndarray]) -> None:

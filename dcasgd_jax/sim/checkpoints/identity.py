@@ -186,18 +186,18 @@ def _code(run: engines.Run, state: programs.SimState, batch: PyTree) -> dict[str
     gradient = lambda *arguments: worker.gradient_on_batch(program, *arguments)
     evaluate = lambda state: step.evaluate(program, state)
     code = {
-        "loss_fn": _fingerprint(gradient, event, pulled, batch, run.shared.key),
-        "tx": _fingerprint(update(program.tx, True), params, state.opt_state, params, index),
+        "loss_fn": fingerprint(gradient, event, pulled, batch, run.shared.key),
+        "tx": fingerprint(update(program.tx, True), params, state.opt_state, params, index),
     }
     if program.per_push is not None:
         function = update(program.per_push, False)
-        code["per_push"] = _fingerprint(function, params, state.push_state, params, index)
+        code["per_push"] = fingerprint(function, params, state.push_state, params, index)
     if program.batch_fn is not None:
-        code["batch_fn"] = _fingerprint(program.batch_fn, index, index)
+        code["batch_fn"] = fingerprint(program.batch_fn, index, index)
     if program.eval_fn is not None:
-        code["eval_fn"] = _fingerprint(evaluate, state)
+        code["eval_fn"] = fingerprint(evaluate, state)
     if program.send is not None:
-        code["send"] = _fingerprint(program.send, params, state.opt_state)
+        code["send"] = fingerprint(program.send, params, state.opt_state)
     return code
 
 
@@ -218,7 +218,7 @@ def _fisher_diagonal(params: PyTree) -> PyTree:
     return jax.tree.map(jnp.square, params)
 
 
-def _fingerprint(function: Callable, *arguments: PyTree) -> str:
+def fingerprint(function: Callable, *arguments: PyTree) -> str:
     """Of the operations that a function makes, and of the constants in them."""
     jaxpr = jax.make_jaxpr(function)(*arguments)
     text = _without_addresses(str(jaxpr))

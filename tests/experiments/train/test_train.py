@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,10 +112,53 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_processes(tmp_path, no_other_ray):
     assert schedule.staleness.max() == content["max_staleness"]
     started = [k for k, line in enumerate(lines(out / "log.jsonl")) if line["event"] == "start"]
     assert len(started) == 2
+    # Once more there is nothing to do, and nothing is done; a run is not taken back either.
+    before = (out / "log.jsonl").read_bytes()
+    result = cli.call("train", "--updates", updates, *arguments)
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"Already done: {out / 'train.json'} is of these {updates} updat")
+    result = cli.call("train", "--updates", updates - 1, *arguments)
+    assert result.code == 2
+    assert f"--updates {updates - 1}: the run in {out} has {updates} already" in result.err
+    assert (out / "log.jsonl").read_bytes() == before
     # And nothing but the number of updates may be another one.
     result = cli.call("train", "--updates", updates, *arguments, "--seed", 1)
     assert result.code == 2
     assert "has seed 0, not 1: choose another --out" in result.err
+
+
+def test_a_run_that_diverges_is_saved_and_told_in_one_line(tmp_path, no_other_ray):
+    out = tmp_path / "out"
+    result = cli.call(
+        *("train", "--out", out, "--workers", 2, "--batch", 4, "--method", "asgd"),
+        *("--learning-rate", 1e38),
+    )
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert "The run was given up at version" in line
+    content = cli.strict_json(out / "train.json")
+    assert content["given_up"] in line
+    assert content["num_updates"] < 200
+    assert content["counts"]["non_finite"] >= 1
+
+
+def test_an_address_of_nothing_is_told_in_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = f"127.0.0.1:{server.getsockname()[1]}"
+    started = time.monotonic()
+    result = cli.call("train", "--out", tmp_path / "out", "--address", free)
+    assert time.monotonic() - started < 20
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert f"No Ray cluster answers at {free}" in line
+
+
+@pytest.mark.parametrize("name", ["settings.json", "train.json"])
+def test_a_damaged_folder_is_named(tmp_path, name):
+    (tmp_path / name).write_text("{")
+    result = cli.call("train", "--out", tmp_path)
+    assert result.code == 2
+    assert f"{name} in it cannot be read" in result.err
 
 
 def test_cifar10_on_generated_images(tmp_path, no_other_ray):

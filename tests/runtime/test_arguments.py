@@ -1,0 +1,110 @@
+"""What `ray.train` is given and cannot use: one clear error each, before any process starts."""
+
+import contextlib
+import socket
+import threading
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+
+pytest.importorskip("ray")
+from dcasgd_jax import sim
+from dcasgd_jax.runtime import ray
+from dcasgd_jax.runtime.ray import cluster
+from runtime import clients
+
+GOOD = dict(
+    loss_fn=problems.softmax_loss,
+    params=problems.softmax_params(),
+    tx=optax.sgd(0.1),
+    batches_fn=clients.batches_fn,
+    num_workers=2,
+    num_updates=5,
+)
+NOT_FINITE = {**problems.softmax_params(), "b": np.array([0, np.nan, 0], np.float32)}
+
+BAD = {
+    "loss_fn": (dict(loss_fn=None), TypeError, "loss_fn must be a function, got None"),
+    "batches_fn": (dict(batches_fn=[1, 2]), TypeError, "batches_fn must be a function, got .1, 2"),
+    "tx not called": (dict(tx=optax.sgd), TypeError, r"call it, as in tx=optax.sgd\(0.1\)"),
+    "tx": (dict(tx=0.1), TypeError, "tx must be an optax transformation, got 0.1, a float"),
+    "per_push": (dict(per_push=optax.sgd), TypeError, "per_push must be an optax transformation"),
+    "protocol's class": (dict(protocol=sim.Synchronous), TypeError,
+                         r"the class Synchronous itself: .* protocol=sim.Synchronous\(\)"),
+    "protocol's name": (dict(protocol="synchronous"), TypeError, "protocol must be a value such"),
+    "delays' class": (dict(delays=sim.ConstantTime), TypeError, "the class ConstantTime itself"),
+    "delays": (dict(delays=0.1), TypeError, "delays must be a value such as sim.ConstantTime"),
+    "num_workers": (dict(num_workers="3"), ValueError, "num_workers must be an integer >= 1"),
+    "num_updates": (dict(num_updates=2.5), ValueError, "num_updates must be an integer >= 1"),
+    "num_shards": (dict(num_shards=0), ValueError, "num_shards must be an integer >= 1, got 0"),
+    "seed": (dict(seed=-1), ValueError, "seed must be an integer >= 0"),
+    "max_restarts": (dict(max_restarts=None), ValueError, "max_restarts must be an integer"),
+    "checkpoint": (dict(checkpoint="here"), TypeError, "checkpoint must be a value such as sim.Ch"),
+    "log": (dict(log=3), TypeError, "log must be the path of a file, got 3"),
+    "progress": (dict(progress=True), TypeError, "progress must be a function, got True"),
+    "address": (dict(address=6379), TypeError, "address must be a text such as 'host:6379'"),
+    "options": (dict(worker_options="gpu"), TypeError, "worker_options must be a dict of Ray's"),
+    "num_cpus": (dict(server_options={"num_cpus": "2"}), ValueError, "num_cpus in server_options"),
+    "metrics": (dict(metrics="cosine"), TypeError, r"metrics must be a list .* \['cosine'\]"),
+    "gap": (dict(metrics=["gap"]), ValueError, 'does not trace "gap"'),
+    "params": (dict(params={"w": "x"}), TypeError, r"Parameter \['w'\] must be an array, got 'x'"),
+    "integers": (dict(params={"n": 3}), TypeError, r"Parameter \['n'\] is int32"),
+    "nan": (dict(params=NOT_FINITE), ValueError, r"Parameter \['b'\] is not finite"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(cluster, "connected", refuse)
+
+
+@pytest.mark.parametrize(("given", "error", "words"), BAD.values(), ids=BAD)
+def test_what_cannot_be_used_is_named_before_anything_starts(no_ray, given, error, words):
+    with pytest.raises(error, match=words):
+        ray.train(**{**GOOD, **given})
+
+
+def test_half_precision_params_are_no_error(no_ray):
+    with pytest.raises(AssertionError, match="Ray was started"):
+        ray.train(**{**GOOD, "params": {"w": jnp.ones(3, jnp.bfloat16)}})
+
+
+@contextlib.contextmanager
+def listening(answer):
+    """The address of something that is no Ray: says this, or nothing, to everybody."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(100)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+def test_an_address_of_nothing_is_answered_soon():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = f"127.0.0.1:{server.getsockname()[1]}"
+    started = time.monotonic()
+    with pytest.raises(ConnectionError, match=f"No Ray cluster answers at {free} .*ray start"):
+        ray.train(**GOOD, address=free)
+    with pytest.raises(ValueError, match=r"address must be 'host:port' .* got 'nowhere'"):
+        ray.train(**GOOD, address="nowhere")
+    with (
+        listening(b"HTTP/1.1 400 Bad Request\r\n") as address,
+        pytest.raises(ConnectionError, match=f"What answers at {address} is no Ray cluster"),
+    ):
+        ray.train(**GOOD, address=address)
+    assert time.monotonic() - started < 20
