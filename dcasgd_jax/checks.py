@@ -124,10 +124,11 @@ def _checked_staleness(staleness) -> jax.Array:
 
 def _integer_scalar(name: str, value) -> Any:
     """One integer: a Python or NumPy number, or an array of rank 0."""
-    if jax.tree.structure(value) != jax.tree.structure(0):
-        raise TypeError(f"{name} must be one integer, got the tree {value!r}.")
-    dtype, shape = jnp.result_type(value), jnp.shape(value)
-    if not jnp.issubdtype(dtype, jnp.integer) or shape:
+    try:
+        shape, dtype = jnp.shape(value), jnp.result_type(value)
+    except (TypeError, ValueError):  # a string, or a tree
+        raise TypeError(f"{name} must be one integer, got {value!r}.") from None
+    if shape or not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"{name} must be one integer, got {value!r} ({dtype}{shape}).")
     return value
 

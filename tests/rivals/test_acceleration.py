@@ -178,7 +178,7 @@ def test_none_leaves_stay_none():
             "coefficient must lie in",
         ),
         (lambda: rivals.sends.momentum_compensation(-1), ValueError, "delay must be >= 0"),
-        (lambda: rivals.sends.momentum_compensation(1.5), ValueError, "delay must be a Python int"),
+        (lambda: rivals.sends.momentum_compensation(1.5), TypeError, "delay must be an integer"),
         (lambda: rivals.sends.momentum_compensation(), TypeError, "argument: 'delay'"),
     ],
 )

@@ -30,7 +30,7 @@ BAD = {
     "max_delay": (lambda: rivals.adaptive_step_sizes(1.0, -1), "max_delay must be >= 0, got -1"),
     "max_delay float": (
         lambda: rivals.adaptive_step_sizes(1.0, 2.5),
-        "max_delay must be a Python int",
+        "max_delay must be an integer",
     ),
     "alpha": (
         lambda: rivals.adaptive_step_sizes(1.0, 3, alpha=1.5),
@@ -52,10 +52,10 @@ BAD = {
     ),
     "smoothing nan": (lambda: rivals.delayed_nesterov(0.1, 2, smoothing=np.nan), "smoothing must"),
     "spikes": (lambda: rivals.spike_compensation(-0.1, 1), r"momentum must lie in \[0, 1\)"),
-    "spike delay": (lambda: rivals.spike_compensation(0.9, -1), "delay must be >= 0 updates"),
+    "spike delay": (lambda: rivals.spike_compensation(0.9, -1), "delay must be >= 0, got -1"),
     "spike delays": (
         lambda: rivals.spike_compensation(0.9, {"a": 1.5}),
-        r"delay\['a'\] must be a Python int",
+        r"delay\['a'\] must be an integer",
     ),
     "ordered": (lambda: rivals.ordered_momentum(1.0, 2), r"momentum must lie in \[0, 1\), got 1.0"),
     "ordered workers": (lambda: rivals.ordered_momentum(0.9, 0), "num_workers must be >= 1"),
@@ -63,7 +63,7 @@ BAD = {
         lambda: rivals.ordered_momentum(0.9, 2, bucket_size=0),
         "bucket_size must be >= 1, got 0",
     ),
-    "pipemare delay": (lambda: rivals.pipemare_rescale(-1, 3), "delay must be >= 0 updates"),
+    "pipemare delay": (lambda: rivals.pipemare_rescale(-1, 3), "delay must be >= 0, got -1"),
     "pipemare steps": (lambda: rivals.pipemare_rescale(1, 0), "num_steps must be >= 1, got 0"),
     "dc_ssgd rate": (lambda: rivals.dc_ssgd(-0.1, 1.0), "learning_rate must be a finite number"),
     "dc_ssgd lambda0": (lambda: rivals.dc_ssgd(0.1, -1.0), "lambda0 must be a finite number >= 0"),
@@ -74,7 +74,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_hyperparameters(name):
     make, message = BAD[name]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TypeError if "an integer" in message else ValueError, match=message):
         make()
 
 
@@ -173,5 +173,5 @@ def test_workers_parameters_that_are_not_stacked():
 
 def test_injected_sizes_must_be_static():
     tx = optax.inject_hyperparams(rivals.adaptive_step_sizes)(step_bound=1.0, max_delay=3)
-    with pytest.raises(ValueError, match=r"max_delay must be a Python int.*static_args="):
+    with pytest.raises(TypeError, match=r"max_delay must be an integer.*static_args="):
         jax.jit(tx.init)(jnp.ones(2))

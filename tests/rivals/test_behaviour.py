@@ -106,7 +106,7 @@ def test_ringmaster_counts_applied_updates_and_lets_the_dropped_worker_pull():
     # Worker 1 read version 0 and comes at version 2: dropped, pulls version 2, then is fresh.
     updates, states = feed(drop(2, num_workers=3), workers(0, 0, 1, 1, 2, 2))
     assert [u != 0 for u in updates] == [True, True, False, True, False, True]
-    np.testing.assert_array_equal(states[-1].versions.read_versions, [2, 3, 4])
+    np.testing.assert_array_equal(states[-1].versions.read_versions.rows, [2, 3, 4])
 
 
 def test_ringmaster_tells_its_own_count_to_the_inner_optimizer():
@@ -191,9 +191,9 @@ def test_ordered_momentum_does_not_depend_on_the_order_of_arrival(seed, bucket_s
         tx = rivals.ordered_momentum(0.8, 3, bucket_size=bucket_size)
         update, state, w = jax.jit(tx.update), tx.init(jnp.zeros(())), 0.0
         for _ in range(30):
-            busy = [m for m in range(3) if int(state.numbers[m]) < 30]
-            worker = choose(busy, state.numbers)
-            grad = jnp.asarray(G[int(state.numbers[worker])])
+            busy = [m for m in range(3) if int(state.numbers.rows[m]) < 30]
+            worker = choose(busy, state.numbers.rows)
+            grad = jnp.asarray(G[int(state.numbers.rows[worker])])
             direction, state = update(grad, state, worker=np.int32(worker))
             w -= float(direction)
         return w, float(state.velocity)

@@ -246,7 +246,7 @@ def test_ordered_momentum(x64):
     state, numbers, handed_out = tx.init(w), [0, 1, 2, 3], 4
     for number in case["arrivals"]:
         worker = numbers.index(number)
-        assert int(state[0].numbers[worker]) == number
+        assert int(state[0].numbers.rows[worker]) == number
         updates, state = tx.update(G[number], state, w, worker=worker)
         w = optax.apply_updates(w, updates)
         numbers[worker], handed_out = handed_out, handed_out + 1

@@ -610,7 +610,7 @@ def test_a_checkpoint_knows_what_its_run_computes(tx, other, words):
 
 def test_a_checkpoint_knows_what_is_done_with_a_push_before_the_mean():
     options = dict(tx=clients.plain(), protocol=sim.Buffered(2))
-    per_push = lambda lambda0: dc.compensate_worker_delay(lambda0, NUM_WORKERS)
+    per_push = lambda lambda0: compensations.per_worker(lambda0, NUM_WORKERS)
     saved = Clients(**options, per_push=per_push(2.0)).identity
     identity.check(saved, Clients(**options, per_push=per_push(2.0)).identity, "/a")
     with pytest.raises(ValueError, match="another run: per_push is another one now"):

@@ -10,7 +10,6 @@ import pytest
 
 import dcasgd_jax as dc
 from dcasgd_jax import sim
-from dcasgd_jax.transforms import sums
 
 PARAMS = {"a": jnp.asarray([1.0, -2.0, 0.5]), "b": jnp.asarray([[3.0]])}
 STALE = {"a": jnp.asarray([0.5, -2.5, 0.5]), "b": jnp.asarray([[2.0]])}
@@ -87,20 +86,6 @@ def test_a_cap_still_holds():
     added = jax.tree.map(jnp.subtract, compensated, GRADS)
     for name, moved in jax.tree.map(jnp.subtract, PARAMS, STALE).items():
         assert np.all(np.abs(added[name]) <= 1.00001 / 0.1 * np.abs(moved))
-
-
-def test_a_ratio_from_a_part_of_the_coordinates(monkeypatch):
-    """Smoothed over the updates it is that of all of them, and every block has its turn."""
-    monkeypatch.setattr(sums, "BLOCK", 4)
-    tx = compensations.explicit(dc.strengths.ratio(0.5, block_stride=3, decay=0.9))
-    params, stale = jnp.linspace(1, 2, 50), jnp.linspace(1, 2, 50) ** 2
-    grads = jnp.sin(jnp.arange(50.0))
-    state, sizes = tx.init(params), []
-    for _ in range(60):
-        compensated, state = update(tx, state, grads, params, stale)
-        sizes.append(relative_norm(compensated, grads))
-    assert abs(sizes[0] - 0.5) > 0.02
-    assert sizes[-3:] == pytest.approx([0.5] * 3, rel=0.06)
 
 
 def test_rho_may_be_a_schedule():
@@ -197,6 +182,20 @@ def test_in_a_simulated_run_and_a_sweep(rule):
     assert np.isfinite(result.losses).all()
 
 
+def test_where_the_gradients_are_split_over_devices():
+    """Each shard chooses for its own coordinates, as for a tree of its own."""
+    mesh = jax.make_mesh((4,), ("shards",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("shards")
+    grads, params = jnp.linspace(0.1, 1.0, 8), jnp.ones(8)
+    for rule in (dc.strengths.ratio(0.5), dc.strengths.capped_share(0.3)):
+        tx = dc.compensate_delay(rule, max_pull=1.0, learning_rate=0.1)
+        first = lambda g, p, tx=tx: tx.update(g, tx.init(p), p, stale_params=0.9 * p)[0]
+        specs = {"mesh": mesh, "in_specs": (split, split), "out_specs": split}
+        together = jax.jit(jax.shard_map(first, **specs))(grads, params)
+        alone = jax.vmap(first)(grads.reshape(4, 2), params.reshape(4, 2)).reshape(8)
+        np.testing.assert_allclose(together, alone, rtol=1e-6)
+
+
 def test_one_trace():
     tx = compensations.explicit(dc.strengths.ratio(0.5), ms_decay=0.95)
 
@@ -218,11 +217,6 @@ def test_one_trace():
         (lambda: dc.strengths.least_squares(decay=-0.1), "decay must be"),
         (lambda: dc.strengths.capped_share(1.0), r"share must lie in \(0, 1\)"),
         (lambda: dc.strengths.capped_share(0.5, gain=float("nan")), "gain must be"),
-        (
-            lambda: dc.strengths.ratio(0.5, block_stride=0),
-            "block_stride must be a Python int >= 1, got 0",
-        ),
-        (lambda: dc.strengths.capped_share(0.5, block_stride=2.0), "block_stride must be"),
     ],
 )
 def test_bad_numbers(make, message):
