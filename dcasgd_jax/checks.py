@@ -124,10 +124,9 @@ def _checked_staleness(staleness) -> jax.Array:
 
 def _integer_scalar(name: str, value) -> Any:
     """One integer: a Python or NumPy number, or an array of rank 0."""
-    try:
-        shape, dtype = jnp.shape(value), jnp.result_type(value)
-    except (TypeError, ValueError):  # a string, or a tree
-        raise TypeError(f"{name} must be one integer, got {value!r}.") from None
+    if jax.tree.structure(value) != jax.tree.structure(0) or isinstance(value, str):
+        raise TypeError(f"{name} must be one integer, got {value!r}.")
+    shape, dtype = jnp.shape(value), jnp.result_type(value)
     if shape or not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"{name} must be one integer, got {value!r} ({dtype}{shape}).")
     return value

@@ -153,11 +153,11 @@ class Clients:
         return sim.simulate(
             loss_fn if self.wire_dtype is None else step.rounded_loss(loss_fn),
             self.params,
-            step.recorded_pulls(self.settings.tx),
+            self.settings.tx,
             recorded.schedule,
             iter(batches),
             engine=sim.HostEngine(),
-            per_push=None if per_push is None else step.recorded_pulls(per_push),
+            per_push=per_push,
             **options,
         )
 

@@ -1,5 +1,6 @@
 """The server without a network: every protocol, every fault, against the simulator."""
 
+import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -319,7 +320,10 @@ def test_foreign_workers_are_refused():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        (dict(tx=problems.adaptive()), TypeError, "compensations.per_worker in tx"),
+        (dict(tx=dc.dcasgd(0.1, 2)), ValueError, "made for num_workers=2, but there are 3"),
+        (dict(tx=dc.dcasgd(0.1, 4)), ValueError, "made for num_workers=4, but there are 3"),
+        (dict(tx=optax.chain(optax.sgd(0.1), dc.compensate_delay())),
+         ValueError, "stands behind the learning rate"),
         (dict(protocol=sim.Buffered(2)), ValueError, "per_push="),
         (dict(protocol=sim.Asynchronous(overlap=True)), ValueError, "cannot be run on a live"),
         (dict(protocol=sim.Sequential()), ValueError, "cannot be run on a live server"),

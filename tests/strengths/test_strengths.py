@@ -214,7 +214,7 @@ def test_one_trace():
     [
         (lambda: dc.strengths.ratio(-1.0), "rho must be a finite number >= 0, got -1.0"),
         (lambda: dc.strengths.ratio(0.5, decay=1.0), r"decay must lie in \[0, 1\)"),
-        (lambda: dc.strengths.least_squares(decay=-0.1), "decay must be"),
+        (lambda: dc.strengths.least_squares(decay=-0.1), "decay must lie in"),
         (lambda: dc.strengths.capped_share(1.0), r"share must lie in \(0, 1\)"),
         (lambda: dc.strengths.capped_share(0.5, gain=float("nan")), "gain must be"),
     ],
