@@ -117,7 +117,7 @@ def test_a_staleness_of_each_leaf_only_where_each_leaf_is_scaled():
     assert float(updates["a"][0]) == 0.25
     assert float(updates["b"][0]) == 1
     tx = rivals.adaptive_step_sizes(1.0, 3)
-    with pytest.raises(TypeError, match="staleness must be one integer, got {"):
+    with pytest.raises(TypeError, match=r"staleness must be one integer, got \{"):
         tx.update(grads, tx.init(grads), staleness={"a": 4, "b": 0})
 
 
