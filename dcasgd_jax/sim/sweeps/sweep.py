@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from dcasgd_jax.sim import engines, preparation, results
+from dcasgd_jax.sim import engines, preconditions, preparation, results
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.sim.simulate import simulate
@@ -104,6 +104,7 @@ def sweep(
       >>> result.params.shape, result.losses.shape
       ((4, 3), (4, 100))
     """
+    preconditions.check_metrics(metrics)
     hyperparams = {name: np.asarray(values) for name, values in (hyperparams or {}).items()}
     given = {
         "params": params,
