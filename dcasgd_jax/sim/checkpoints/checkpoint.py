@@ -154,7 +154,7 @@ def _join(first: recording.Record, second: recording.Record, offset: int) -> rec
         evaluations = second.evaluations if first.evaluations is None else first.evaluations
     else:
         evaluations = jax.tree.map(join, first.evaluations, second.evaluations)
-    return recording.Record(
+    joined = recording.Record(
         kept=join(first.kept, offset + second.kept),
         metrics=jax.tree.map(join, first.metrics, second.metrics),
         evaluated=join(first.evaluated, offset + second.evaluated),
@@ -162,6 +162,8 @@ def _join(first: recording.Record, second: recording.Record, offset: int) -> rec
         first_non_finite=earliest,
         lost=second.lost,
     )
+    # The first loss that was not finite may have come long before the run was lost.
+    return recording.end_where_lost(joined)
 
 
 def _pack(
