@@ -11,6 +11,7 @@ import optax
 from dcasgd_jax import transforms
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.schedules import schedule as schedules
+from dcasgd_jax.sim.schedules import waves
 from dcasgd_jax.transforms import checks
 from dcasgd_jax.typing import PyTree
 
@@ -64,6 +65,23 @@ def check_mean(tx: optax.GradientTransformation, params: PyTree, why: str) -> No
         ) from error
 
 
+def check_repeats(schedule: schedules.Schedule) -> None:
+    """Of each worker's model state, only the one that its last gradient was taken at is kept."""
+    by_worker = waves.order_by_worker(schedule.worker)
+    fresh = ~schedule.repeats[by_worker]
+    # The first push of a worker is fresh, so none is taken for a repetition of another worker's.
+    last_fresh = np.maximum.accumulate(np.where(fresh, np.arange(len(schedule)), 0))
+    last = by_worker[last_fresh]
+    for position in np.flatnonzero(last != schedule.batch[by_worker])[:1]:
+        event, repeated = by_worker[position], schedule.batch[by_worker[position]]
+        raise ValueError(
+            f"Event {event} repeats event {repeated}, but worker {schedule.worker[event]} has "
+            f"taken another gradient since (event {last[position]}): where each worker has a model "
+            'state of its own, only its last gradient can be repeated; with model_state_policy="'
+            'server" any can.'
+        )
+
+
 def check_batches(batches: PyTree, num_rows: int) -> None:
     """One row of batches per event."""
     leaves = jax.tree_util.tree_leaves_with_path(batches)
@@ -103,20 +121,10 @@ def check_rows(rows, examples: PyTree) -> None:
         )
 
 
-def check_state(
-    state: programs.SimState, schedule: schedules.Schedule, program: programs.Program
-) -> None:
-    """A state to go on from must be one of this schedule and these options."""
-    slots = {leaf.shape[0] for leaf in jax.tree.leaves(state.snapshots)}
-    averages = state.gradient_sum is not None
-    needs = program.flow == "mean"
-    if slots - {schedule.num_slots} or averages != needs:
-        raise ValueError(
-            f"This state belongs to another schedule: it keeps {max(slots, default=0)} snapshots "
-            f"({'with' if averages else 'without'} averaging), this schedule needs "
-            f"{schedule.num_slots} ({'with' if needs else 'without'})."
-        )
+def check_state(state: programs.SimState, program: programs.Program) -> None:
+    """A state to go on from must have what these options need; `continuation` checks the rest."""
     for name, has, wants in (
+        ("averaging", state.gradient_sum is not None, program.flow == "mean"),
         ("per_push", state.push_state is not None, program.per_push is not None),
         ("model_state", state.model_state is not None, program.model_state != "none"),
     ):

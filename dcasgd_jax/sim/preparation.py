@@ -26,6 +26,9 @@ def make_program(
     mixed = preconditions.first_mixed_event(schedule)
     if mixed is not None:
         preconditions.check_mixed(schedule, mixed, given, params)
+    repeats = given.model_state == "per_worker" and bool(np.any(schedule.repeats))
+    if repeats:
+        preconditions.check_repeats(schedule)
     flow: programs.Flow = "each" if schedule.applied.all() else "some"
     if np.any(schedule.num_pushes[schedule.applied] > 1):
         flow = "mean"
@@ -33,6 +36,7 @@ def make_program(
         flow=flow,
         mixes=mixed is not None,
         corrupts=bool(schedule.corrupt.any()),
+        repeats=repeats,
         metrics=tuple(name for name in programs.METRICS if name in given.metrics),
     )
 
@@ -45,7 +49,7 @@ def find_span(
 ) -> tuple[int, int]:
     """The first event to run and the one to stop before."""
     if state is not None:
-        preconditions.check_state(state, schedule, program)
+        preconditions.check_state(state, program)
     start = 0 if state is None else int(state.event)
     stop = len(schedule) if stop is None else stop
     if not start < stop <= len(schedule):
@@ -108,6 +112,7 @@ def make_events(
         updates=schedule.updates if program.flow == "mean" else None,
         num_pushes=schedule.num_pushes if program.flow == "mean" else None,
         corrupt=schedule.corrupt if program.corrupts else None,
+        repeats=schedule.repeats if program.repeats else None,
         evaluates=None if evaluated is None else evaluated,
     )
 

@@ -237,8 +237,8 @@ def _read_versions(program, layout, state, of_lanes) -> programs.Pulled:
     """What all lanes have pulled, leaf [num_lanes, ...], in slices."""
     pulled = jax.tree.map(lambda slots: slots[of_lanes.read_slot], state.snapshots)
     if program.model_state == "per_worker":
-        of_workers = jax.tree.map(lambda kept: kept[of_lanes.worker], state.model_state)
-        pulled = pulled._replace(model_state=of_workers)
+        of_worker = lambda event: step.model_state_of_worker(program, state, event)
+        pulled = pulled._replace(model_state=jax.vmap(of_worker)(of_lanes))
     return placement.constrain(pulled, layout.slices(pulled, leading=1))
 
 

@@ -94,7 +94,7 @@ class ShardedEpochs:
         for chosen in np.split(by_epoch, starts[1:]):  # a shared epoch has at most all examples
             order = self._order(int(epoch[chosen[0]]))
             rows[fresh[chosen]] = order[first[chosen][:, np.newaxis] + in_batch]
-        repeats = np.flatnonzero(schedule.batch != np.arange(len(schedule)))
+        repeats = np.flatnonzero(schedule.repeats)
         rows[repeats] = rows[schedule.batch[repeats]]
         return rows
 
@@ -112,13 +112,13 @@ class ShardedEpochs:
           ValueError: If the schedule has another number of workers.
         """
         self._check(schedule)
-        num_batches = np.cumsum(schedule.batch == np.arange(len(schedule)))
+        num_batches = np.cumsum(~schedule.repeats)
         return num_batches / (self.num_workers * self.batches_per_shard)
 
     def _fresh_batches(self, schedule: schedules.Schedule) -> tuple[np.ndarray, np.ndarray]:
         """Events that take a new batch, and which of its worker's batches that is, from 0."""
         self._check(schedule)
-        fresh = np.flatnonzero(schedule.batch == np.arange(len(schedule)))
+        fresh = np.flatnonzero(~schedule.repeats)
         worker = schedule.worker[fresh]
         by_worker = waves.order_by_worker(worker)
         counts = np.bincount(worker, minlength=self.num_workers)

@@ -146,6 +146,11 @@ class Schedule:
         pushes = np.bincount(self.version, weights=self.applied)
         return np.maximum(pushes, 1).astype(np.int32)[self.version]
 
+    @property
+    def repeats(self) -> np.ndarray:
+        """Whether each push is a second delivery of an earlier one; bool [num_events]."""
+        return self.batch != np.arange(len(self))
+
     @functools.cached_property
     def previous_push(self) -> np.ndarray:
         """Event of the same worker's previous push, -1 if there is none; int64 [num_events]."""

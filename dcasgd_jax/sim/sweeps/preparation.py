@@ -53,6 +53,7 @@ def make_program(of_members: dict[str, list], given: programs.Program) -> progra
     return made[0]._replace(
         mixes=any(program.mixes for program in made),
         corrupts=any(program.corrupts for program in made),
+        repeats=any(program.repeats for program in made),
     )
 
 
