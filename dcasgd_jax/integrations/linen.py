@@ -14,7 +14,6 @@ from dcasgd_jax import sim
 from dcasgd_jax.integrations import problem as problems
 from dcasgd_jax.typing import PyTree
 
-
 # What transformations of ours, the simulator's and optax's ask for by name.
 _EXTRA_ARGS = frozenset(
     {

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from dcasgd_jax.sim import engines, preconditions, preparation, results, step
+from dcasgd_jax.sim import continuation, engines, preconditions, preparation, results, step
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.checkpoints import checkpoint as checkpoints
 from dcasgd_jax.sim.checkpoints import identity
@@ -88,8 +88,9 @@ def simulate(
       trace_every: n ≥ 1; keep only every n-th event in the trace, for runs of millions.
       opt_state: Initial optimizer state, e.g. with other injected hyperparameters. Default:
         `tx.init(params)`.
-      state: The state of an earlier result, to go on from; `params`, `opt_state` and `model_state`
-        are then only read for their structure.
+      state: The state of an earlier result, to go on from, of this schedule or of a shorter one
+        that it begins with; `params`, `opt_state` and `model_state` are then only read for their
+        structure.
       stop: Event to stop before. Default: the end of the schedule.
       checkpoint: `sim.Checkpoint(directory)`: saves the run there, and goes on with it if it is
         there already; the result is always that of the whole run. Pass the other arguments as at
@@ -137,6 +138,9 @@ def simulate(
         ),
     )
     start, stop = preparation.find_span(program, schedule, state, stop)
+    versions = None
+    if state is not None:
+        state, versions = continuation.resume(state, schedule, program)
     if checkpoint is not None:
         checkpoint.prepare()
     evaluated = preparation.evaluated_versions(schedule, eval_fn, eval_versions)
@@ -180,5 +184,5 @@ def simulate(
         trace=trace,
         evaluations=results.make_evaluations(schedule, start, record, samples),
         non_finite=results.find_non_finite(schedule, start, record),
-        state=current,
+        state=continuation.mark(current, schedule, start, versions),
     )

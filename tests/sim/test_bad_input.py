@@ -59,7 +59,7 @@ def test_a_finished_state_cannot_go_on():
 def test_a_state_of_another_schedule():
     state = simulate(progress=None, stop=5).state
     other = sim.make_schedule(sim.ExponentialTime(), 6, 20, seed=0)
-    with pytest.raises(ValueError, match="belongs to another schedule: it keeps 3 snapshots"):
+    with pytest.raises(ValueError, match="belongs to another schedule: the first 5 events"):
         simulate(other, state=state)
 
 
