@@ -7,6 +7,7 @@ beginning may need a version that is gone.
 import hashlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax.sim import program as programs
@@ -33,7 +34,8 @@ def mark(
     versions = np.zeros(schedule.num_slots, np.int32) if versions is None else versions.copy()
     # Of several versions put into a slot the last one stays.
     versions[schedule.slots.current[start:stop]] = schedule.version[start:stop]
-    return state._replace(origin=programs.Origin(_fingerprint(schedule, stop), versions))
+    events = jnp.asarray(_fingerprint(schedule, stop))
+    return state._replace(origin=programs.Origin(events, jnp.asarray(versions)))
 
 
 def resume(

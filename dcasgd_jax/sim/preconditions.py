@@ -82,8 +82,21 @@ def check_repeats(schedule: schedules.Schedule) -> None:
         )
 
 
-def check_batches(batches: PyTree, num_rows: int) -> None:
-    """One row of batches per event."""
+_OF_A_DATA_SET = (
+    "A row is the batch of one event, not an example: of a data set (X, Y) make batches with "
+    "batches=sim.Indexed((X, Y), rows), where rows[k] are the examples of event k, such as "
+    "sim.ShardedEpochs(len(X), batch_size, num_workers, seed).rows(schedule)."
+)
+
+
+def check_batches(batches: PyTree, num_rows: int, *, most: int | None = None) -> None:
+    """One row of batches per event.
+
+    Args:
+      batches: A tree of arrays.
+      num_rows: Rows that the run needs.
+      most: Rows that there can be, of events that this run leaves out. Default: any number.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(batches)
     if not leaves:
         raise ValueError("batches holds no arrays; pass a tree of arrays [num_events, ...].")
@@ -95,7 +108,12 @@ def check_batches(batches: PyTree, num_rows: int) -> None:
         if shape[0] < num_rows:
             raise ValueError(
                 f"{name} has {shape[0]} rows, but the run has {num_rows} events: pass one batch "
-                "per event (with averaging, per push, not per update)."
+                f"per event (with averaging, per push, not per update). {_OF_A_DATA_SET}"
+            )
+        if most is not None and shape[0] > most:
+            raise ValueError(
+                f"{name} has {shape[0]} rows, but there are {most} events in all. {_OF_A_DATA_SET} "
+                f"(If these are batches, cut them to {most}.)"
             )
 
 

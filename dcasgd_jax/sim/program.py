@@ -40,10 +40,10 @@ class Pulled(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What a state has been through, and what it holds; NumPy arrays."""
+    """What a state has been through, and what it holds."""
 
-    events: Any  # uint32 [4], a fingerprint of the events done
-    versions: Any  # int32 [num_slots], the version in each snapshot slot
+    events: jax.Array  # uint32 [4], a fingerprint of the events done
+    versions: jax.Array  # int32 [num_slots], the version in each snapshot slot
 
 
 class SimState(NamedTuple):

@@ -6,7 +6,15 @@ from typing import Any, Literal
 import jax
 import optax
 
-from dcasgd_jax.sim import continuation, engines, preconditions, preparation, results, step
+from dcasgd_jax.sim import (
+    arguments,
+    continuation,
+    engines,
+    preconditions,
+    preparation,
+    results,
+    step,
+)
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.checkpoints import checkpoint as checkpoints
 from dcasgd_jax.sim.checkpoints import identity
@@ -58,7 +66,7 @@ def simulate(
       params: Initial parameters; copied, never changed.
       tx: Any optax transformation; the same object again reuses the compiled program.
       schedule: Who pushes what and when; from `make_schedule`, a file, or built by hand.
-      batches: One of: a tree of arrays `[num_events, ...]` (longer is fine), row k for event k;
+      batches: One of: a tree of arrays `[num_events, ...]`, row k is the batch of event k;
         `sim.Indexed(examples, rows)`, rows that point into examples on the device;
         `batch_fn(event, worker)`, traced into the program, with int32 scalars; an iterator of
         batches in the order of the events that this call runs, fetched ahead.
@@ -103,11 +111,11 @@ def simulate(
       first push with such a loss, and the trace ends there.
 
     Raises:
-      ValueError: For batches shorter than the run, a schedule whose averaged pushes read several
-        versions while `tx` compensates, a `send` that returns no tree like the params, a state of
-        another schedule, a checkpoint of another run, or metrics of a compensation that there is
-        not.
-      TypeError: If a function cannot be hashed.
+      ValueError: For batches shorter than the run or longer than the schedule, a schedule whose
+        averaged pushes read several versions while `tx` compensates, a `send` that returns no tree
+        like the params, a state of another schedule, a checkpoint of another run, or metrics of a
+        compensation that there is not.
+      TypeError: For an argument of another kind, or a function that cannot be hashed.
       OSError: If checkpoints cannot be written where they should.
 
     Example:
@@ -121,6 +129,11 @@ def simulate(
       >>> print(jnp.round(result.params, 3))
       [1. 1. 1.]
     """
+    arguments.check_arguments(
+        loss_fn=loss_fn, params=params, tx=tx, schedule=schedule, batches=batches, key=key,
+        engine=engine, per_push=per_push, eval_fn=eval_fn, send=send, state=state,
+        checkpoint=checkpoint, progress=progress,
+    )  # fmt: skip
     preconditions.check_metrics(metrics)
     has_model_state = model_state is not None or getattr(state, "model_state", None) is not None
     program = preparation.make_program(

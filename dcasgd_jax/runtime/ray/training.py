@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from dcasgd_jax import checks
 from dcasgd_jax.runtime import model, shards
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.ray import cluster, session, watching
@@ -142,7 +143,7 @@ def train(
 
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        protocols.check_integer(name, size, least=1)
+        checks.check_count(name, size, least=1)
 
 
 def _check_loss(loss_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import engines, leaves, recording
 from dcasgd_jax.sim import program as programs
@@ -58,8 +59,8 @@ class Checkpoint:
                 f"Checkpoint.directory must be the path of a local directory, got "
                 f"{self.directory!r}."
             )
-        engines.check_size("Checkpoint.every", self.every)
-        engines.check_size("Checkpoint.keep", self.keep)
+        checks.check_count("Checkpoint.every", self.every)
+        checks.check_count("Checkpoint.keep", self.keep)
 
     @property
     def path(self) -> pathlib.Path:

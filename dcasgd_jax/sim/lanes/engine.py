@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import engines, recording, server, step, worker
 from dcasgd_jax.sim import program as programs
@@ -76,8 +77,8 @@ class LanesEngine:
         if self.server not in ("sharded", "replicated"):
             raise ValueError(f'server must be "sharded" or "replicated", got {self.server!r}.')
         if self.lanes_per_device is not None:
-            engines.check_size("lanes_per_device", self.lanes_per_device)
-        engines.check_size("chunk_size", self.chunk_size)
+            checks.check_count("lanes_per_device", self.lanes_per_device)
+        checks.check_count("chunk_size", self.chunk_size)
 
     def run(
         self,

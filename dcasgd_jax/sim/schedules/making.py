@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim.schedules import laws, protocols
 from dcasgd_jax.sim.schedules.cluster import Cluster
 from dcasgd_jax.sim.schedules.schedule import Schedule
@@ -41,6 +42,7 @@ def make_schedule(
       The schedule; the same arguments always give the same one.
 
     Raises:
+      TypeError: For an argument of another kind, such as a class instead of one of its values.
       ValueError: For numbers out of range, a law for another number of workers, faults that cannot
         be, or a run that no worker is left to finish.
 
@@ -59,8 +61,14 @@ def make_schedule(
         ("num_updates", num_updates, 1),
         ("seed", seed, 0),
     ):
-        protocols.check_integer(name, value, least=least)
+        checks.check_count(name, value, least=least)
     cluster = Cluster(law, num_workers, seed, upload=upload, download=download, faults=faults)
     protocol = protocols.Asynchronous() if protocol is None else protocol
+    checks.check_kind(
+        "protocol",
+        protocol,
+        checks.has_methods("events"),
+        "a protocol, such as sim.Synchronous()",
+    )
     events = protocol.events(cluster, num_updates)
     return Schedule(**events._asdict(), num_workers=num_workers)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.sim.schedules import waves
 
@@ -55,9 +56,7 @@ class ShardedEpochs:
             ("num_workers", 1),
             ("seed", 0),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
+            checks.check_count(name, getattr(self, name), least=least)
         if self.num_examples > np.iinfo(np.int32).max:
             raise ValueError(f"num_examples must fit 32 bits, got {self.num_examples}.")
         if not self.batches_per_shard:

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim import files
 from dcasgd_jax.sim.schedules import slots, validation, waves
 
@@ -78,6 +79,8 @@ class Schedule:
             object.__setattr__(self, name, _frozen(name, values, dtype))
         if self.num_workers is None:
             object.__setattr__(self, "num_workers", int(self.worker.max(initial=0)) + 1)
+        num_workers = checks.check_count("num_workers", self.num_workers)
+        object.__setattr__(self, "num_workers", num_workers)
         self.validate()
 
     def _default_applied(self):
@@ -194,6 +197,9 @@ class Schedule:
 def _frozen(name: str, values, dtype) -> np.ndarray:
     """A read-only copy of `values`, which must be one-dimensional and fit `dtype` exactly."""
     given = np.asarray(values)
+    kind = "booleans" if dtype == np.bool_ else "numbers"
+    numeric = lambda array: array.dtype.kind in "biuf"
+    checks.check_kind(f"The schedule's {name}", given, numeric, f"{kind} [num_events]")
     if given.ndim != 1:
         raise ValueError(f"The schedule's {name} must be one-dimensional, got {given.ndim} axes.")
     array = given.astype(dtype)

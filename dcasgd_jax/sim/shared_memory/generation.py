@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcasgd_jax.sim.schedules import protocols
+from dcasgd_jax import checks
 from dcasgd_jax.sim.shared_memory.operations import MemoryTrace
 
 
@@ -50,7 +50,7 @@ def random_memory_trace(
         ("num_jobs", num_jobs, 1),
         ("seed", seed, 0),
     ):
-        protocols.check_integer(name, value, least=least)
+        checks.check_count(name, value, least=least)
     speed = np.ones(num_workers) if speeds is None else np.asarray(speeds, np.float64)
     if speed.shape != (num_workers,) or not (np.isfinite(speed) & (speed > 0)).all():
         raise ValueError(f"speeds must be {num_workers} finite numbers > 0, got {speeds!r}.")
