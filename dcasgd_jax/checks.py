@@ -31,6 +31,20 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     return int(value)
 
 
+def check_fields(owner: Any, **least: int) -> None:
+    """`check_count` of fields of a frozen dataclass, which become integers of Python's.
+
+    NumPy's small ones would overflow in the arithmetic to come.
+
+    Args:
+      owner: Whose fields.
+      **least: The smallest value of each, by name.
+    """
+    for name, smallest in least.items():
+        value = check_count(f"{type(owner).__name__}.{name}", getattr(owner, name), least=smallest)
+        object.__setattr__(owner, name, value)
+
+
 def check_kind(
     name: str, value: Any, is_one: Callable[[Any], bool], wanted: str, hint: str = ""
 ) -> None:

@@ -1,5 +1,6 @@
 """Arguments of the right kind: what each is called, what it must be, what to write instead."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,6 +104,11 @@ def _check_order(given: dict[str, Any]) -> None:
             "schedule and batches are swapped: simulate(loss_fn, params, tx, schedule, batches)."
             if swapped
             else "batches is a sim.Schedule: pass a batch for each of its events."
+        )
+    if inspect.isgeneratorfunction(batches):
+        raise TypeError(
+            f"batches is the generator function {batches.__name__} itself: call it, "
+            f"batches={batches.__name__}(...)."
         )
     if callable(given.get("params")) and not callable(given.get("loss_fn")):
         raise TypeError("loss_fn and params are swapped: the loss comes first, then the params.")

@@ -50,7 +50,7 @@ class ScanEngine:
     chunk_size: int = 4096
 
     def __post_init__(self):
-        checks.check_count("chunk_size", self.chunk_size)
+        checks.check_fields(self, chunk_size=1)
 
     def run(self, run: Run, state: programs.SimState, progress: recording.Progress | None):
         """See `Engine.run`."""
@@ -83,7 +83,7 @@ class HostEngine:
     chunk_size: int = 256
 
     def __post_init__(self):
-        checks.check_count("chunk_size", self.chunk_size)
+        checks.check_fields(self, chunk_size=1)
 
     def run(self, run: Run, state: programs.SimState, progress: recording.Progress | None):
         """See `Engine.run`."""

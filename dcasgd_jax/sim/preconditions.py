@@ -32,6 +32,8 @@ def check_metrics(metrics: Collection[str]) -> None:
     """Only metrics that exist can be asked for."""
     if isinstance(metrics, str):
         raise ValueError(f"metrics must be a collection of names, such as [{metrics!r}].")
+    if not isinstance(metrics, Collection):
+        raise TypeError(f"metrics must be a collection of names, such as ['gap'], got {metrics!r}.")
     unknown = [name for name in metrics if name not in programs.METRICS]
     if unknown:
         raise ValueError(f"Unknown metric {unknown[0]!r}; there are {list(programs.METRICS)}.")
@@ -234,7 +236,7 @@ def check_samples(batch: PyTree, *, has_model_state: bool) -> None:
 
 def check_policy(policy: str) -> None:
     """There are two policies for the model state."""
-    if policy not in ("none", "per_worker", "server"):
+    if policy not in ("per_worker", "server"):
         raise ValueError(f'model_state_policy must be "per_worker" or "server", got {policy!r}.')
 
 

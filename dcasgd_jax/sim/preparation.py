@@ -23,7 +23,6 @@ def make_program(
     preconditions.check_hashable(
         loss_fn=given.loss_fn, batch_fn=given.batch_fn, eval_fn=given.eval_fn, send=given.send
     )
-    preconditions.check_policy(given.model_state)
     mixed = preconditions.first_mixed_event(schedule)
     if mixed is not None:
         preconditions.check_mixed(schedule, mixed, given, params)
@@ -77,7 +76,7 @@ def make_run(
     trace_every: int,
 ) -> engines.Run:
     """What an engine runs."""
-    checks.check_count("trace_every", trace_every)
+    trace_every = checks.check_count("trace_every", trace_every)
     index = schedule.batch[span]
     examples = None
     if program.batch_fn is not None:

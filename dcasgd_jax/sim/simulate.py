@@ -135,6 +135,7 @@ def simulate(
         checkpoint=checkpoint, progress=progress,
     )  # fmt: skip
     preconditions.check_metrics(metrics)
+    preconditions.check_policy(model_state_policy)
     has_model_state = model_state is not None or getattr(state, "model_state", None) is not None
     program = preparation.make_program(
         schedule,

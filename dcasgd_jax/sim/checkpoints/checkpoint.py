@@ -59,8 +59,7 @@ class Checkpoint:
                 f"Checkpoint.directory must be the path of a local directory, got "
                 f"{self.directory!r}."
             )
-        checks.check_count("Checkpoint.every", self.every)
-        checks.check_count("Checkpoint.keep", self.keep)
+        checks.check_fields(self, every=1, keep=1)
 
     @property
     def path(self) -> pathlib.Path:

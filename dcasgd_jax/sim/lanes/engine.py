@@ -77,8 +77,8 @@ class LanesEngine:
         if self.server not in ("sharded", "replicated"):
             raise ValueError(f'server must be "sharded" or "replicated", got {self.server!r}.')
         if self.lanes_per_device is not None:
-            checks.check_count("lanes_per_device", self.lanes_per_device)
-        checks.check_count("chunk_size", self.chunk_size)
+            checks.check_fields(self, lanes_per_device=1)
+        checks.check_fields(self, chunk_size=1)
 
     def run(
         self,

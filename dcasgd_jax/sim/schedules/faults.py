@@ -28,7 +28,7 @@ class _CheckedFault:
             value = getattr(self, field.name)
             name = f"{type(self).__name__}.{field.name}"
             if field.name in ("worker", "push"):
-                checks.check_count(name, value, least=0)
+                checks.check_fields(self, **{field.name: 0})
                 continue
             checks.check_kind(name, value, _is_number, "a number")
             if field.name == "factor":

@@ -56,12 +56,9 @@ def make_schedule(
       >>> bool(schedule.time[schedule.worker == 3].max() < 10)
       True
     """
-    for name, value, least in (
-        ("num_workers", num_workers, 1),
-        ("num_updates", num_updates, 1),
-        ("seed", seed, 0),
-    ):
-        checks.check_count(name, value, least=least)
+    num_workers = checks.check_count("num_workers", num_workers)
+    num_updates = checks.check_count("num_updates", num_updates)
+    seed = checks.check_count("seed", seed, least=0)
     cluster = Cluster(law, num_workers, seed, upload=upload, download=download, faults=faults)
     protocol = protocols.Asynchronous() if protocol is None else protocol
     checks.check_kind(

@@ -67,7 +67,7 @@ class Buffered:
     num_pushes: int
 
     def __post_init__(self):
-        checks.check_count("Buffered.num_pushes", self.num_pushes, least=1)
+        checks.check_fields(self, num_pushes=1)
 
     def events(self, cluster: Cluster, num_updates: int) -> Events:
         """See `ServerProtocol.events`."""
@@ -95,7 +95,7 @@ class DropStale:
     bound: int
 
     def __post_init__(self):
-        checks.check_count("DropStale.bound", self.bound, least=1)
+        checks.check_fields(self, bound=1)
 
     def events(self, cluster: Cluster, num_updates: int) -> Events:
         """See `ServerProtocol.events`."""

@@ -50,13 +50,7 @@ class ShardedEpochs:
     seed: int
 
     def __post_init__(self):
-        for name, least in (
-            ("num_examples", 1),
-            ("batch_size", 1),
-            ("num_workers", 1),
-            ("seed", 0),
-        ):
-            checks.check_count(name, getattr(self, name), least=least)
+        checks.check_fields(self, num_examples=1, batch_size=1, num_workers=1, seed=0)
         if self.num_examples > np.iinfo(np.int32).max:
             raise ValueError(f"num_examples must fit 32 bits, got {self.num_examples}.")
         if not self.batches_per_shard:

@@ -79,8 +79,7 @@ class Schedule:
             object.__setattr__(self, name, _frozen(name, values, dtype))
         if self.num_workers is None:
             object.__setattr__(self, "num_workers", int(self.worker.max(initial=0)) + 1)
-        num_workers = checks.check_count("num_workers", self.num_workers)
-        object.__setattr__(self, "num_workers", num_workers)
+        checks.check_fields(self, num_workers=1)
         self.validate()
 
     def _default_applied(self):

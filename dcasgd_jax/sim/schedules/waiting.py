@@ -27,7 +27,7 @@ class Synchronous:
     backup_workers: int = 0
 
     def __post_init__(self):
-        checks.check_count("Synchronous.backup_workers", self.backup_workers, least=0)
+        checks.check_fields(self, backup_workers=0)
 
     def events(self, cluster: Cluster, num_updates: int) -> Events:
         """See `protocols.ServerProtocol.events`."""
@@ -57,7 +57,7 @@ class StaleSynchronous:
     bound: int
 
     def __post_init__(self):
-        checks.check_count("StaleSynchronous.bound", self.bound, least=0)
+        checks.check_fields(self, bound=0)
 
     def events(self, cluster: Cluster, num_updates: int) -> Events:
         """See `protocols.ServerProtocol.events`."""

@@ -93,7 +93,7 @@ def simulate_shared_memory(
         )
     arguments.check_arguments(loss_fn=loss_fn, params=params, tx=tx, eval_fn=eval_fn)
     preconditions.check_hashable(loss_fn=loss_fn, eval_fn=eval_fn)
-    checks.check_count("eval_every", eval_every)
+    eval_every = checks.check_count("eval_every", eval_every)
     program = step.Program(loss_fn, tx, eval_fn=eval_fn)
     block_tree = blocks_of.make_blocks(blocks, params, reads.num_blocks)
     if isinstance(reads, ReadVersions):

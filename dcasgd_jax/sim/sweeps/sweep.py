@@ -106,6 +106,7 @@ def sweep(
       ((4, 3), (4, 100))
     """
     preconditions.check_metrics(metrics)
+    preconditions.check_policy(model_state_policy)
     checks.check_kind(
         "hyperparams", hyperparams or {}, lambda value: isinstance(value, Mapping),
         "a dict of names and values, such as sim.grid makes one",
@@ -125,9 +126,9 @@ def sweep(
         of_members, loss_fn=loss_fn, tx=tx, engine=engine, per_push=per_push, eval_fn=eval_fn,
         send=send, progress=progress,
     )  # fmt: skip
-    checks.check_count("chunk_size", chunk_size)
+    chunk_size = checks.check_count("chunk_size", chunk_size)
     if at_once is not None:
-        checks.check_count("at_once", at_once)
+        at_once = checks.check_count("at_once", at_once)
     if devices is not None and not len(devices):
         raise ValueError("devices is empty: give at least one, or None for all local ones.")
     sweep_preparation.check_batches(of_members["batches"])

@@ -104,7 +104,7 @@ def svrg(
     )
     check_arguments(schedules, batches)
     preconditions.check_hashable(loss_fn=loss_fn, eval_fn=eval_fn)
-    checks.check_count("eval_every", eval_every)
+    eval_every = checks.check_count("eval_every", eval_every)
     first_events = np.cumsum([0, *map(len, schedules)])
     shared = step.make_shared(batches, first_events[-1], None, most=first_events[-1])
     full_batch_size = check_full_batch_size(full_batch_size, batches)
@@ -205,5 +205,5 @@ def check_full_batch_size(size: int | None, batches: sources.Indexed) -> int:
     """At least one example at once, and no more than there are."""
     if size is None:
         size = int(np.shape(batches.rows)[1])
-    checks.check_count("full_batch_size", size)
+    size = checks.check_count("full_batch_size", size)
     return min(size, *(len(leaf) for leaf in jax.tree.leaves(batches.examples)))
