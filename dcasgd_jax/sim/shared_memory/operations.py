@@ -75,7 +75,8 @@ class MemoryTrace:
         for name, of in (("num_workers", self.worker), ("num_blocks", self.block)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, int(of.max()) + 1)
-            checks.check_fields(self, **{name: 1})
+            else:
+                checks.check_fields(self, **{name: 1})
         object.__setattr__(self, "jobs", _follow(self))
 
     @classmethod
