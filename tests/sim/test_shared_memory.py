@@ -36,7 +36,11 @@ def params_and_full_loss(params):
 
 
 def count_batches(reads):
-    return int(reads.jobs.batch.max()) + 1 if isinstance(reads, sim.MemoryTrace) else len(reads)
+    return (
+        int(reads.jobs.batch.max(initial=-1)) + 1
+        if isinstance(reads, sim.MemoryTrace)
+        else len(reads)
+    )
 
 
 def run(reads, tx=None, *, num_batches=None, **options):
