@@ -1,4 +1,4 @@
-"""Checks of numbers, workers, stalenesses and trees: each stands here once.
+"""Checks of numbers, and of arguments of the right kind; without JAX.
 
 Hyperparameters are checked only when they are plain numbers, so that `optax.inject_hyperparams`
 can put traced arrays in their place.
@@ -7,15 +7,10 @@ can put traced arrays in their place.
 import math
 import numbers
 import operator
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.core
-import jax.numpy as jnp
 import numpy as np
-import optax
-
-from dcasgd_jax.typing import PyTree
 
 
 def check_non_negative(name: str, value, *, finite: bool = True) -> None:
@@ -41,177 +36,89 @@ def check_positive(name: str, value, *, most: float = math.inf) -> None:
         raise ValueError(f"{name} must be a finite number > 0{limit}, got {value!r}.")
 
 
-def check_count(name: str, value, *, least: int = 1) -> int:
-    """Returns an integer as a Python int; NumPy's are accepted, booleans are not.
-
-    Raises:
-      TypeError: If `value` is no integer.
-      ValueError: If it is less than `least`.
-    """
-    try:
-        count = None if isinstance(value, bool | np.bool_) else operator.index(value)
-    except TypeError:
-        count = None
-    if count is None:
-        static = (
-            f"; under optax.inject_hyperparams pass static_args=({name!r},)"
-            if isinstance(value, jax.Array)
-            else ""
-        )
-        raise TypeError(f"{name} must be an integer >= {least}, got {value!r}{static}.")
-    if count < least:
-        raise ValueError(f"{name} must be >= {least}, got {count}.")
-    return count
-
-
 def check_rule(rule) -> None:
     """Raises ValueError if `rule` cannot be called with a staleness."""
     if not callable(rule):
         raise ValueError(f"rule must be a function of the staleness, got {rule!r}.")
 
 
-def checked_worker(worker, num_workers: int) -> jax.Array:
-    """Returns `worker` as an int32 scalar.
+def check_count(name: str, value: Any, *, least: int = 1) -> int:
+    """An integer argument, of Python, NumPy or an array of rank 0, as Python's.
 
-    A traced worker cannot be checked here: out of range it is clamped.
+    Args:
+      name: What the user calls it.
+      value: What was given.
+      least: The smallest value allowed.
 
     Raises:
-      TypeError: If it is missing or no integer.
-      ValueError: If it lies outside [0, num_workers); whatever is not traced is looked at.
+      TypeError: If it is no integer; a bool is none.
+      ValueError: If it is too small.
+
+    Example:
+      >>> from dcasgd_jax.checks import check_count
+      >>> check_count("num_workers", 4)
+      4
     """
-    if worker is None:
-        raise TypeError(
-            "update() needs worker=: the index in [0, num_workers) of the worker whose gradient "
-            "this is. Pass it as a keyword: tx.update(grads, state, params, worker=m)."
-        )
-    number = _integer_scalar("worker", worker)
-    if not isinstance(number, jax.core.Tracer) and not 0 <= int(number) < num_workers:
-        raise ValueError(
-            f"worker {int(number)} is out of range: num_workers is {num_workers}, so workers are "
-            f"0 to {num_workers - 1}."
-        )
-    return jnp.asarray(number, jnp.int32)
+    try:
+        count = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:  # also of a traced array
+        count = None
+    message = f"{name} must be an integer >= {least}, got {value!r}"
+    if count is None:
+        injected = f"; under optax.inject_hyperparams pass static_args=({name!r},)"
+        raise TypeError(f"{message}{injected if hasattr(value, 'aval') else ''}.")
+    if count < least:
+        raise ValueError(f"{message}.")
+    return count
 
 
-def checked_staleness(staleness) -> jax.Array:
-    """Returns `staleness` as an int32 scalar; one that is not traced must not be negative."""
-    _check_told(staleness)
-    return _checked_staleness(staleness)
+def check_fields(owner: Any, **least: int) -> None:
+    """`check_count` of fields of a frozen dataclass, which become integers of Python's.
+
+    NumPy's small ones would overflow in the arithmetic to come.
+
+    Args:
+      owner: Whose fields.
+      **least: The smallest value of each, by name.
+    """
+    for name, smallest in least.items():
+        value = check_count(f"{type(owner).__name__}.{name}", getattr(owner, name), least=smallest)
+        object.__setattr__(owner, name, value)
 
 
-def checked_staleness_of_leaves(staleness: PyTree) -> PyTree:
-    """As `checked_staleness`; also a tree of scalars, where every leaf has its own."""
-    _check_told(staleness)
-    return jax.tree.map(_checked_staleness, staleness)
+def check_kind(
+    name: str, value: Any, is_one: Callable[[Any], bool], wanted: str, hint: str = ""
+) -> None:
+    """Raises TypeError unless `is_one(value)`.
+
+    Args:
+      name: What the user calls the argument.
+      value: What was given.
+      is_one: Whether a value is of the kind that is wanted.
+      wanted: That kind, in words.
+      hint: What to do about this value, where "pass that kind" is not all.
+
+    Example:
+      >>> from dcasgd_jax.checks import check_kind
+      >>> check_kind("names", ["a"], lambda value: isinstance(value, list), "a list")
+    """
+    if not is_one(value):
+        raise TypeError(f"{name} must be {wanted}, got {_describe(value)}.{hint and ' '}{hint}")
 
 
-def _check_told(staleness) -> None:
-    if staleness is None:
-        raise TypeError(
-            "update() needs staleness=: the number of server updates between the read of the "
-            "parameters that this gradient was taken at and its application. Pass it as a "
-            "keyword: tx.update(grads, state, params, staleness=2); or let dc.remember_pulls or "
-            "dc.assume_delay around the optimizer count it."
-        )
-
-
-def _checked_staleness(staleness) -> jax.Array:
-    number = _integer_scalar("staleness", staleness)
-    if not isinstance(number, jax.core.Tracer) and int(number) < 0:
-        raise ValueError(f"staleness must be >= 0 versions, got {int(number)}.")
-    return jnp.asarray(number, jnp.int32)
-
-
-def _integer_scalar(name: str, value) -> Any:
-    """One integer: a Python or NumPy number, or an array of rank 0."""
-    if jax.tree.structure(value) != jax.tree.structure(0) or isinstance(value, str):
-        raise TypeError(f"{name} must be one integer, got {value!r}.")
-    shape, dtype = jnp.shape(value), jnp.result_type(value)
-    if shape or not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(f"{name} must be one integer, got {value!r} ({dtype}{shape}).")
-    return value
-
-
-def check_keywords_only(positional: tuple) -> None:
-    """Raises TypeError if `update` was given more than its three positional arguments."""
-    if positional:
-        raise TypeError(
-            "update() takes (updates, state, params) by position and everything else by name: "
-            "tx.update(grads, state, params, worker=m)."
-        )
-
-
-def check_params(params, transformation: str) -> None:
-    """Raises ValueError if `update` was called without params."""
-    if params is None:
-        raise ValueError(
-            f"{transformation} needs the current parameters: call "
-            "tx.update(grads, state, params, ...)."
-        )
-
-
-def check_real(params: PyTree) -> None:
-    """Raises ValueError, naming the leaf, if a parameter is complex."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise ValueError(
-                f"Parameter {_name(path)} is complex ({jnp.result_type(leaf)}): g*g is not a "
-                "curvature there. Split it into real and imaginary parts."
-            )
-
-
-def check_gradients(grads: PyTree, params: PyTree) -> None:
-    """Raises ValueError, naming the leaf, unless gradients are `None` or shaped like `params`."""
-    is_none = lambda leaf: leaf is None
-    given = jax.tree_util.tree_flatten_with_path(grads, is_leaf=is_none)[0]
-    missing = {path for path, leaf in given if leaf is None}
-    whole = jax.tree_util.tree_leaves_with_path(params)
-    kept = dict(pair for pair in whole if pair[0] not in missing)
-    _check_leaves("updates", {path: g for path, g in given if g is not None}, kept, "")
-
-
-def check_like_params(name: str, tree: PyTree, params: PyTree) -> None:
-    """Raises ValueError, naming the first differing path, unless `tree` is shaped like `params`."""
-    leaves, structure = jax.tree.flatten(tree)
-    param_leaves, param_structure = jax.tree.flatten(params)
-    if structure == param_structure and all(map(_same_shape, leaves, param_leaves)):
-        return
-    hint = (
-        " Inside optax.masked or optax.partition, pass them mask_compatible_extra_args=True."
-        if _has_masked_node(params) and not _has_masked_node(tree)
-        else ""
-    )
-    expected = dict(jax.tree_util.tree_leaves_with_path(params))
-    _check_leaves(name, dict(jax.tree_util.tree_leaves_with_path(tree)), expected, hint)
-    raise ValueError(
-        f"{name} and params have the same leaves in different containers: "
-        f"{structure} against {param_structure}.{hint}"
+def has_methods(*names: str) -> Callable[[Any], bool]:
+    """Whether a value, which is no class, has methods of these names."""
+    return lambda value: (
+        not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in names)
     )
 
 
-def _check_leaves(name: str, given: dict, expected: dict, hint: str) -> None:
-    """Raises ValueError at the first path that only one has, or with another shape."""
-    for path, leaf in expected.items():
-        if path not in given:
-            raise ValueError(f"{name} has no leaf {_name(path)}, but params do.{hint}")
-        if not _same_shape(given[path], leaf):
-            raise ValueError(
-                f"{name}{_name(path)} has shape {jnp.shape(given[path])}, but the parameter has "
-                f"shape {jnp.shape(leaf)}."
-            )
-    for path in given:
-        if path not in expected:
-            raise ValueError(f"{name} has a leaf {_name(path)}, but params do not.{hint}")
-
-
-def _same_shape(one, other) -> bool:
-    return jnp.shape(one) == jnp.shape(other)
-
-
-def _has_masked_node(tree) -> bool:
-    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
-    return any(isinstance(node, optax.MaskedNode) for node in nodes)
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path) or "(the whole tree)"
+def _describe(value: Any) -> str:
+    """What was given, in words, and how it would be used right where that is plain."""
+    name = getattr(value, "__name__", None)
+    if isinstance(value, type):
+        return f"the class {name} itself: call it, {name}(...)"
+    if callable(value) and name is not None:
+        return f"the function {name} itself: call it, {name}(...)"
+    text = repr(value)
+    return text if len(text) <= 80 else f"an object of type {type(value).__name__}"

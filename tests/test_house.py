@@ -49,6 +49,7 @@ def below(*prefixes):
 
 
 TYPES = "dcasgd_jax.typing"
+CHECKS = "dcasgd_jax.checks"
 FORMULA = "dcasgd_jax.compensation"
 STRENGTHS = "dcasgd_jax.strengths"
 TRANSFORMS = "dcasgd_jax.transforms"
@@ -60,23 +61,25 @@ RUNTIME = "dcasgd_jax.runtime"
 
 def test_floors():
     assert not of_ours(TYPES)
+    assert not of_ours(CHECKS)
     assert not of_ours(FORMULA, TYPES)
     for name in below(STRENGTHS):
-        assert not of_ours(name, TYPES, STRENGTHS), name
+        assert not of_ours(name, TYPES, CHECKS, STRENGTHS), name
     for name in below(TRANSFORMS):
-        assert not of_ours(name, TYPES, FORMULA, STRENGTHS, TRANSFORMS), name
+        assert not of_ours(name, TYPES, CHECKS, FORMULA, STRENGTHS, TRANSFORMS), name
     for name in below(RIVALS):
-        assert not of_ours(name, TYPES, FORMULA, TRANSFORMS, RIVALS), name
-    assert not of_ours("dcasgd_jax.alias", TYPES, TRANSFORMS)
+        assert not of_ours(name, TYPES, CHECKS, FORMULA, TRANSFORMS, RIVALS), name
+    assert not of_ours("dcasgd_jax.alias", TYPES, CHECKS, TRANSFORMS)
     for name in below(DIAGNOSTICS):
         assert not of_ours(name, TYPES, FORMULA, STRENGTHS, TRANSFORMS, DIAGNOSTICS), name
     for name in below(SIM):
-        assert not of_ours(name, TYPES, FORMULA, TRANSFORMS, SIM), name
+        assert not of_ours(name, TYPES, CHECKS, FORMULA, TRANSFORMS, SIM), name
     for name in below(RUNTIME):
-        assert not of_ours(name, TYPES, TRANSFORMS, SIM, RUNTIME), name
+        assert not of_ours(name, TYPES, CHECKS, TRANSFORMS, SIM, RUNTIME), name
 
 
 ON_THE_HOST = [
+    CHECKS,
     *below(f"{SIM}.schedules"),
     f"{SIM}.files",
     *(f"{SIM}.shared_memory.{name}" for name in ("adversary", "generation", "operations", "reads")),

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import checks, compensation, rows, trees
+from dcasgd_jax import checks, compensation, rows, trees, update_checks
 from dcasgd_jax.curvatures.curvature import Curvature, elementwise
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -72,7 +72,7 @@ def adaptive(
         before, row = state, None
         if num_workers is not None:
             state.mean_square.check(num_workers)
-            row = checks.checked_worker(worker, num_workers)
+            row = update_checks.checked_worker(worker, num_workers)
             before = AdaptiveState(*(kept.read(row) for kept in state))
         mean_square = compensation.update_mean_square(before.mean_square, grads, ms_decay)
         # The mean square of ones: what the zeros at the start have left of it.

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import checks, compensation, trees
+from dcasgd_jax import compensation, trees, update_checks
 from dcasgd_jax.curvatures.curvature import Curvature
 
 
@@ -47,7 +47,7 @@ def hessian() -> Curvature:
         like = lambda grad, moved: moved if grad is None else moved.astype(jnp.result_type(grad))
         tangent = jax.tree.map(like, grads, displacement, is_leaf=trees.is_none)
         product = estimate(tangent)
-        checks.check_like_params("hessian_vector_product(...)", product, tangent)
+        update_checks.check_like_params("hessian_vector_product(...)", product, tangent)
 
         def scale(grad, leaf_product, leaf_strength):
             if grad is None:

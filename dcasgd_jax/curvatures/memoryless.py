@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import checks, compensation, trees
+from dcasgd_jax import compensation, trees, update_checks
 from dcasgd_jax.curvatures.curvature import Curvature, elementwise
 
 
@@ -76,7 +76,7 @@ def fisher() -> Curvature:
 
     def update(state, grads, fisher_diagonal):
         given = fisher_diagonal() if trees.is_function(fisher_diagonal) else fisher_diagonal
-        checks.check_like_params("fisher_diagonal", given, grads)
+        update_checks.check_like_params("fisher_diagonal", given, grads)
         return given, state
 
     def diagonal(estimate, grads, strength):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import checks, compensation, curvatures
+from dcasgd_jax import compensation, curvatures, update_checks
 from dcasgd_jax.diagnostics import samples, vectors
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -90,13 +90,13 @@ def explain(
     unknown = [name for name in names if name not in CURVATURES]
     if unknown:
         raise ValueError(f"names must be of {', '.join(CURVATURES)}, got {unknown[0]!r}.")
-    checks.check_real(params)
-    checks.check_like_params("stale_params", stale_params, params)
+    update_checks.check_real(params)
+    update_checks.check_like_params("stale_params", stale_params, params)
     loss = samples.with_key(loss_fn, key)
     gradient_at = jax.grad(lambda at: loss(at, batch))
     grads = vectors.widened(gradient_at(stale_params))
     mean_square = samples.squares(grads) if mean_square is None else mean_square
-    checks.check_like_params("mean_square", mean_square, params)
+    update_checks.check_like_params("mean_square", mean_square, params)
     situation = _Situation(
         grads=grads,
         true_grads=vectors.widened(gradient_at(params)),

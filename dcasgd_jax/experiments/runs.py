@@ -83,6 +83,11 @@ def make_workload(setting: settings.Setting, seed: int) -> Workload:
     )
 
 
+def rows_of(workload: Workload, method: methods.Method) -> np.ndarray:
+    """The batches of a method's run: rounds of a barrier may leave some of the budget over."""
+    return workload.rows[: len(workload.schedules[method.protocol])]
+
+
 def num_server_updates(setting: settings.Setting, method: methods.Method) -> int:
     """Server updates that the budget of pushes makes."""
     averages = isinstance(method.protocol, sim.Synchronous)
@@ -164,6 +169,8 @@ def final_outcomes(
     hyperparams = {"learning_rate": np.array([n.learning_rate for n in numbers])}
     if method.compensates:
         hyperparams["lambda0"] = np.array([n.lambda0 for n in numbers])
+    # One array for each workload: members that share it are given it once.
+    rows = {id(workload): rows_of(workload, method) for workload in workloads}
     done = 0
 
     def advance(num_events: int) -> None:
@@ -176,7 +183,7 @@ def final_outcomes(
         sim.PerMember(workload.params for workload in workloads),
         methods.make_tx(method, num_server_updates(setting, method)),
         sim.PerMember(workload.schedules[method.protocol] for workload in workloads),
-        sim.PerMember(workload.rows for workload in workloads),
+        sim.PerMember(rows[id(workload)] for workload in workloads),
         hyperparams=hyperparams,
         send=method.send,
         progress=advance,
@@ -220,7 +227,7 @@ def _segments(
             workload.params,
             tx,
             workload.schedules[method.protocol],
-            workload.rows,
+            rows_of(workload, method),
             engine=engine,
             opt_state=opt_state,
             state=state,

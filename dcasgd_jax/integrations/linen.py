@@ -1,5 +1,6 @@
 """Flax Linen: a train state that hands extra arguments on, and a module in the simulator."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,15 @@ from flax.training import train_state
 from dcasgd_jax import sim
 from dcasgd_jax.integrations import problem as problems
 from dcasgd_jax.typing import PyTree
+
+# What transformations of ours, the simulator's and optax's ask for by name.
+_EXTRA_ARGS = frozenset(
+    {
+        *("worker", "staleness", "stale_params", "measure_compensation"),
+        *("hessian_vector_product", "fisher_diagonal"),
+        *("value", "grad", "value_fn", "obj_fn"),
+    }
+)
 
 
 class TrainState(train_state.TrainState):
@@ -35,19 +45,28 @@ class TrainState(train_state.TrainState):
 
     batch_stats: Any = None
 
-    def apply_gradients(self, *, grads: PyTree, **kwargs) -> "TrainState":
-        """Makes one update; keywords that are no fields go to `tx.update`.
+    def apply_gradients(
+        self, *, grads: PyTree, extra_args: Mapping[str, Any] | None = None, **kwargs
+    ) -> "TrainState":
+        """Makes one update; extra arguments go to `tx.update`.
 
         Args:
           grads: Gradients like `params`.
-          **kwargs: New values of fields, such as `batch_stats=` and those that a subclass adds.
-            All others are extra arguments of `tx.update`, such as `worker=` or `stale_params=`; a
-            `tx` that takes none ignores them.
+          extra_args: Extra arguments of `tx.update` by name, whatever they are called.
+          **kwargs: New values of fields, such as `batch_stats=` and those that a subclass adds;
+            and the usual extra arguments, such as `worker=`, `stale_params=` or `value=`, which a
+            `tx` that takes none ignores.
 
         Returns:
           The next train state.
+
+        Raises:
+          TypeError: For a keyword that is neither a field nor an extra argument, such as that of a
+            collection that the state has no field for; flax's own raises it, too.
         """
         fields = {name: kwargs.pop(name) for name in self.__dataclass_fields__ if name in kwargs}
+        self._check_extra_args(kwargs)
+        kwargs |= extra_args or {}
         update = optax.with_extra_args_support(self.tx).update
         bound = optax.GradientTransformation(
             self.tx.init,
@@ -56,6 +75,18 @@ class TrainState(train_state.TrainState):
         # Flax's own method then does the rest, whatever that is in this version of flax.
         state = super(TrainState, self.replace(tx=bound)).apply_gradients(grads=grads, **fields)
         return state.replace(tx=fields.get("tx", self.tx))
+
+    def _check_extra_args(self, names: Mapping[str, Any]) -> None:
+        """A misspelt keyword would be handed to `tx`, which may well ignore it."""
+        parameters = inspect.signature(self.tx.update).parameters.values()
+        named = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        unknown = [name for name in names if name not in _EXTRA_ARGS and name not in named]
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__}.apply_gradients() got an unexpected keyword argument "
+                f"{unknown[0]!r}: its fields are {sorted(self.__dataclass_fields__)}. (An extra "
+                f"argument of tx.update goes into extra_args={{{unknown[0]!r}: ...}}.)"
+            )
 
 
 class _Structure(NamedTuple):

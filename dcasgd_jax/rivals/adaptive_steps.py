@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import checks, trees, update_checks
 from dcasgd_jax.typing import PyTree, Scalar
 
 
@@ -78,7 +78,7 @@ def adaptive_step_sizes(
 
     def update_fn(updates, state, params=None, *, staleness=None, **extra_args) -> Any:
         del params, extra_args
-        staleness = checks.checked_staleness(staleness)
+        staleness = update_checks.checked_staleness(staleness)
         past = state.step_sizes
         room = step_bound - jnp.sum(jnp.where(jnp.arange(length) < staleness, past, 0))
         if alpha is None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, curvatures, rows, transforms, trees
+from dcasgd_jax import checks, curvatures, rows, transforms, trees, update_checks
 from dcasgd_jax.rivals import prediction, sending
 from dcasgd_jax.transforms import cap
 from dcasgd_jax.typing import PyTree, Scalar
@@ -86,7 +86,7 @@ def per_worker_momentum(
     def update_fn(updates, state, params=None, *, worker=None, **extra_args) -> Any:
         del params, extra_args
         state.written.check(num_workers)
-        row = checks.checked_worker(worker, num_workers)
+        row = update_checks.checked_worker(worker, num_workers)
         # Write, then read: the other order, and one velocity less, makes XLA copy all of them.
         written = rows.PerWorker(state.velocities)
         before = written.read(row)

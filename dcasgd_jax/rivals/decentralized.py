@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, compensation, trees
+from dcasgd_jax import checks, compensation, trees, update_checks
 from dcasgd_jax.typing import PyTree, Scalar
 
 
@@ -69,7 +69,7 @@ def dc_s3gd(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: PyTree) -> Any:
-        checks.check_real(params)
+        update_checks.check_real(params)
         counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
         if len(counts) > 1 or () in counts:
             raise ValueError("dc_s3gd needs parameters with one leading axis of workers each.")
@@ -81,7 +81,7 @@ def dc_s3gd(
 
     def update_fn(updates, state, params=None, **extra_args) -> Any:
         del extra_args
-        checks.check_params(params, "dc_s3gd")
+        update_checks.check_params(params, "dc_s3gd")
         if not jax.tree.leaves(updates):
             return updates, state
         drift = jax.tree.map(_drift, state.last_steps)

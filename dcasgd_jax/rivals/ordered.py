@@ -6,7 +6,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, rows, trees
+from dcasgd_jax import checks, rows, trees, update_checks
 from dcasgd_jax.typing import PyTree, Scalar
 
 
@@ -81,7 +81,7 @@ def ordered_momentum(
     def update_fn(updates, state, params=None, *, worker=None, **extra_args) -> Any:
         del params, extra_args
         state.numbers.check(num_workers)
-        worker = checks.checked_worker(worker, num_workers)
+        worker = update_checks.checked_worker(worker, num_workers)
         bucket_of_push = state.numbers.read(worker) // size
         bucket = jnp.maximum(state.bucket, bucket_of_push)
         opened, late = bucket - state.bucket, bucket - bucket_of_push

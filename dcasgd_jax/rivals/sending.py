@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import trees, update_checks
 from dcasgd_jax.typing import PyTree
 
 
@@ -97,7 +97,7 @@ def _injected_rate(opt_state: PyTree, whose: str) -> jax.Array:
 
 def move(params: PyTree, direction: PyTree, distance: Any, whose: str) -> PyTree:
     """`params + distance * direction`, computed in float32 or wider, in the params' dtypes."""
-    checks.check_like_params(f"The state of {whose}", direction, params)
+    update_checks.check_like_params(f"The state of {whose}", direction, params)
 
     def move_leaf(param, along):
         param = jnp.asarray(param)

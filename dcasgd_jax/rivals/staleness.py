@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import checks, trees, update_checks
 from dcasgd_jax.typing import PyTree, Scalar
 
 StalenessRule = Callable[[jax.Array], Scalar]
@@ -56,7 +56,7 @@ def scale_by_staleness(rule: StalenessRule) -> optax.GradientTransformationExtra
 
     def update_fn(updates, state, params=None, *, staleness=None, **extra_args) -> Any:
         del params, extra_args
-        factor = jax.tree.map(rule, checks.checked_staleness_of_leaves(staleness))
+        factor = jax.tree.map(rule, update_checks.checked_staleness_of_leaves(staleness))
         scale = lambda update, leaf_factor: update * jnp.asarray(leaf_factor, update.dtype)
         if jax.tree.structure(factor) == jax.tree.structure(0):
             return trees.map_updates(lambda update: scale(update, factor), updates), state

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, compensation, trees
+from dcasgd_jax import checks, compensation, trees, update_checks
 from dcasgd_jax.typing import PyTree
 
 
@@ -64,12 +64,12 @@ def dc_ssgd(
             checks.check_non_negative(name, value)
 
     def init_fn(params: PyTree) -> Any:
-        checks.check_real(params)
+        update_checks.check_real(params)
         return DCSSGDState(jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args) -> Any:
         del extra_args
-        checks.check_params(params, "dc_ssgd")
+        update_checks.check_params(params, "dc_ssgd")
         if not jax.tree.leaves(updates):
             return updates, state
         _check_stacked(updates, params)

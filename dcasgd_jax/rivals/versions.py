@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, rows
+from dcasgd_jax import rows, update_checks
 
 
 class Versions(NamedTuple):
@@ -30,9 +30,9 @@ def staleness_of(
     It is counted here if they are, else as it was told.
     """
     if num_workers is None or versions.read_versions is None:
-        return checks.checked_staleness(staleness), None
+        return update_checks.checked_staleness(staleness), None
     versions.read_versions.check(num_workers)
-    row = checks.checked_worker(worker, num_workers)
+    row = update_checks.checked_worker(worker, num_workers)
     return versions.version - versions.read_versions.read(row), row
 
 

@@ -98,6 +98,7 @@ class IteratorBatches:
         self._own = index == np.arange(first, first + len(index))
         self._last_use = {int(b): k for k, b in enumerate(index)}
         self._kept: dict[int, PyTree] = {}
+        self._first_described: PyTree = None
         self._queue: queue.Queue = queue.Queue(prefetch)
         self._stopping = threading.Event()
         self._source, self._given = batches, iter(batches)
@@ -107,10 +108,12 @@ class IteratorBatches:
 
     def peek(self) -> PyTree:
         """The first batch, which stays to be taken."""
-        first = next(self._given, None)
-        if first is None:
+        end = object()
+        first = next(self._given, end)
+        if first is end:
             raise ValueError("The iterator of batches is empty: it must give one per event.")
         self._given = itertools.chain([first], self._given)
+        self._first_described = _describe(first)
         return first
 
     def one(self, event: int) -> PyTree:
@@ -165,7 +168,30 @@ class IteratorBatches:
                 f"The iterator of batches ended at event {self._first + event}: it must give one "
                 "batch per event of the run."
             )
+        self._check_like_first(value, self._first + event)
         return value
+
+    def _check_like_first(self, batch: PyTree, event: int) -> None:
+        """All batches of a run go through one program, and count as equally many examples."""
+        described = _describe(batch)
+        if self._first_described is None or described == self._first_described:
+            return
+        if jax.tree.structure(described) == jax.tree.structure(self._first_described):
+            named = jax.tree_util.tree_leaves_with_path(described)
+            firsts = jax.tree.leaves(self._first_described)
+            pairs = zip(named, firsts, strict=True)
+            name, found, wanted = next(
+                (jax.tree_util.keystr(path), leaf, first)
+                for (path, leaf), first in pairs
+                if leaf != first
+            )
+        else:
+            name, found, wanted = "", described, self._first_described
+        raise ValueError(
+            f"The iterator's batch{name} for event {event} is {found}, but that of the first event "
+            f"is {wanted}: all batches must be alike. Of an incomplete last batch, drop the last "
+            "or pad it."
+        )
 
     def _fetch(self) -> None:
         """Runs in the thread: fills the queue until the run is over."""
@@ -177,7 +203,8 @@ class IteratorBatches:
                 if self._stopping.is_set():
                     return
             self._put("end", None)
-        except Exception as error:
+        # Whatever ends this thread must arrive in the caller's, which would wait for ever.
+        except BaseException as error:
             self._put("error", error)
 
     def _put(self, kind: str, value) -> None:
@@ -193,6 +220,12 @@ def iterates(batches: Any) -> bool:
     """Whether these are batches to iterate over, rather than a tree of arrays."""
     is_tree = isinstance(batches, list | tuple | Mapping) or hasattr(batches, "shape")
     return hasattr(batches, "__iter__") and not is_tree
+
+
+def _describe(batch: PyTree) -> PyTree:
+    """Shape and dtype of every array, in words."""
+    describe = lambda leaf: f"{jax.dtypes.result_type(leaf)} {list(np.shape(leaf))}"
+    return jax.tree.map(describe, batch)
 
 
 def take_rows(tree: PyTree, index: slice | int) -> PyTree:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import recording, step
@@ -49,7 +50,7 @@ class ScanEngine:
     chunk_size: int = 4096
 
     def __post_init__(self):
-        check_size("chunk_size", self.chunk_size)
+        checks.check_fields(self, chunk_size=1)
 
     def run(self, run: Run, state: programs.SimState, progress: recording.Progress | None):
         """See `Engine.run`."""
@@ -82,7 +83,7 @@ class HostEngine:
     chunk_size: int = 256
 
     def __post_init__(self):
-        check_size("chunk_size", self.chunk_size)
+        checks.check_fields(self, chunk_size=1)
 
     def run(self, run: Run, state: programs.SimState, progress: recording.Progress | None):
         """See `Engine.run`."""
@@ -140,9 +141,3 @@ def chunks(num_events: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` events."""
     for start in range(0, num_events, size):
         yield slice(start, min(start + size, num_events))
-
-
-def check_size(name: str, size: int) -> None:
-    """Raises ValueError unless `size` is a positive integer."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {size!r}.")

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcasgd_jax import checks
+from dcasgd_jax import update_checks
 from dcasgd_jax.sim import offers
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.schedules import schedule as schedules
+from dcasgd_jax.sim.schedules import waves
 from dcasgd_jax.typing import PyTree
 
 
@@ -29,6 +30,8 @@ def check_metrics(metrics: Collection[str]) -> None:
     """Only metrics that exist can be asked for."""
     if isinstance(metrics, str):
         raise ValueError(f"metrics must be a collection of names, such as [{metrics!r}].")
+    if not isinstance(metrics, Collection):
+        raise TypeError(f"metrics must be a collection of names, such as ['gap'], got {metrics!r}.")
     unknown = [name for name in metrics if name not in programs.METRICS]
     if unknown:
         raise ValueError(f"Unknown metric {unknown[0]!r}; there are {list(programs.METRICS)}.")
@@ -50,8 +53,38 @@ def check_mixed(
     offers.check_mean(program.tx, params, f"{averaged} read different versions (event {event})")
 
 
-def check_batches(batches: PyTree, num_rows: int) -> None:
-    """One row of batches per event."""
+def check_repeats(schedule: schedules.Schedule) -> None:
+    """Of each worker's model state, only the one that its last gradient was taken at is kept."""
+    by_worker = waves.order_by_worker(schedule.worker)
+    fresh = ~schedule.repeats[by_worker]
+    # The first push of a worker is fresh, so none is taken for a repetition of another worker's.
+    last_fresh = np.maximum.accumulate(np.where(fresh, np.arange(len(schedule)), 0))
+    last = by_worker[last_fresh]
+    for position in np.flatnonzero(last != schedule.batch[by_worker])[:1]:
+        event, repeated = by_worker[position], schedule.batch[by_worker[position]]
+        raise ValueError(
+            f"Event {event} repeats event {repeated}, but worker {schedule.worker[event]} has "
+            f"taken another gradient since (event {last[position]}): where each worker has a model "
+            'state of its own, only its last gradient can be repeated; with model_state_policy="'
+            'server" any can.'
+        )
+
+
+_OF_A_DATA_SET = (
+    "A row is the batch of one event, not an example: of a data set (X, Y) make batches with "
+    "batches=sim.Indexed((X, Y), rows), where rows[k] are the examples of event k, such as "
+    "sim.ShardedEpochs(len(X), batch_size, num_workers, seed).rows(schedule)."
+)
+
+
+def check_batches(batches: PyTree, num_rows: int, *, most: int | None = None) -> None:
+    """One row of batches per event.
+
+    Args:
+      batches: A tree of arrays.
+      num_rows: Rows that the run needs.
+      most: Rows that there can be, of events that this run leaves out. Default: any number.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(batches)
     if not leaves:
         raise ValueError("batches holds no arrays; pass a tree of arrays [num_events, ...].")
@@ -63,7 +96,12 @@ def check_batches(batches: PyTree, num_rows: int) -> None:
         if shape[0] < num_rows:
             raise ValueError(
                 f"{name} has {shape[0]} rows, but the run has {num_rows} events: pass one batch "
-                "per event (with averaging, per push, not per update)."
+                f"per event (with averaging, per push, not per update). {_OF_A_DATA_SET}"
+            )
+        if most is not None and shape[0] > most:
+            raise ValueError(
+                f"{name} has {shape[0]} rows, but there are {most} events in all. {_OF_A_DATA_SET} "
+                f"(If these are batches, cut them to {most}.)"
             )
 
 
@@ -89,20 +127,10 @@ def check_rows(rows, examples: PyTree) -> None:
         )
 
 
-def check_state(
-    state: programs.SimState, schedule: schedules.Schedule, program: programs.Program
-) -> None:
-    """A state to go on from must be one of this schedule and these options."""
-    slots = {leaf.shape[0] for leaf in jax.tree.leaves(state.snapshots)}
-    averages = state.gradient_sum is not None
-    needs = program.flow == "mean"
-    if slots - {schedule.num_slots} or averages != needs:
-        raise ValueError(
-            f"This state belongs to another schedule: it keeps {max(slots, default=0)} snapshots "
-            f"({'with' if averages else 'without'} averaging), this schedule needs "
-            f"{schedule.num_slots} ({'with' if needs else 'without'})."
-        )
+def check_state(state: programs.SimState, program: programs.Program) -> None:
+    """A state to go on from must have what these options need; `continuation` checks the rest."""
     for name, has, wants in (
+        ("averaging", state.gradient_sum is not None, program.flow == "mean"),
         ("per_push", state.push_state is not None, program.per_push is not None),
         ("model_state", state.model_state is not None, program.model_state != "none"),
     ):
@@ -124,7 +152,7 @@ def check_send(program: programs.Program, params: PyTree, opt_state: PyTree) -> 
     if program.send is None:
         return
     sent = jax.eval_shape(program.send, params, opt_state)
-    checks.check_like_params("send(...)", sent, params)
+    update_checks.check_like_params("send(...)", sent, params)
     of_params = jax.tree_util.tree_leaves_with_path(params)
     for (path, param), leaf in zip(of_params, jax.tree.leaves(sent), strict=True):
         wanted = jax.dtypes.result_type(param)
@@ -137,7 +165,7 @@ def check_send(program: programs.Program, params: PyTree, opt_state: PyTree) -> 
 
 def check_tangent(tangent: PyTree, params: PyTree) -> None:
     """A Hessian is multiplied with a tree like the params."""
-    checks.check_like_params("tangent", tangent, params)
+    update_checks.check_like_params("tangent", tangent, params)
 
 
 def check_samples(batch: PyTree, *, has_model_state: bool) -> None:
@@ -164,7 +192,7 @@ def check_samples(batch: PyTree, *, has_model_state: bool) -> None:
 
 def check_policy(policy: str) -> None:
     """There are two policies for the model state."""
-    if policy not in ("none", "per_worker", "server"):
+    if policy not in ("per_worker", "server"):
         raise ValueError(f'model_state_policy must be "per_worker" or "server", got {policy!r}.')
 
 

@@ -1,13 +1,14 @@
 """From what the user gave to what an engine runs."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import chain_order, engines, preconditions, worker
 from dcasgd_jax.sim import program as programs
@@ -22,10 +23,12 @@ def make_program(
     preconditions.check_hashable(
         loss_fn=given.loss_fn, batch_fn=given.batch_fn, eval_fn=given.eval_fn, send=given.send
     )
-    preconditions.check_policy(given.model_state)
     mixed = preconditions.first_mixed_event(schedule)
     if mixed is not None:
         preconditions.check_mixed(schedule, mixed, given, params)
+    repeats = given.model_state == "per_worker" and bool(np.any(schedule.repeats))
+    if repeats:
+        preconditions.check_repeats(schedule)
     flow: programs.Flow = "each" if schedule.applied.all() else "some"
     if np.any(schedule.num_pushes[schedule.applied] > 1):
         flow = "mean"
@@ -33,6 +36,7 @@ def make_program(
         flow=flow,
         mixes=mixed is not None,
         corrupts=bool(schedule.corrupt.any()),
+        repeats=repeats,
         metrics=tuple(name for name in programs.METRICS if name in given.metrics),
     )
 
@@ -52,10 +56,15 @@ def find_span(
 ) -> tuple[int, int]:
     """The first event to run and the one to stop before."""
     if state is not None:
-        preconditions.check_state(state, schedule, program)
+        preconditions.check_state(state, program)
     start = 0 if state is None else int(state.event)
-    stop = len(schedule) if stop is None else stop
-    if not start < stop <= len(schedule):
+    stop = len(schedule) if stop is None else checks.check_count("stop", stop)
+    if stop > len(schedule):
+        raise ValueError(
+            f"stop={stop} is past the end: the schedule has {len(schedule)} events. Leave stop out "
+            "to run to the end."
+        )
+    if start >= stop:
         raise ValueError(
             f"Nothing to run: the state is at event {start}, stop is {stop}, and the schedule has "
             f"{len(schedule)} events."
@@ -74,7 +83,7 @@ def make_run(
     trace_every: int,
 ) -> engines.Run:
     """What an engine runs."""
-    engines.check_size("trace_every", trace_every)
+    trace_every = checks.check_count("trace_every", trace_every)
     index = schedule.batch[span]
     examples = None
     if program.batch_fn is not None:
@@ -87,7 +96,7 @@ def make_run(
     elif sources.iterates(batches):
         source = sources.IteratorBatches(batches, index, span.start)
     else:
-        preconditions.check_batches(batches, span.stop)
+        preconditions.check_batches(batches, span.stop, most=len(schedule))
         source = sources.ArrayBatches(batches, index)
     return engines.Run(
         program=program,
@@ -115,6 +124,7 @@ def make_events(
         updates=schedule.updates if program.flow == "mean" else None,
         num_pushes=schedule.num_pushes if program.flow == "mean" else None,
         corrupt=schedule.corrupt if program.corrupts else None,
+        repeats=schedule.repeats if program.repeats else None,
         evaluates=None if evaluated is None else evaluated,
     )
 
@@ -130,11 +140,15 @@ def evaluated_versions(
             raise ValueError("eval_versions needs an eval_fn to evaluate them with.")
         return None
     last = schedule.num_updates
-    if isinstance(eval_versions, int | np.integer):
-        engines.check_size("eval_versions", int(eval_versions))
-        chosen = {*range(eval_versions, last + 1, eval_versions), last}
+    given = eval_versions.tolist() if isinstance(eval_versions, np.ndarray) else eval_versions
+    if given is None:
+        chosen = {last}
+    elif isinstance(given, Iterable) and not isinstance(given, str):
+        in_list = lambda i, version: checks.check_count(f"eval_versions[{i}]", version, least=0)
+        chosen = {in_list(i, version) for i, version in enumerate(given)}
     else:
-        chosen = {last} if eval_versions is None else {int(v) for v in eval_versions}
+        every = checks.check_count("eval_versions", given)
+        chosen = {*range(every, last + 1, every), last}
     outside = sorted(v for v in chosen if not 1 <= v <= last)
     if outside:
         raise ValueError(

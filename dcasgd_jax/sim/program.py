@@ -27,6 +27,7 @@ class Program(NamedTuple):
     flow: Flow = "each"
     mixes: bool = False  # some updates average pushes that read different versions
     corrupts: bool = False  # some pushes arrive as NaN
+    repeats: bool = False  # some pushes arrive twice, and workers have a model state of their own
     model_state: ModelStatePolicy = "none"
     metrics: tuple[str, ...] = ()  # of METRICS
 
@@ -36,6 +37,13 @@ class Pulled(NamedTuple):
 
     params: PyTree  # or what `send` makes of them
     model_state: PyTree | None  # under the policy "server"
+
+
+class Origin(NamedTuple):
+    """What a state has been through, and what it holds."""
+
+    events: jax.Array  # uint32 [4], a fingerprint of the events done
+    versions: jax.Array  # int32 [num_slots], the version in each snapshot slot
 
 
 class SimState(NamedTuple):
@@ -48,6 +56,9 @@ class SimState(NamedTuple):
     push_state: PyTree | None  # of the per-push transformation
     gradient_sum: PyTree | None  # of the pushes since the last update; None if none is averaged
     model_state: PyTree | None  # like the model's, or leaf [num_workers, ...]
+    # Leaf [num_workers, ...], where each worker's last gradient was taken; None if none repeats.
+    last_model_state: PyTree | None = None
+    origin: Origin | None = None  # of the state of a result; none is carried through the events
 
 
 class Event(NamedTuple):
@@ -63,6 +74,7 @@ class Event(NamedTuple):
     updates: Any = None  # whether the server updates after this push
     num_pushes: Any = None  # pushes that this update averages
     corrupt: Any = None  # whether this push arrives as NaN
+    repeats: Any = None  # whether this push is a second delivery, of its worker's last gradient
     evaluates: Any = None  # whether the version after this event is evaluated
 
 

@@ -49,20 +49,18 @@ class Log:
         return self._first_non_finite is not None and not bool(_all_finite(params))
 
     def record(self, params: PyTree) -> Record:
-        """Everything; of a run that is lost, up to its first loss that was not finite."""
+        """Everything; of a run that is lost, see `end_where_lost`."""
         self._fetch()
-        lost = self.is_lost(params)
         kept = np.concatenate(self._kept)
         metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *self._metrics)
-        if lost and self._first_non_finite is not None:
-            until = int(np.searchsorted(kept, self._first_non_finite, "right"))
-            kept = kept[:until]
-            metrics = jax.tree.map(lambda column: column[:until], metrics)
         evaluated = np.concatenate([*self._evaluated, np.zeros(0, np.int64)])
         evaluations = None
         if self._evaluations:
             evaluations = jax.tree.map(lambda *parts: np.concatenate(parts), *self._evaluations)
-        return Record(kept, metrics, evaluated, evaluations, self._first_non_finite, lost)
+        lost = self.is_lost(params)
+        return end_where_lost(
+            Record(kept, metrics, evaluated, evaluations, self._first_non_finite, lost)
+        )
 
     def _fetch(self) -> None:
         if self._waiting is None:
@@ -95,6 +93,28 @@ class Log:
             evaluations = jax.tree.map(lambda leaf: leaf[asked], evaluations)
         self._evaluated.append(positions[asked])
         self._evaluations.append(_stacked(jax.device_get(evaluations)))
+
+
+def end_where_lost(record: Record) -> Record:
+    """The record; of a lost run up to its first loss that was not finite.
+
+    How far a run goes on after that depends on its engine and chunks; what it reports does not.
+    """
+    first = record.first_non_finite
+    if not record.lost or first is None:
+        return record
+    until = int(np.searchsorted(record.kept, first, "right"))
+    # The event of that loss is the last in the trace; the version that it makes is lost already.
+    num_evaluations = int(np.searchsorted(record.evaluated, first, "left"))
+    evaluations = None
+    if num_evaluations:
+        evaluations = jax.tree.map(lambda leaf: leaf[:num_evaluations], record.evaluations)
+    return record._replace(
+        kept=record.kept[:until],
+        metrics=jax.tree.map(lambda column: column[:until], record.metrics),
+        evaluated=record.evaluated[:num_evaluations],
+        evaluations=evaluations,
+    )
 
 
 def _stacked(reports):

@@ -72,8 +72,7 @@ class SimResult(NamedTuple):
 
 def samples_seen(schedule: schedules.Schedule, batch_size: int) -> np.ndarray:
     """Examples trained on up to each event; a push delivered twice counts once. [num_events]."""
-    fresh = schedule.batch == np.arange(len(schedule))
-    return np.cumsum(fresh) * batch_size
+    return np.cumsum(~schedule.repeats) * batch_size
 
 
 def make_trace(

@@ -27,7 +27,7 @@ def receive(
         return take(program, state, event, push)
 
     if program.model_state == "per_worker":
-        state = _keep_model_state_of_worker(state, event, push.gradient)
+        state = _keep_model_state_of_worker(program, state, event, push.gradient)
     if program.flow == "each":
         state, measured = accept(state)
     else:
@@ -37,13 +37,19 @@ def receive(
     return state._replace(event=state.event + 1, snapshots=snapshots), metrics
 
 
-def _keep_model_state_of_worker(state, event, gradient):
-    kept = jax.tree.map(
-        lambda per_worker, new: rows.write_row(per_worker, new, event.worker),
-        state.model_state,
-        gradient.model_state,
-    )
-    return state._replace(model_state=kept)
+def _keep_model_state_of_worker(program, state, event, gradient):
+    new = gradient.model_state
+    write = lambda per_worker, row: rows.write_row(per_worker, row, event.worker)
+    if program.repeats:
+        of_worker = lambda per_worker: rows.read_row(per_worker, event.worker)
+        last, present = jax.tree.map(of_worker, (state.last_model_state, state.model_state))
+        # A second delivery is no second computation: the worker's state stays where it is.
+        keep = lambda if_repeated, else_: jnp.where(event.repeats, if_repeated, else_)
+        new = jax.tree.map(keep, present, new)
+        taken_at = jax.tree.map(keep, last, present)
+        last_model_state = jax.tree.map(write, state.last_model_state, taken_at)
+        state = state._replace(last_model_state=last_model_state)
+    return state._replace(model_state=jax.tree.map(write, state.model_state, new))
 
 
 def _update_with_push(program, state, event, push):

@@ -6,7 +6,16 @@ from typing import Any, Literal
 import jax
 import optax
 
-from dcasgd_jax.sim import engines, offers, preconditions, preparation, results, step
+from dcasgd_jax.sim import (
+    arguments,
+    continuation,
+    engines,
+    offers,
+    preconditions,
+    preparation,
+    results,
+    step,
+)
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.checkpoints import checkpoint as checkpoints
 from dcasgd_jax.sim.checkpoints import identity
@@ -61,7 +70,7 @@ def simulate(
       params: Initial parameters; copied, never changed.
       tx: Any optax transformation; the same object again reuses the compiled program.
       schedule: Who pushes what and when; from `make_schedule`, a file, or built by hand.
-      batches: One of: a tree of arrays `[num_events, ...]` (longer is fine), row k for event k;
+      batches: One of: a tree of arrays `[num_events, ...]`, row k is the batch of event k;
         `sim.Indexed(examples, rows)`, rows that point into examples on the device;
         `batch_fn(event, worker)`, traced into the program, with int32 scalars; an iterator of
         batches in the order of the events that this call runs, fetched ahead.
@@ -91,8 +100,9 @@ def simulate(
       trace_every: n ≥ 1; keep only every n-th event in the trace, for runs of millions.
       opt_state: Initial optimizer state, e.g. with other injected hyperparameters. Default:
         `tx.init(params)`.
-      state: The state of an earlier result, to go on from; `params`, `opt_state` and `model_state`
-        are then only read for their structure.
+      state: The state of an earlier result, to go on from, of this schedule or of a shorter one
+        that it begins with; `params`, `opt_state` and `model_state` are then only read for their
+        structure.
       stop: Event to stop before. Default: the end of the schedule.
       checkpoint: `sim.Checkpoint(directory)`: saves the run there, and goes on with it if it is
         there already; the result is always that of the whole run. Pass the other arguments as at
@@ -106,11 +116,12 @@ def simulate(
       first push with such a loss, and the trace ends there.
 
     Raises:
-      ValueError: For batches shorter than the run, a schedule whose averaged pushes read several
-        versions while `tx` compensates, a `send` that returns no tree like the params, a state of
-        another schedule, a checkpoint of another run, or metrics of a compensation that there is
-        not.
-      TypeError: If a function cannot be hashed.
+      ValueError: For batches shorter than the run or longer than the schedule, a schedule whose
+        averaged pushes read several versions while `tx` compensates, a `send` that returns no tree
+        like the params, a state of another schedule, a checkpoint of another run, metrics of a
+        compensation that there is not, an optimizer made for another number of workers, or a
+        compensation in the wrong place of its chain.
+      TypeError: For an argument of another kind, or a function that cannot be hashed.
       OSError: If checkpoints cannot be written where they should, or another process does it.
 
     Example:
@@ -124,7 +135,13 @@ def simulate(
       >>> print(jnp.round(result.params, 3))
       [1. 1. 1.]
     """
+    arguments.check_arguments(
+        loss_fn=loss_fn, params=params, tx=tx, schedule=schedule, batches=batches, key=key,
+        engine=engine, per_push=per_push, eval_fn=eval_fn, send=send, state=state,
+        checkpoint=checkpoint, progress=progress,
+    )  # fmt: skip
     preconditions.check_metrics(metrics)
+    preconditions.check_policy(model_state_policy)
     has_model_state = model_state is not None or getattr(state, "model_state", None) is not None
     program = preparation.make_program(
         schedule,
@@ -141,6 +158,9 @@ def simulate(
         ),
     )
     start, stop = preparation.find_span(program, schedule, state, stop)
+    versions = None
+    if state is not None:
+        state, versions = continuation.resume(state, schedule, program)
     if checkpoint is not None:
         checkpoint.prepare()
     evaluated = preparation.evaluated_versions(schedule, eval_fn, eval_versions)
@@ -186,5 +206,5 @@ def simulate(
         trace=trace,
         evaluations=results.make_evaluations(schedule, start, record, samples),
         non_finite=results.find_non_finite(schedule, start, record),
-        state=current,
+        state=continuation.mark(current, schedule, start, versions),
     )

@@ -28,6 +28,7 @@ def initial_state(
     repeat = lambda tree, count: jax.tree.map(lambda leaf: rows.repeat_row(leaf, count), tree)
     pulled = programs.Pulled(params, model_state if program.model_state == "server" else None)
     per_worker = program.model_state == "per_worker"
+    model_state = repeat(model_state, num_workers) if per_worker else model_state
     return programs.SimState(
         event=jnp.zeros((), jnp.int32),
         params=params,
@@ -35,7 +36,8 @@ def initial_state(
         snapshots=repeat(pulled, num_slots),
         push_state=push_state,
         gradient_sum=optax.tree.zeros_like(params) if program.flow == "mean" else None,
-        model_state=repeat(model_state, num_workers) if per_worker else model_state,
+        model_state=model_state,
+        last_model_state=copy_tree(model_state) if program.repeats else None,
     )
 
 
@@ -86,8 +88,17 @@ def read_version(program, state, event) -> programs.Pulled:
     pulled = jax.tree.map(lambda slots: rows.read_row(slots, event.read_slot), state.snapshots)
     if program.model_state != "per_worker":
         return pulled
+    return pulled._replace(model_state=model_state_of_worker(program, state, event))
+
+
+def model_state_of_worker(program, state, event) -> PyTree:
+    """Where an event's worker takes its gradient; that of a second delivery is the same again."""
     of_worker = lambda per_worker: rows.read_row(per_worker, event.worker)
-    return pulled._replace(model_state=jax.tree.map(of_worker, state.model_state))
+    present = jax.tree.map(of_worker, state.model_state)
+    if not program.repeats:
+        return present
+    last = jax.tree.map(of_worker, state.last_model_state)
+    return jax.tree.map(lambda was, now: jnp.where(event.repeats, was, now), last, present)
 
 
 def model_state_to_evaluate(program: programs.Program, state: programs.SimState) -> PyTree:

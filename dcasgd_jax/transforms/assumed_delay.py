@@ -6,7 +6,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, rows
+from dcasgd_jax import rows, update_checks
 from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree
 
@@ -64,8 +64,8 @@ def assume_delay(
         )
 
     def update_fn(updates, state, params=None, *positional, **extra_args) -> Any:
-        checks.check_keywords_only(positional)
-        checks.check_params(params, "assume_delay")
+        update_checks.check_keywords_only(positional)
+        update_checks.check_params(params, "assume_delay")
         of_leaves = rows.ring_delays(state.past_params, params)
         stale_params, past_params = rows.rotate_ring(state.past_params, params)
         told = {"stale_params": stale_params}

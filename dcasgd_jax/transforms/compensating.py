@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, compensation, curvatures, strengths
+from dcasgd_jax import checks, compensation, curvatures, strengths, update_checks
 from dcasgd_jax.transforms import cap, measurement
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -97,7 +97,7 @@ def compensate_delay(
     cap.check(curvature, max_pull, learning_rate)
 
     def init_fn(params: PyTree) -> Any:
-        checks.check_real(params)
+        update_checks.check_real(params)
         return CompensateDelayState(
             num_updates=jnp.zeros((), jnp.int32),
             curvature=curvature.init(params),
@@ -115,11 +115,11 @@ def compensate_delay(
         observe=None,
         **extra_args,
     ) -> Any:
-        checks.check_keywords_only(positional)
-        checks.check_params(params, "compensate_delay")
+        update_checks.check_keywords_only(positional)
+        update_checks.check_params(params, "compensate_delay")
         _check_told(stale_params)
-        checks.check_gradients(updates, params)
-        checks.check_like_params("stale_params", stale_params, params)
+        update_checks.check_gradients(updates, params)
+        update_checks.check_like_params("stale_params", stale_params, params)
         highest = cap.max_curvature(max_pull, learning_rate, state.num_updates)
         if observe is not None:
             observe(Arrival(updates, max_pull, highest))

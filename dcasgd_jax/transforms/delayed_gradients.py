@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, rows, trees
+from dcasgd_jax import rows, trees, update_checks
 from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree
 
@@ -77,9 +77,9 @@ def delay_gradients(
         )
 
     def update_fn(updates, state, params=None, *positional, worker=None, **extra_args) -> Any:
-        checks.check_keywords_only(positional)
-        checks.check_params(params, "delay_gradients")
-        checks.check_gradients(updates, params)
+        update_checks.check_keywords_only(positional)
+        update_checks.check_params(params, "delay_gradients")
+        update_checks.check_gradients(updates, params)
         if "stale_params" in extra_args or "staleness" in extra_args:
             raise TypeError(
                 "delay_gradients makes the gradients stale itself, but update() was given "

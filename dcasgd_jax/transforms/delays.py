@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import checks, trees, update_checks
 from dcasgd_jax.typing import PyTree
 
 Delay = int | PyTree | Callable[[PyTree], PyTree]
@@ -44,7 +44,7 @@ def delay_of_each_update(
     """The delay of each leaf of `updates`, as Python ints; `params` must be there to match them."""
     if isinstance(delay, int):
         return jax.tree.map(lambda _: delay, updates, is_leaf=trees.is_none)
-    checks.check_params(params, transformation)
+    update_checks.check_params(params, transformation)
     return delay_of_each_leaf(delay, params)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, rows, trees
+from dcasgd_jax import checks, rows, trees, update_checks
 from dcasgd_jax.typing import PyTree, Scalar
 
 
@@ -93,15 +93,15 @@ def remember_pulls(
     def update_fn(
         updates, state, params=None, *positional, worker=None, stale_params=None, **extra_args
     ) -> Any:
-        checks.check_keywords_only(positional)
-        checks.check_params(params, "remember_pulls")
+        update_checks.check_keywords_only(positional)
+        update_checks.check_params(params, "remember_pulls")
         state.backups.check(num_workers)
         known = stale_params is not None
         if known and worker is None:  # such as a gradient of nobody in particular
             told = {"stale_params": stale_params, **extra_args}
             updates, inner_state = inner.update(updates, state.inner_state, params, **told)
             return updates, state._replace(inner_state=inner_state)
-        worker = checks.checked_worker(worker, num_workers)
+        worker = update_checks.checked_worker(worker, num_workers)
         backups = state.backups.write(state.pending_worker, params)
         pulled_at = state.pulled_at.write(state.pending_worker, state.num_pushes)
         told = {"stale_params": stale_params if known else backups.read(worker), "worker": worker}
@@ -153,7 +153,7 @@ def record_pull(opt_state: optax.OptState, worker: Scalar, params: PyTree) -> op
         num_workers = node.backups.num_workers
         if num_workers is None:
             return node
-        row = checks.checked_worker(worker, num_workers)
+        row = update_checks.checked_worker(worker, num_workers)
         write = lambda backup, p: (
             backup if is_masked(backup) else rows.write_row(backup, jnp.asarray(p), row)
         )

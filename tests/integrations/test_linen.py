@@ -100,6 +100,31 @@ def test_fields_of_a_subclass_are_fields():
     assert state.tx is TX
 
 
+@pytest.mark.parametrize("cls", [train_state.TrainState, dc_linen.TrainState])
+@pytest.mark.parametrize("keyword", ["batch_stat", "cache", "wroker", "updates"])
+def test_a_misspelt_keyword_is_an_error_as_in_flax(cls, keyword):
+    variables = models.linen_variables(models.LinenNet(norm=False))
+    state = cls.create(apply_fn=None, params=variables["params"], tx=optax.sgd(0.1))
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{keyword}'"):
+        state.apply_gradients(grads=state.params, **{keyword: {}})
+
+
+def test_extra_arguments_of_any_name():
+    def update_fn(updates, state, params=None, *, factor=1.0, **extra_args):
+        return jax.tree.map(lambda u: -factor * u, updates), state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update_fn)
+    grads = {"w": jnp.ones(2)}
+    create = lambda tx: dc_linen.TrainState.create(apply_fn=None, params={"w": jnp.zeros(2)}, tx=tx)
+    # A transformation alone says what it takes; in a chain it can no longer be seen.
+    assert create(tx).apply_gradients(grads=grads, factor=3.0).params["w"].tolist() == [-3, -3]
+    chained = create(optax.chain(tx, optax.scale(2.0)))
+    with pytest.raises(TypeError, match=r"goes into extra_args=\{'factor': \.\.\.\}"):
+        chained.apply_gradients(grads=grads, factor=3.0)
+    moved = chained.apply_gradients(grads=grads, extra_args={"factor": 3.0})
+    assert moved.params["w"].tolist() == [-6, -6]
+
+
 def test_a_forgotten_worker_is_an_error():
     state = make_state(compensations.dcasgd(0.1, num_workers=2))
     with pytest.raises(TypeError, match="needs worker="):
@@ -126,7 +151,8 @@ def test_one_changed_line_makes_a_plain_loop_round_robin():
         state, value = train_step(state, event)
         losses.append(value)
     schedule = models.schedule(num_events - delay, sim.RoundRobin())
-    result = problem.simulate(TX, schedule, batches, key=KEY)
+    pushed = jax.tree.map(lambda rows: rows[:-delay], batches)
+    result = problem.simulate(TX, schedule, pushed, key=KEY)
     np.testing.assert_allclose(result.losses, losses[:-delay], rtol=1e-5)
     cases.assert_same(result.params, state.params, rtol=1e-4, atol=1e-6)
 

@@ -177,7 +177,11 @@ def test_none_leaves_stay_none():
             ValueError,
             "coefficient must lie in",
         ),
-        (lambda: rivals.sends.momentum_compensation(-1), ValueError, "delay must be >= 0"),
+        (
+            lambda: rivals.sends.momentum_compensation(-1),
+            ValueError,
+            "delay must be an integer >= 0",
+        ),
         (lambda: rivals.sends.momentum_compensation(1.5), TypeError, "delay must be an integer"),
         (lambda: rivals.sends.momentum_compensation(), TypeError, "argument: 'delay'"),
     ],

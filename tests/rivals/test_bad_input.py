@@ -14,7 +14,10 @@ BAD = {
     "scale_by_staleness rule": (lambda: rivals.scale_by_staleness(0.5), "rule must be a function"),
     "fedbuff rule": (lambda: rivals.fedbuff(SGD, 2, rule=0.5), "rule must be a function"),
     "exponent": (lambda: rivals.polynomial_staleness(-1.0), "exponent must be a finite number >="),
-    "delay_adaptive": (lambda: rivals.delay_adaptive(0), "num_workers must be >= 1, got 0"),
+    "delay_adaptive": (
+        lambda: rivals.delay_adaptive(0),
+        "num_workers must be an integer >= 1, got 0",
+    ),
     "step_bound": (
         lambda: rivals.adaptive_step_sizes(0.0, 3),
         "step_bound must be a finite number > 0",
@@ -27,7 +30,10 @@ BAD = {
         lambda: rivals.adaptive_step_sizes(np.nan, 3),
         "step_bound must be a finite",
     ),
-    "max_delay": (lambda: rivals.adaptive_step_sizes(1.0, -1), "max_delay must be >= 0, got -1"),
+    "max_delay": (
+        lambda: rivals.adaptive_step_sizes(1.0, -1),
+        "max_delay must be an integer >= 0, got -1",
+    ),
     "max_delay float": (
         lambda: rivals.adaptive_step_sizes(1.0, 2.5),
         "max_delay must be an integer",
@@ -40,11 +46,20 @@ BAD = {
         lambda: rivals.adaptive_step_sizes(1.0, 3, alpha=0),
         "alpha must be a finite number > 0",
     ),
-    "bound": (lambda: rivals.drop_stale(SGD, 0), "bound must be >= 1, got 0"),
-    "drop workers": (lambda: rivals.drop_stale(SGD, 2, num_workers=0), "num_workers must be >= 1"),
-    "buffer_size": (lambda: rivals.fedbuff(SGD, 0), "buffer_size must be >= 1, got 0"),
-    "fedbuff workers": (lambda: rivals.fedbuff(SGD, 2, num_workers=-1), "num_workers must be >= 1"),
-    "num_steps": (lambda: rivals.delayed_nesterov(0.1, 0), "num_steps must be >= 1, got 0"),
+    "bound": (lambda: rivals.drop_stale(SGD, 0), "bound must be an integer >= 1, got 0"),
+    "drop workers": (
+        lambda: rivals.drop_stale(SGD, 2, num_workers=0),
+        "num_workers must be an integer >= 1",
+    ),
+    "buffer_size": (lambda: rivals.fedbuff(SGD, 0), "buffer_size must be an integer >= 1, got 0"),
+    "fedbuff workers": (
+        lambda: rivals.fedbuff(SGD, 2, num_workers=-1),
+        "num_workers must be an integer >= 1",
+    ),
+    "num_steps": (
+        lambda: rivals.delayed_nesterov(0.1, 0),
+        "num_steps must be an integer >= 1, got 0",
+    ),
     "nesterov": (lambda: rivals.delayed_nesterov(0.1, 2, 1.0), r"momentum must lie in \[0, 1\)"),
     "smoothing": (
         lambda: rivals.delayed_nesterov(0.1, 2, smoothing=0.6),
@@ -52,19 +67,31 @@ BAD = {
     ),
     "smoothing nan": (lambda: rivals.delayed_nesterov(0.1, 2, smoothing=np.nan), "smoothing must"),
     "spikes": (lambda: rivals.spike_compensation(-0.1, 1), r"momentum must lie in \[0, 1\)"),
-    "spike delay": (lambda: rivals.spike_compensation(0.9, -1), "delay must be >= 0, got -1"),
+    "spike delay": (
+        lambda: rivals.spike_compensation(0.9, -1),
+        "delay must be an integer >= 0, got -1",
+    ),
     "spike delays": (
         lambda: rivals.spike_compensation(0.9, {"a": 1.5}),
         r"delay\['a'\] must be an integer",
     ),
     "ordered": (lambda: rivals.ordered_momentum(1.0, 2), r"momentum must lie in \[0, 1\), got 1.0"),
-    "ordered workers": (lambda: rivals.ordered_momentum(0.9, 0), "num_workers must be >= 1"),
+    "ordered workers": (
+        lambda: rivals.ordered_momentum(0.9, 0),
+        "num_workers must be an integer >= 1",
+    ),
     "bucket_size": (
         lambda: rivals.ordered_momentum(0.9, 2, bucket_size=0),
-        "bucket_size must be >= 1, got 0",
+        "bucket_size must be an integer >= 1, got 0",
     ),
-    "pipemare delay": (lambda: rivals.pipemare_rescale(-1, 3), "delay must be >= 0, got -1"),
-    "pipemare steps": (lambda: rivals.pipemare_rescale(1, 0), "num_steps must be >= 1, got 0"),
+    "pipemare delay": (
+        lambda: rivals.pipemare_rescale(-1, 3),
+        "delay must be an integer >= 0, got -1",
+    ),
+    "pipemare steps": (
+        lambda: rivals.pipemare_rescale(1, 0),
+        "num_steps must be an integer >= 1, got 0",
+    ),
     "dc_ssgd rate": (lambda: rivals.dc_ssgd(-0.1, 1.0), "learning_rate must be a finite number"),
     "dc_ssgd lambda0": (lambda: rivals.dc_ssgd(0.1, -1.0), "lambda0 must be a finite number >= 0"),
     "dc_s3gd": (lambda: rivals.dc_s3gd(SGD, -0.2), "lambda0 must be a finite number >= 0"),

@@ -165,9 +165,9 @@ def test_compensation_lets_an_ill_conditioned_convex_problem_converge():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: rivals.accelerate_coordinates(-1), "seed must be >= 0"),
+        (lambda: rivals.accelerate_coordinates(-1), "seed must be an integer >= 0"),
         (lambda: rivals.accelerate_coordinates(choose=3), "choose must be a function"),
-        (lambda: rivals.sends.coordinate_compensation(-1), "delay must be >= 0"),
+        (lambda: rivals.sends.coordinate_compensation(-1), "delay must be an integer >= 0"),
     ],
 )
 def test_bad_input(make, message):

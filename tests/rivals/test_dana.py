@@ -329,7 +329,11 @@ def test_none_leaves_stay_none():
     ("call", "error", "message"),
     [
         (lambda: rivals.per_worker_momentum(1.0, 4), ValueError, "decay must lie in"),
-        (lambda: rivals.per_worker_momentum(0.9, 0), ValueError, "num_workers must be >= 1"),
+        (
+            lambda: rivals.per_worker_momentum(0.9, 0),
+            ValueError,
+            "num_workers must be an integer >= 1",
+        ),
         (lambda: rivals.sends.dana_look_ahead(-0.1, 0.1), ValueError, "decay must lie in"),
         (lambda: rivals.sends.dana_look_ahead(0.9, -1.0), ValueError, "learning_rate must be"),
         (

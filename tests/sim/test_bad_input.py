@@ -35,6 +35,50 @@ def test_synchronous_batches_are_counted_per_push():
         simulate(schedule, batches=problems.softmax_batches(20))
 
 
+DATA_SET = (np.zeros((1797, 8, 6)), np.zeros((1797, 8), int))
+
+
+@pytest.mark.parametrize("stop", [None, 5])
+def test_a_data_set_in_the_place_of_batches(stop):
+    """Its examples would be trained on one by one."""
+    message = r"batches\[0\] has 1797 rows, but there are 20 events in all\. A row is the batch of "
+    with pytest.raises(ValueError, match=message + r"one event, .*batches=sim\.Indexed\("):
+        simulate(batches=DATA_SET, stop=stop)
+    with pytest.raises(ValueError, match=message):
+        sim.sweep(
+            problems.softmax_loss, problems.softmax_params(), optax.sgd(0.1),
+            sim.PerMember([SCHEDULE]), DATA_SET,
+        )  # fmt: skip
+
+
+def test_the_remedy_for_a_data_set():
+    """What the message says to write, written."""
+    X = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
+    y = X[:, :3].argmax(axis=1)
+    rows = sim.ShardedEpochs(len(X), 8, 3, 0).rows(SCHEDULE)
+    result = simulate(batches=sim.Indexed((X, y), rows), progress=None)
+    expected = simulate(batches=(X[rows], y[rows]), progress=None)
+    np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-5)
+    # Rows for more events than there are say what they are.
+    longer = np.concatenate([rows, rows])
+    again = simulate(batches=sim.Indexed((X, y), longer), progress=None)
+    np.testing.assert_array_equal(again.losses, result.losses)
+
+
+@pytest.mark.parametrize("stop", [5, 20])
+def test_batches_of_all_events_go_with_any_stop(stop):
+    assert len(simulate(stop=stop, progress=None).losses) == stop
+
+
+def test_a_data_set_in_the_place_of_batches_of_shared_memory():
+    trace = sim.random_memory_trace(2, num_blocks=1, num_jobs=5, seed=0)
+    tx, loss_fn = optax.sgd(0.1), lambda w, x: jnp.sum((w - x) ** 2)
+    run = lambda batches: sim.simulate_shared_memory(loss_fn, jnp.zeros(()), tx, trace, batches)
+    assert len(run(np.ones(5)).losses) == 5
+    with pytest.raises(ValueError, match="batches has 100 rows, but there are"):
+        run(np.ones(100))
+
+
 @pytest.mark.parametrize(
     ("batches", "message"),
     [({}, "holds no arrays"), ({"x": np.float32(1.0)}, r"batches\['x'\] is a scalar")],
@@ -44,10 +88,23 @@ def test_batches_without_events(batches, message):
         simulate(batches=batches)
 
 
-@pytest.mark.parametrize("stop", [0, 21, -1])
-def test_nothing_to_run(stop):
-    with pytest.raises(ValueError, match=f"stop is {stop}, and the schedule has 20 events"):
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [
+        (0, "stop must be an integer >= 1, got 0"),
+        (-1, "stop must be an integer >= 1, got -1"),
+        (21, "stop=21 is past the end: the schedule has 20 events"),
+    ],
+)
+def test_stops_outside_the_schedule(stop, message):
+    with pytest.raises(ValueError, match=message):
         simulate(stop=stop)
+
+
+def test_a_stop_that_has_been_passed():
+    state = simulate(progress=None, stop=9).state
+    with pytest.raises(ValueError, match="the state is at event 9, stop is 9, and the schedule"):
+        simulate(state=state, stop=9)
 
 
 def test_a_finished_state_cannot_go_on():
@@ -59,7 +116,7 @@ def test_a_finished_state_cannot_go_on():
 def test_a_state_of_another_schedule():
     state = simulate(progress=None, stop=5).state
     other = sim.make_schedule(sim.ExponentialTime(), 6, 20, seed=0)
-    with pytest.raises(ValueError, match="belongs to another schedule: it keeps 3 snapshots"):
+    with pytest.raises(ValueError, match="belongs to another schedule: the first 5 events"):
         simulate(other, state=state)
 
 
@@ -88,7 +145,7 @@ def test_an_unhashable_loss():
 @pytest.mark.parametrize("make", [sim.ScanEngine, sim.HostEngine])
 @pytest.mark.parametrize("chunk_size", [0, -3, 2.5])
 def test_chunk_sizes(make, chunk_size):
-    with pytest.raises(ValueError, match="chunk_size must be an integer >= 1"):
+    with pytest.raises((TypeError, ValueError), match="chunk_size must be an integer >= 1"):
         make(chunk_size=chunk_size)
 
 

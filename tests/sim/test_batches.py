@@ -87,6 +87,35 @@ def test_an_error_in_the_iterator_reaches_the_caller(engine):
         simulate(schedule_for(), broken(), engine=engine)
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+def test_whatever_ends_the_iterator_reaches_the_caller(engine, error):
+    def ends():
+        yield from one_by_one(10)
+        raise error("over")
+
+    with pytest.raises(error, match="over"):
+        simulate(schedule_for(), ends(), engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+def test_an_incomplete_last_batch_names_the_event_and_both_shapes(engine):
+    def ragged():
+        yield from one_by_one(NUM_EVENTS - 1)
+        images, labels = problems.softmax_batches(1)
+        yield images[0, :3], labels[0, :3]
+
+    with pytest.raises(ValueError, match=r"batch\[0\] for event 59 is float32 \[3, 6\], .* first"
+                       r" event is float32 \[8, 6\].* drop the last or pad it"):  # fmt: skip
+        simulate(schedule_for(), ragged(), engine=engine)
+
+
+def test_an_iterator_that_changes_its_structure():
+    batches = ({"x": b} if k == 5 else b for k, b in enumerate(one_by_one()))
+    with pytest.raises(ValueError, match=r"batch for event 5 is \{'x': "):
+        simulate(schedule_for(), batches)
+
+
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)
 def test_a_push_delivered_twice_takes_nothing_from_the_iterator(engine):
     schedule = sim.make_schedule(

@@ -81,9 +81,9 @@ def test_behind_the_learning_rate_is_an_error_that_shows_the_order(name):
     if name == "sgd":
         with pytest.raises(ValueError, match=order):
             problems.run(SCHEDULE, tx)
+        two = sim.PerMember([problems.softmax_params(), problems.softmax_params(seed=3)])
+        batches = problems.softmax_batches(len(SCHEDULE))
         with pytest.raises(ValueError, match=order):
-            two = sim.PerMember([problems.softmax_params(), problems.softmax_params(seed=3)])
-            batches = problems.softmax_batches(len(SCHEDULE))
             sim.sweep(problems.softmax_loss, two, tx, SCHEDULE, batches)
         buffered = problems.schedule_for(sim.Buffered(2))
         per_push = optax.chain(optax.scale(-1.0), dc.compensate_delay())

@@ -385,7 +385,8 @@ def test_a_directory_must_be_one(tmp_path, monkeypatch):
     with pytest.raises(PermissionError, match=r"Cannot save checkpoints in .*not allowed"):
         unused(read_only)
     for bad in (dict(directory=3), dict(directory="gs://a/b"), dict(every=0), dict(keep=True)):
-        with pytest.raises(ValueError, match=r"Checkpoint\.(directory|every|keep) must be"):
+        kind = TypeError if "keep" in bad else ValueError
+        with pytest.raises(kind, match=r"Checkpoint\.(directory|every|keep) must be"):
             sim.Checkpoint(**{"directory": tmp_path, **bad})
 
 

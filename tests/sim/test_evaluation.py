@@ -5,6 +5,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import problems
 import pytest
 from problems import run, schedule_for
@@ -147,6 +148,35 @@ def test_metrics_that_were_not_asked_for_cost_no_column():
     assert "gap" in trace.columns()
     assert not {"cosine", "compensation_ratio", "below_eps"} & set(trace.columns())
     assert {column.shape for column in trace.columns().values()} == {(60,)}
+
+
+def blow_up(params, batch):
+    return jnp.sum((params - batch) ** 4)
+
+
+LOST_ENGINES = [sim.ScanEngine(n) for n in (1, 3, 8, 64)] + [sim.HostEngine(chunk_size=5)]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_lost_run_has_no_evaluations_from_its_first_bad_loss_on(before, tmp_path):
+    schedule = schedule_for(num_updates=60)
+    inputs = (blow_up, jnp.full(2, 3.0), optax.sgd(0.05), schedule, jnp.zeros((60, 2)))
+    evaluates = dict(eval_fn=lambda w: w, eval_versions=1 if before else [59, 60])
+    results = [sim.simulate(*inputs, engine=engine, **evaluates) for engine in LOST_ENGINES]
+    saved = dict(checkpoint=sim.Checkpoint(tmp_path, every=4))
+    results.append(sim.simulate(*inputs, **evaluates, **saved))
+    results.append(sim.sweep(
+        *inputs, **evaluates, key=sim.PerMember([None, None]), chunk_size=7).member(1))  # fmt: skip
+    lost_at = results[0].non_finite.event
+    assert 0 < lost_at < 50
+    for result in results:
+        assert result.non_finite.event == lost_at == result.trace.event[-1]
+        if not before:
+            assert result.evaluations is None
+            continue
+        # Event k makes version k + 1; that of the first bad loss is lost already.
+        assert result.evaluations.version.tolist() == list(range(1, lost_at + 1))
+        chex.assert_trees_all_close(result.evaluations.values, results[0].evaluations.values)
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)

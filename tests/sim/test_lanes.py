@@ -333,10 +333,10 @@ def test_bad_input():
         match=r'server must be "sharded" or "replicated", got "cut"'.replace('"cut"', "'cut'"),
     ):
         lanes(server="cut")
-    for bad in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match=r"lanes_per_device must be an integer >= 1"):
+    for bad, kind in ((0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(kind, match=r"lanes_per_device must be an integer >= 1"):
             lanes(lanes_per_device=bad)
-        with pytest.raises(ValueError, match=r"chunk_size must be an integer >= 1"):
+        with pytest.raises(kind, match=r"chunk_size must be an integer >= 1"):
             lanes(chunk_size=bad)
 
 

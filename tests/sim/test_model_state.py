@@ -143,6 +143,88 @@ def test_a_push_delivered_twice_has_the_same_key_and_batch():
     assert once.losses[k] != once.losses[k - 1]
 
 
+def doubling_loss(params, factor, batch):
+    """Doubles its model state at every gradient, which is the gradient."""
+    return 2 * factor * (params + batch), 2 * factor
+
+
+def double(schedule, engine=None, **options):
+    return sim.simulate(
+        doubling_loss, jnp.zeros(()), optax.sgd(-1.0), schedule,
+        np.ones(len(schedule), np.float32), engine=engine,
+        model_state=jnp.ones(()), **options,
+    )  # fmt: skip
+
+
+MESH = jax.make_mesh((2,), ("lanes",), axis_types=(jax.sharding.AxisType.Auto,))
+ALL_ENGINES = [*ENGINES, sim.HostEngine(jit=False), sim.LanesEngine(MESH)]
+
+
+@pytest.mark.parametrize("policy", ["per_worker", "server"])
+@pytest.mark.parametrize("engine", ALL_ENGINES, ids=lambda engine: type(engine).__name__)
+def test_a_second_delivery_is_the_same_gradient(engine, policy):
+    twice = sim.make_schedule(sim.RoundRobin(), 1, 2, seed=0, faults=[sim.DuplicatedPush(0, 0)])
+    result = double(twice, engine, model_state_policy=policy)
+    assert (result.losses.tolist(), result.params, result.model_state) == ([2, 2], 4, 2)
+
+
+def literal_doubling(schedule):
+    """Params and model states: a second delivery hands over what the first one did."""
+    states, pushes = [1.0] * schedule.num_workers, []
+    for k in range(len(schedule)):
+        worker, repeated = schedule.worker[k], schedule.batch[k]
+        if repeated == k:
+            states[worker] *= 2
+            pushes.append(states[worker])
+        else:
+            pushes.append(pushes[repeated])
+    return sum(pushes), np.float32(np.mean(states))
+
+
+@pytest.mark.parametrize("engine", ALL_ENGINES, ids=lambda engine: type(engine).__name__)
+def test_second_deliveries_among_others(engine):
+    faults = [sim.DuplicatedPush(0, 1), sim.DuplicatedPush(2, 0), sim.DuplicatedPush(2, 1)]
+    schedule = sim.make_schedule(sim.ExponentialTime(), 3, 14, seed=1, faults=faults)
+    assert schedule.repeats.sum() == 3
+    params, model_state = literal_doubling(schedule)
+    result = double(schedule, engine)
+    assert (result.params, result.model_state) == pytest.approx((params, model_state))
+
+
+def test_second_deliveries_of_some_members_of_a_sweep():
+    twice = [sim.DuplicatedPush(2, 1)]
+    schedules = [
+        sim.make_schedule(sim.ExponentialTime(), 3, 14, seed=1, faults=faults)
+        for faults in ([], twice)
+    ]
+    result = sim.sweep(
+        doubling_loss, jnp.zeros(()), optax.sgd(-1.0), sim.PerMember(schedules),
+        np.ones(14, np.float32), model_state=jnp.ones(()),
+    )  # fmt: skip
+    for i, schedule in enumerate(schedules):
+        expected = literal_doubling(schedule)
+        assert (result.params[i], result.model_state[i]) == pytest.approx(expected)
+        going_on = double(schedule, stop=7).state
+        assert double(schedule, state=going_on).params == expected[0]
+
+
+def test_going_on_between_two_deliveries():
+    schedule = sim.make_schedule(
+        sim.ExponentialTime(), 3, 9, seed=1, faults=[sim.DuplicatedPush(0, 1)]
+    )
+    event = int(np.flatnonzero(schedule.repeats)[0])
+    whole, first = double(schedule), double(schedule, stop=event)
+    second = double(schedule, state=first.state)
+    assert second.params == whole.params == literal_doubling(schedule)[0]
+
+
+def test_only_the_last_gradient_of_a_worker_is_repeated():
+    schedule = sim.Schedule([0, 0, 0], [0, 1, 0], batch=[0, 1, 0])
+    with pytest.raises(ValueError, match=r"Event 2 repeats event 0, .* since \(event 1\)"):
+        double(schedule)
+    assert double(schedule, model_state_policy="server").losses.tolist() == [2, 12, 2]
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -35,7 +35,16 @@ def params_and_full_loss(params):
     return params, loops.softmax_loss(params, (jnp.asarray(PROBLEM.X.copy()), PROBLEM.y.copy()))
 
 
-def run(reads, tx=None, *, num_batches=30, **options):
+def count_batches(reads):
+    return (
+        int(reads.jobs.batch.max(initial=-1)) + 1
+        if isinstance(reads, sim.MemoryTrace)
+        else len(reads)
+    )
+
+
+def run(reads, tx=None, *, num_batches=None, **options):
+    num_batches = count_batches(reads) if num_batches is None else num_batches
     options = {"eval_fn": params_and_full_loss, "blocks": BLOCKS, **options}
     tx = compensated(0.0) if tx is None else tx
     return sim.simulate_shared_memory(
@@ -197,10 +206,11 @@ def test_indexed_batches_and_evaluations_now_and_then(x64):
 def test_half_precision_stays(kind):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), PROBLEM.params)
     table = sim.ReadVersions(CASES["table_lam0"]["read_version"])
+    reads = table if kind == "table" else OPERATIONS["ops_3workers"]
     tx = optax.chain(compensations.explicit(2.0), optax.sgd(lambda count: jnp.float32(0.5)))
     result = sim.simulate_shared_memory(
-        loops.softmax_loss, params, tx, table if kind == "table" else OPERATIONS["ops_3workers"],
-        jax.tree.map(jnp.asarray, batches(24)), blocks=BLOCKS,
+        loops.softmax_loss, params, tx, reads,
+        jax.tree.map(jnp.asarray, batches(count_batches(reads))), blocks=BLOCKS,
     )  # fmt: skip
     assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {jnp.dtype(jnp.bfloat16)}
 
@@ -286,7 +296,7 @@ def test_bad_arguments():
     reads = sim.ReadVersions(CASES["table_lam0"]["read_version"])
     schedule = sim.make_schedule(sim.ConstantTime(), 1, 5, seed=0)
     with pytest.raises(TypeError, match=r"got Schedule; a sim\.Schedule is for sim\.simulate"):
-        run(schedule)
+        run(schedule, num_batches=5)
     with pytest.raises(ValueError, match="has 7 rows, but the run has 24 events"):
         run(reads, num_batches=7)
     with pytest.raises(ValueError, match="has 7 rows, but the run has 18 events"):

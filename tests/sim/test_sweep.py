@@ -326,6 +326,30 @@ def test_bad_input(change, message):
         sim.sweep(**(arguments | change))
 
 
+@pytest.mark.parametrize(("metrics", "message"), [("gap", "collection"), (["gapp"], "'gapp'")])
+def test_metrics_that_do_not_exist(metrics, message):
+    with pytest.raises(ValueError, match=message):
+        check(metrics=metrics)
+
+
+def test_members_keep_their_signs_of_zero():
+    batches = sim.PerMember([np.full((1, 2), zero, np.float32) for zero in (0.0, -0.0)])
+    result = sim.sweep(
+        lambda w, batch: jnp.sum(w / batch), jnp.ones(2), optax.sgd(1.0), sim.Schedule([0], [0]),
+        batches,
+    )  # fmt: skip
+    assert result.losses[:, 0].tolist() == [np.inf, -np.inf]
+
+
+def test_members_of_several_dtypes_are_refused():
+    batches = sim.PerMember([np.ones((1, 2), dtype) for dtype in (np.float16, np.float32)])
+    with pytest.raises(ValueError, match="batches of all members must have one dtype, got float16"):
+        sim.sweep(
+            lambda w, batch: jnp.sum(w * batch), jnp.ones(2), optax.sgd(1.0),
+            sim.Schedule([0], [0]), batches,
+        )  # fmt: skip
+
+
 def test_iterators_and_several_batch_functions_are_refused():
     arguments = problems.softmax_loss, problems.softmax_params(), TX, schedule_for()
     numbers = dict(hyperparams=dict(learning_rate=[0.1, 0.2]))

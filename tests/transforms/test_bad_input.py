@@ -79,7 +79,9 @@ HAVE_WORKERS = pytest.mark.parametrize(
 @pytest.mark.parametrize("num_workers", [0, -2])
 @HAVE_WORKERS
 def test_too_few_workers(make, num_workers):
-    with pytest.raises(ValueError, match=rf"num_workers must be >= 1, got {num_workers}"):
+    with pytest.raises(
+        ValueError, match=rf"num_workers must be an integer >= 1, got {num_workers}"
+    ):
         make(num_workers)
 
 
@@ -121,9 +123,9 @@ HAVE_DELAYS = pytest.mark.parametrize(
 
 @HAVE_DELAYS
 def test_negative_delay(make):
-    with pytest.raises(ValueError, match="delay must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="delay must be an integer >= 0, got -1"):
         make(-1)
-    with pytest.raises(ValueError, match=r"delay\['a'\]\['b'\] must be >= 0, got -3"):
+    with pytest.raises(ValueError, match=r"delay\['a'\]\['b'\] must be an integer >= 0, got -3"):
         make({"a": {"b": -3, "c": 1}})
 
 
@@ -137,7 +139,7 @@ def test_delay_that_is_no_int(make):
 
 @HAVE_DELAYS
 def test_callable_delay_is_checked_when_it_is_called(make):
-    with pytest.raises(ValueError, match=r"delay\['a'\] must be >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"delay\['a'\] must be an integer >= 0, got -1"):
         make(lambda params: {"a": -1}).init({"a": jnp.ones(2)})
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim import preconditions
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
-from dcasgd_jax.sim.schedules import protocols
 from dcasgd_jax.typing import PyTree
 
 METRICS = ("compensation_ratio", "cosine", "below_eps")
@@ -76,11 +76,11 @@ def check_types(
 
 
 def check_integers(seed: Any, max_restarts: Any, **sizes: Any) -> None:
-    """Raises ValueError for numbers that are no integers, or too small."""
+    """Raises TypeError for what is no integer, ValueError for what is too small."""
     for name, size in sizes.items():
-        protocols.check_integer(name, size, least=1)
-    protocols.check_integer("seed", seed, least=0)
-    protocols.check_integer("max_restarts", max_restarts, least=-1)  # -1: Ray's "for ever"
+        checks.check_count(name, size, least=1)
+    checks.check_count("seed", seed, least=0)
+    checks.check_count("max_restarts", max_restarts, least=-1)  # -1: Ray's "for ever"
 
 
 def check_metrics(metrics: Any) -> None:

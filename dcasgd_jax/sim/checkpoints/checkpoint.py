@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import engines, leaves, recording
 from dcasgd_jax.sim import program as programs
@@ -63,8 +64,7 @@ class Checkpoint:
                 f"Checkpoint.directory must be the path of a local directory, got "
                 f"{self.directory!r}."
             )
-        engines.check_size("Checkpoint.every", self.every)
-        engines.check_size("Checkpoint.keep", self.keep)
+        checks.check_fields(self, every=1, keep=1)
 
     @property
     def path(self) -> pathlib.Path:
@@ -159,7 +159,7 @@ def _join(first: recording.Record, second: recording.Record, offset: int) -> rec
         evaluations = second.evaluations if first.evaluations is None else first.evaluations
     else:
         evaluations = jax.tree.map(join, first.evaluations, second.evaluations)
-    return recording.Record(
+    joined = recording.Record(
         kept=join(first.kept, offset + second.kept),
         metrics=jax.tree.map(join, first.metrics, second.metrics),
         evaluated=join(first.evaluated, offset + second.evaluated),
@@ -167,6 +167,8 @@ def _join(first: recording.Record, second: recording.Record, offset: int) -> rec
         first_non_finite=earliest,
         lost=second.lost,
     )
+    # The first loss that was not finite may have come long before the run was lost.
+    return recording.end_where_lost(joined)
 
 
 def _pack(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from dcasgd_jax import rows
+from dcasgd_jax import checks, rows
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import engines, recording, server, step, worker
 from dcasgd_jax.sim import program as programs
@@ -76,8 +76,8 @@ class LanesEngine:
         if self.server not in ("sharded", "replicated"):
             raise ValueError(f'server must be "sharded" or "replicated", got {self.server!r}.')
         if self.lanes_per_device is not None:
-            engines.check_size("lanes_per_device", self.lanes_per_device)
-        engines.check_size("chunk_size", self.chunk_size)
+            checks.check_fields(self, lanes_per_device=1)
+        checks.check_fields(self, chunk_size=1)
 
     def run(
         self,
@@ -237,8 +237,8 @@ def _read_versions(program, layout, state, of_lanes) -> programs.Pulled:
     """What all lanes have pulled, leaf [num_lanes, ...], in slices."""
     pulled = jax.tree.map(lambda slots: slots[of_lanes.read_slot], state.snapshots)
     if program.model_state == "per_worker":
-        of_workers = jax.tree.map(lambda kept: kept[of_lanes.worker], state.model_state)
-        pulled = pulled._replace(model_state=of_workers)
+        of_worker = lambda event: step.model_state_of_worker(program, state, event)
+        pulled = pulled._replace(model_state=jax.vmap(of_worker)(of_lanes))
     return placement.constrain(pulled, layout.slices(pulled, leading=1))
 
 

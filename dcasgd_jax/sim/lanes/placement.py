@@ -87,6 +87,7 @@ class Layout(NamedTuple):
             model_state=self.slices(
                 state.model_state, leading=int(program.model_state == "per_worker")
             ),
+            last_model_state=self.slices(state.last_model_state, leading=1),
         )
 
 

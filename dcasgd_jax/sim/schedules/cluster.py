@@ -51,6 +51,9 @@ class Cluster:
         download: laws.WorkerTimeLaw | None = None,
         faults: Sequence[object] = (),
     ):
+        for name, given in (("law", law), ("upload", upload), ("download", download)):
+            if given is not None:
+                laws.check_law(name, given)
         self.num_workers = num_workers
         self.faults = faults_.FaultPlan(faults, num_workers)
         self._law = law

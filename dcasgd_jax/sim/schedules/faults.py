@@ -11,6 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dcasgd_jax import checks
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
 
 class _CheckedFault:
     """Checks the fields that faults share."""
@@ -22,10 +28,10 @@ class _CheckedFault:
             value = getattr(self, field.name)
             name = f"{type(self).__name__}.{field.name}"
             if field.name in ("worker", "push"):
-                integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-                if not integer or value < 0:
-                    raise ValueError(f"{name} must be an integer >= 0, got {value!r}.")
-            elif field.name == "factor":
+                checks.check_fields(self, **{field.name: 0})
+                continue
+            checks.check_kind(name, value, _is_number, "a number")
+            if field.name == "factor":
                 if not (value > 0 and math.isfinite(value)):
                     raise ValueError(f"{name} must be positive and finite, got {value}.")
             elif not (value >= 0 and (math.isfinite(value) or field.name == "stop")):
@@ -153,9 +159,15 @@ class FaultPlan:
     """The faults of a run, checked against each other and sorted by what needs them."""
 
     def __init__(self, faults: Sequence[object], num_workers: int):
+        is_fault = lambda value: isinstance(value, _CheckedFault)
+        checks.check_kind(
+            "faults", faults, lambda value: isinstance(value, list | tuple | set | frozenset),
+            "a sequence of faults",
+            "Of a single one make a list: faults=[...]." if is_fault(faults) else "",
+        )  # fmt: skip
         for fault in faults:
-            if not isinstance(fault, _CheckedFault):
-                raise ValueError(f"{fault!r} is no fault; see sim.Crash and its neighbours.")
+            checks.check_kind("A fault", fault, is_fault, "one of sim.Crash and its neighbours")
+            assert isinstance(fault, _CheckedFault)
             if fault.worker >= num_workers:
                 raise ValueError(f"{fault} is about a worker that is not in [0, {num_workers}).")
 

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from dcasgd_jax import checks
+
 PerWorker = float | Sequence[float]
 
 
@@ -28,6 +30,12 @@ class WorkerTimeLaw(Protocol):
         ...
 
 
+def check_law(name: str, law: object) -> None:
+    """Raises TypeError unless this is a law."""
+    is_law = checks.has_methods("check", "times")
+    checks.check_kind(name, law, is_law, "a worker-time law, such as sim.GammaTime()")
+
+
 class _NumbersPerWorker:
     """A law whose fields are positive numbers, each one for all workers or one per worker."""
 
@@ -37,7 +45,14 @@ class _NumbersPerWorker:
 
     def __post_init__(self):
         for field in self._number_fields():
-            values = np.atleast_1d(np.asarray(getattr(self, field.name), np.float64))
+            given = getattr(self, field.name)
+            try:
+                values = np.atleast_1d(np.asarray(given, np.float64))
+            except (TypeError, ValueError):
+                raise TypeError(
+                    f"{type(self).__name__}.{field.name} must be a number or one number per "
+                    f"worker, got {given!r}."
+                ) from None
             if values.ndim != 1 or not values.size:
                 raise ValueError(
                     f"{type(self).__name__}.{field.name} must be a number or one number per worker."
@@ -211,6 +226,7 @@ class MarkovTime(_NumbersPerWorker):
     recovers: PerWorker = 0.1
 
     def __post_init__(self):
+        check_law("MarkovTime.law", self.law)
         super().__post_init__()
         if np.any(np.asarray(self.slowdown) < 1):
             raise ValueError(f"MarkovTime.slowdown must be >= 1, got {self.slowdown}.")

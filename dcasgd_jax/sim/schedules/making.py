@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim.schedules import laws, protocols
 from dcasgd_jax.sim.schedules.cluster import Cluster
 from dcasgd_jax.sim.schedules.schedule import Schedule
@@ -41,6 +42,7 @@ def make_schedule(
       The schedule; the same arguments always give the same one.
 
     Raises:
+      TypeError: For an argument of another kind, such as a class instead of one of its values.
       ValueError: For numbers out of range, a law for another number of workers, faults that cannot
         be, or a run that no worker is left to finish.
 
@@ -54,13 +56,16 @@ def make_schedule(
       >>> bool(schedule.time[schedule.worker == 3].max() < 10)
       True
     """
-    for name, value, least in (
-        ("num_workers", num_workers, 1),
-        ("num_updates", num_updates, 1),
-        ("seed", seed, 0),
-    ):
-        protocols.check_integer(name, value, least=least)
+    num_workers = checks.check_count("num_workers", num_workers)
+    num_updates = checks.check_count("num_updates", num_updates)
+    seed = checks.check_count("seed", seed, least=0)
     cluster = Cluster(law, num_workers, seed, upload=upload, download=download, faults=faults)
     protocol = protocols.Asynchronous() if protocol is None else protocol
+    checks.check_kind(
+        "protocol",
+        protocol,
+        checks.has_methods("events"),
+        "a protocol, such as sim.Synchronous()",
+    )
     events = protocol.events(cluster, num_updates)
     return Schedule(**events._asdict(), num_workers=num_workers)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim.schedules import tables
 from dcasgd_jax.sim.schedules.cluster import Cluster
 from dcasgd_jax.sim.schedules.events import Events
@@ -166,6 +167,10 @@ class Replay:
     """
 
     schedule: Schedule
+
+    def __post_init__(self):
+        is_schedule = lambda value: isinstance(value, Schedule)
+        checks.check_kind("Replay.schedule", self.schedule, is_schedule, "a sim.Schedule")
 
     def events(self, cluster: Cluster, num_updates: int) -> Events:
         """See `protocols.ServerProtocol.events`."""

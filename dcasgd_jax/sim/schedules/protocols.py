@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim.schedules import event_loop, servers
 from dcasgd_jax.sim.schedules.cluster import Cluster
 from dcasgd_jax.sim.schedules.events import Events
@@ -66,7 +67,7 @@ class Buffered:
     num_pushes: int
 
     def __post_init__(self):
-        check_integer("Buffered.num_pushes", self.num_pushes, least=1)
+        checks.check_fields(self, num_pushes=1)
 
     def events(self, cluster: Cluster, num_updates: int) -> Events:
         """See `ServerProtocol.events`."""
@@ -94,7 +95,7 @@ class DropStale:
     bound: int
 
     def __post_init__(self):
-        check_integer("DropStale.bound", self.bound, least=1)
+        checks.check_fields(self, bound=1)
 
     def events(self, cluster: Cluster, num_updates: int) -> Events:
         """See `ServerProtocol.events`."""
@@ -142,13 +143,6 @@ class Sequential:
             version=version,
             time=np.cumsum(cluster.cycle(0, num_updates)),
         )
-
-
-def check_integer(name: str, value: object, *, least: int) -> None:
-    """Raises ValueError unless `value` is an integer of at least `least`."""
-    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not integer or value < least:  # type: ignore[operator]
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
 
 
 def _overlapping_events(cluster: Cluster, num_updates: int) -> Events:

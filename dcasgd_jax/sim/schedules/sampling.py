@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.sim.schedules import waves
 
@@ -49,15 +50,7 @@ class ShardedEpochs:
     seed: int
 
     def __post_init__(self):
-        for name, least in (
-            ("num_examples", 1),
-            ("batch_size", 1),
-            ("num_workers", 1),
-            ("seed", 0),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
+        checks.check_fields(self, num_examples=1, batch_size=1, num_workers=1, seed=0)
         if self.num_examples > np.iinfo(np.int32).max:
             raise ValueError(f"num_examples must fit 32 bits, got {self.num_examples}.")
         if not self.batches_per_shard:
@@ -94,7 +87,7 @@ class ShardedEpochs:
         for chosen in np.split(by_epoch, starts[1:]):  # a shared epoch has at most all examples
             order = self._order(int(epoch[chosen[0]]))
             rows[fresh[chosen]] = order[first[chosen][:, np.newaxis] + in_batch]
-        repeats = np.flatnonzero(schedule.batch != np.arange(len(schedule)))
+        repeats = np.flatnonzero(schedule.repeats)
         rows[repeats] = rows[schedule.batch[repeats]]
         return rows
 
@@ -112,13 +105,13 @@ class ShardedEpochs:
           ValueError: If the schedule has another number of workers.
         """
         self._check(schedule)
-        num_batches = np.cumsum(schedule.batch == np.arange(len(schedule)))
+        num_batches = np.cumsum(~schedule.repeats)
         return num_batches / (self.num_workers * self.batches_per_shard)
 
     def _fresh_batches(self, schedule: schedules.Schedule) -> tuple[np.ndarray, np.ndarray]:
         """Events that take a new batch, and which of its worker's batches that is, from 0."""
         self._check(schedule)
-        fresh = np.flatnonzero(schedule.batch == np.arange(len(schedule)))
+        fresh = np.flatnonzero(~schedule.repeats)
         worker = schedule.worker[fresh]
         by_worker = waves.order_by_worker(worker)
         counts = np.bincount(worker, minlength=self.num_workers)

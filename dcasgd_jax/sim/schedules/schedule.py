@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim.schedules import archives, slots, validation, waves
 
 # In this order, because the default of one may need those before it.
@@ -75,6 +76,7 @@ class Schedule:
             object.__setattr__(self, name, _frozen(name, values, dtype))
         if self.num_workers is None:
             object.__setattr__(self, "num_workers", int(self.worker.max(initial=0)) + 1)
+        checks.check_fields(self, num_workers=1)
         self.validate()
 
     def _default_applied(self):
@@ -143,6 +145,11 @@ class Schedule:
         pushes = np.bincount(self.version, weights=self.applied)
         return np.maximum(pushes, 1).astype(np.int32)[self.version]
 
+    @property
+    def repeats(self) -> np.ndarray:
+        """Whether each push is a second delivery of an earlier one; bool [num_events]."""
+        return self.batch != np.arange(len(self))
+
     @functools.cached_property
     def previous_push(self) -> np.ndarray:
         """Event of the same worker's previous push, -1 if there is none; int64 [num_events]."""
@@ -187,6 +194,9 @@ class Schedule:
 def _frozen(name: str, values, dtype) -> np.ndarray:
     """A read-only copy of `values`, which must be one-dimensional and fit `dtype` exactly."""
     given = np.asarray(values)
+    kind = "booleans" if dtype == np.bool_ else "numbers"
+    numeric = lambda array: array.dtype.kind in "biuf"
+    checks.check_kind(f"The schedule's {name}", given, numeric, f"{kind} [num_events]")
     if given.ndim != 1:
         raise ValueError(f"The schedule's {name} must be one-dimensional, got {given.ndim} axes.")
     array = given.astype(dtype)

@@ -24,8 +24,6 @@ def check_schedule(schedule: Schedule) -> None:
         raise ValueError(f"The schedule's arrays differ in length: {lengths}.")
     if not len(schedule.worker):
         raise ValueError("The schedule has no events.")
-    if schedule.num_workers < 1:
-        raise ValueError(f"num_workers must be >= 1, got {schedule.num_workers}.")
     first = None
     for faults in (_version_faults, _batch_faults, _time_faults):
         for bad, words in faults(schedule):

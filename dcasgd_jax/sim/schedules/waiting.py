@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.sim.schedules import event_loop, servers
 from dcasgd_jax.sim.schedules.cluster import Cluster
 from dcasgd_jax.sim.schedules.events import Events
-from dcasgd_jax.sim.schedules.protocols import check_integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Synchronous:
     backup_workers: int = 0
 
     def __post_init__(self):
-        check_integer("Synchronous.backup_workers", self.backup_workers, least=0)
+        checks.check_fields(self, backup_workers=0)
 
     def events(self, cluster: Cluster, num_updates: int) -> Events:
         """See `protocols.ServerProtocol.events`."""
@@ -57,7 +57,7 @@ class StaleSynchronous:
     bound: int
 
     def __post_init__(self):
-        check_integer("StaleSynchronous.bound", self.bound, least=0)
+        checks.check_fields(self, bound=0)
 
     def events(self, cluster: Cluster, num_updates: int) -> Events:
         """See `protocols.ServerProtocol.events`."""

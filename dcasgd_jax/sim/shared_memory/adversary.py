@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from dcasgd_jax.sim.schedules import protocols
+from dcasgd_jax import checks
 from dcasgd_jax.sim.schedules.schedule import Schedule
 
 
@@ -36,8 +36,8 @@ def held_back_schedule(delay: int, num_rounds: int = 1) -> Schedule:
       >>> sim.held_back_schedule(3, num_rounds=2).staleness.tolist()
       [0, 0, 0, 3, 0, 0, 0, 3]
     """
-    protocols.check_integer("delay", delay, least=1)
-    protocols.check_integer("num_rounds", num_rounds, least=1)
+    delay = checks.check_count("delay", delay)
+    num_rounds = checks.check_count("num_rounds", num_rounds)
     version = np.arange(num_rounds * (delay + 1))
     held_back = version % (delay + 1) == delay
     read_version = np.where(held_back, version - delay, version)
@@ -78,7 +78,7 @@ def guard_epochs(schedule: Schedule, epoch_length: int) -> Schedule:
       >>> guarded.applied.tolist(), guarded.version.tolist()
       ([True, True, True, False, True, True, True, False], [0, 1, 2, 3, 3, 4, 5, 6])
     """
-    protocols.check_integer("epoch_length", epoch_length, least=1)
+    epoch_length = checks.check_count("epoch_length", epoch_length)
     if (schedule.num_pushes > 1).any():
         raise ValueError(
             "guard_epochs needs a schedule in which every applied push is one update, but update "

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcasgd_jax import checks, rows
+from dcasgd_jax import rows, update_checks
 from dcasgd_jax.typing import PyTree
 
 
@@ -30,7 +30,7 @@ def make_blocks(blocks: PyTree | None, params: PyTree, num_blocks: int) -> PyTre
         return structure.unflatten([np.int32(j) for j in range(num_blocks)])
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     scalars = lambda tree: jax.tree.map(lambda _: 0, tree)
-    checks.check_like_params("blocks", scalars(blocks), scalars(params))
+    update_checks.check_like_params("blocks", scalars(blocks), scalars(params))
     checked = []
     for name, given, leaf in zip(names, jax.tree.leaves(blocks), leaves, strict=True):
         block = np.asarray(given)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcasgd_jax.sim.schedules import protocols
+from dcasgd_jax import checks
 from dcasgd_jax.sim.shared_memory.operations import MemoryTrace
 
 
@@ -44,13 +44,10 @@ def random_memory_trace(
       >>> len(sim.random_memory_trace(3, num_blocks=5, num_jobs=18, seed=0))
       180
     """
-    for name, value, least in (
-        ("num_workers", num_workers, 1),
-        ("num_blocks", num_blocks, 1),
-        ("num_jobs", num_jobs, 1),
-        ("seed", seed, 0),
-    ):
-        protocols.check_integer(name, value, least=least)
+    num_workers = checks.check_count("num_workers", num_workers)
+    num_blocks = checks.check_count("num_blocks", num_blocks)
+    num_jobs = checks.check_count("num_jobs", num_jobs)
+    seed = checks.check_count("seed", seed, least=0)
     speed = np.ones(num_workers) if speeds is None else np.asarray(speeds, np.float64)
     if speed.shape != (num_workers,) or not (np.isfinite(speed) & (speed > 0)).all():
         raise ValueError(f"speeds must be {num_workers} finite numbers > 0, got {speeds!r}.")

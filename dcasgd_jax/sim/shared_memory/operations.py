@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dcasgd_jax import checks
+
 
 class Jobs(NamedTuple):
     """The gradients of a trace in the order of their first writes; NumPy arrays [num_jobs]."""
@@ -73,6 +75,8 @@ class MemoryTrace:
         for name, of in (("num_workers", self.worker), ("num_blocks", self.block)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, int(of.max()) + 1)
+            else:
+                checks.check_fields(self, **{name: 1})
         object.__setattr__(self, "jobs", _follow(self))
 
     @classmethod

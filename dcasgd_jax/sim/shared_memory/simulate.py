@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import optax
 
-from dcasgd_jax.sim import engines, preconditions
+from dcasgd_jax import checks
+from dcasgd_jax.sim import arguments, preconditions
 from dcasgd_jax.sim.shared_memory import blocks as blocks_of
 from dcasgd_jax.sim.shared_memory import replay, step
 from dcasgd_jax.sim.shared_memory.operations import MemoryTrace
@@ -55,7 +56,7 @@ def simulate_shared_memory(
       tx: Any optax transformation.
       reads: Which version of each block every gradient has read, or every operation one by one.
       batches: A tree of arrays `[num_batches, ...]`, or `sim.Indexed`. Update t of `ReadVersions`
-        takes row t; a job of a trace takes row `trace.jobs.batch`.
+        takes row t; a job of a trace takes row `trace.jobs.batch`. Arrays have no other rows.
       blocks: A tree like `params` of integers or integer arrays that broadcast to their leaf: the
         block of each element. Default: every leaf is a block, in the order of `jax.tree.leaves`.
       eval_fn: `eval_fn(params)`, a tree of arrays; runs inside the compiled loop.
@@ -90,8 +91,9 @@ def simulate_shared_memory(
             "reads must be sim.ReadVersions or a sim.MemoryTrace, got "
             f"{type(reads).__name__}; a sim.Schedule is for sim.simulate."
         )
+    arguments.check_arguments(loss_fn=loss_fn, params=params, tx=tx, eval_fn=eval_fn)
     preconditions.check_hashable(loss_fn=loss_fn, eval_fn=eval_fn)
-    engines.check_size("eval_every", eval_every)
+    eval_every = checks.check_count("eval_every", eval_every)
     program = step.Program(loss_fn, tx, eval_fn=eval_fn)
     block_tree = blocks_of.make_blocks(blocks, params, reads.num_blocks)
     count = _num_workers(reads)
@@ -109,7 +111,7 @@ def _num_workers(reads: ReadVersions | MemoryTrace) -> int:
 
 
 def _run_reads(program, params, opt_state, reads: ReadVersions, batches, blocks, eval_every):
-    shared = step.make_shared(batches, len(reads), blocks)
+    shared = step.make_shared(batches, len(reads), blocks, most=len(reads))
     evaluates = np.arange(1, len(reads) + 1) % eval_every == 0
     events = step.make_events(reads, 0, evaluates)
     state = step.initial_state(program, params, opt_state, step.count_slots(reads))
@@ -125,7 +127,10 @@ def _run_reads(program, params, opt_state, reads: ReadVersions, batches, blocks,
 def _run_trace(program, params, opt_state, trace: MemoryTrace, batches, blocks, eval_every):
     if not len(trace.jobs.batch):
         raise ValueError("The memory trace has no write: nothing would be updated.")
-    shared = step.make_shared(batches, int(trace.jobs.batch.max()) + 1, blocks)
+    # Every worker has been dealt a batch, and another whenever it had finished a job.
+    most = trace.num_workers + int((trace.jobs.last_write >= 0).sum())
+    num_batches = int(trace.jobs.batch.max()) + 1
+    shared = step.make_shared(batches, num_batches, blocks, most=max(most, num_batches))
     evaluates = np.zeros(len(trace), bool)
     finished = np.sort(trace.jobs.last_write[trace.jobs.last_write >= 0])
     evaluates[finished[eval_every - 1 :: eval_every]] = True

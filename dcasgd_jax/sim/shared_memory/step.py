@@ -127,8 +127,8 @@ def check_states(
         chain_order.check(program.per_gradient, params, None)
 
 
-def make_shared(batches: PyTree, num_batches: int, blocks: PyTree) -> Shared:
-    """The batches on the device, once it is clear that there are enough."""
+def make_shared(batches: PyTree, num_batches: int, blocks: PyTree, most: int) -> Shared:
+    """The batches on the device, once it is clear that there are enough, and at most `most`."""
     if callable(batches) or sources.iterates(batches):
         raise TypeError("batches must be a tree of arrays [num_batches, ...] or sim.Indexed.")
     examples = None
@@ -136,7 +136,8 @@ def make_shared(batches: PyTree, num_batches: int, blocks: PyTree) -> Shared:
         preconditions.check_batches(batches.rows, num_batches)
         preconditions.check_rows(batches.rows, batches.examples)
         batches, examples = batches.rows, jax.tree.map(jnp.asarray, batches.examples)
-    preconditions.check_batches(batches, num_batches)
+    else:
+        preconditions.check_batches(batches, num_batches, most=most)
     return Shared(blocks, jax.tree.map(jnp.asarray, batches), examples)
 
 

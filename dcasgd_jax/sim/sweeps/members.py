@@ -133,6 +133,12 @@ def gather(what: str, trees: Sequence[PyTree]) -> Gathered:
             raise ValueError(
                 f"The {what} of all members must have one shape, got {shapes[0]} and {shapes[1]}."
             )
+        dtypes = sorted({str(jax.dtypes.result_type(leaf)) for leaf in leaves})
+        if len(dtypes) > 1:
+            raise ValueError(
+                f"The {what} of all members must have one dtype, got {dtypes[0]} and {dtypes[1]}: "
+                "convert them, or sweep them apart."
+            )
         on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
         own.append(jnp.stack(leaves) if on_device else np.stack(leaves))
     return Gathered(own, common, tuple(is_own), structure)
@@ -144,4 +150,9 @@ def _same(leaf: Any, other: Any) -> bool:
         return True
     if isinstance(leaf, jax.Array) or isinstance(other, jax.Array):
         return False
-    return np.array_equal(leaf, other)
+    leaf, other = np.asarray(leaf), np.asarray(other)
+    if (leaf.dtype, leaf.shape) != (other.dtype, other.shape):
+        return False
+    # Byte by byte: 0.0 and -0.0 are equal numbers, but not one.
+    as_bytes = lambda array: np.ascontiguousarray(array).view(np.uint8)
+    return np.array_equal(as_bytes(leaf), as_bytes(other))

@@ -7,12 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcasgd_jax.sim import arguments, chain_order, engines, offers, preconditions, preparation
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import chain_order, engines, offers, preconditions, preparation
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.sim.sweeps import hyperparams as injected
 from dcasgd_jax.sim.sweeps import vectorized
+
+
+def check_arguments(of_members: dict[str, list[Any]], **shared: Any) -> None:
+    """Arguments of the right kind, for every member."""
+    columns = [of_members[name] for name in ("params", "schedule", "batches", "key")]
+    different = {tuple(map(id, values)): values for values in zip(*columns, strict=True)}
+    for params, schedule, batches, key in different.values():
+        arguments.check_arguments(
+            **shared, params=params, schedule=schedule, batches=batches, key=key
+        )
 
 
 def check_batches(of_members: list[Any]) -> None:
@@ -54,6 +64,7 @@ def make_program(of_members: dict[str, list], given: programs.Program) -> progra
     return made[0]._replace(
         mixes=any(program.mixes for program in made),
         corrupts=any(program.corrupts for program in made),
+        repeats=any(program.repeats for program in made),
     )
 
 

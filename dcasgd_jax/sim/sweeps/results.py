@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from dcasgd_jax.sim import engines, recording, results, step
+from dcasgd_jax.sim import continuation, engines, recording, results, step
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
 
@@ -94,7 +94,7 @@ def from_records(
             trace=traces[index],
             evaluations=evaluations[index],
             non_finite=non_finite[index],
-            state=state,
+            state=continuation.mark(state, runs[index].schedule),
         )
 
     trace = _stack_traces(traces, runs, samples)

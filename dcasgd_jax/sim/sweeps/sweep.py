@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import optax
 
-from dcasgd_jax.sim import engines, preparation, results
+from dcasgd_jax import checks
+from dcasgd_jax.sim import engines, preconditions, preparation, results
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.sim.simulate import simulate
@@ -104,6 +105,12 @@ def sweep(
       >>> result.params.shape, result.losses.shape
       ((4, 3), (4, 100))
     """
+    preconditions.check_metrics(metrics)
+    preconditions.check_policy(model_state_policy)
+    checks.check_kind(
+        "hyperparams", hyperparams or {}, lambda value: isinstance(value, Mapping),
+        "a dict of names and values, such as sim.grid makes one",
+    )  # fmt: skip
     hyperparams = {name: np.asarray(values) for name, values in (hyperparams or {}).items()}
     given = {
         "params": params,
@@ -115,9 +122,13 @@ def sweep(
     }
     num_members = members.count(hyperparams, **given)
     of_members = {name: members.spread(value, num_members) for name, value in given.items()}
-    engines.check_size("chunk_size", chunk_size)
+    sweep_preparation.check_arguments(
+        of_members, loss_fn=loss_fn, tx=tx, engine=engine, per_push=per_push, eval_fn=eval_fn,
+        send=send, progress=progress,
+    )  # fmt: skip
+    chunk_size = checks.check_count("chunk_size", chunk_size)
     if at_once is not None:
-        engines.check_size("at_once", at_once)
+        at_once = checks.check_count("at_once", at_once)
     if devices is not None and not len(devices):
         raise ValueError("devices is empty: give at least one, or None for all local ones.")
     sweep_preparation.check_batches(of_members["batches"])

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dcasgd_jax import checks
+from dcasgd_jax.sim import arguments, preconditions
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import engines, preconditions
 from dcasgd_jax.sim.schedules.schedule import Schedule
 from dcasgd_jax.sim.shared_memory import blocks as blocks_of
 from dcasgd_jax.sim.shared_memory import simulate as shared_memory
@@ -98,11 +99,14 @@ def svrg(
       >>> print(jnp.round(result.params, 3))  # the mean, without the noise of the batches
       0.5
     """
+    arguments.check_arguments(
+        loss_fn=loss_fn, params=params, tx=tx, per_gradient=per_gradient, eval_fn=eval_fn
+    )
     check_arguments(schedules, batches)
     preconditions.check_hashable(loss_fn=loss_fn, eval_fn=eval_fn)
-    engines.check_size("eval_every", eval_every)
+    eval_every = checks.check_count("eval_every", eval_every)
     first_events = np.cumsum([0, *map(len, schedules)])
-    shared = step.make_shared(batches, first_events[-1], None)
+    shared = step.make_shared(batches, first_events[-1], None, most=first_events[-1])
     full_batch_size = check_full_batch_size(full_batch_size, batches)
     all_blocks = [_blocks(reads, blocks, params) for reads in schedules]
     program = step.Program(loss_fn, tx, per_gradient, eval_fn)
@@ -205,5 +209,5 @@ def check_full_batch_size(size: int | None, batches: sources.Indexed) -> int:
     """At least one example at once, and no more than there are."""
     if size is None:
         size = int(np.shape(batches.rows)[1])
-    engines.check_size("full_batch_size", size)
+    size = checks.check_count("full_batch_size", size)
     return min(size, *(len(leaf) for leaf in jax.tree.leaves(batches.examples)))

@@ -1,0 +1,116 @@
+"""Arguments of the right kind: what each is called, what it must be, what to write instead."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dcasgd_jax import checks
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.schedules.schedule import Schedule
+from dcasgd_jax.typing import PyTree
+
+
+class _Kind(NamedTuple):
+    is_one: Callable[[Any], bool]
+    wanted: str
+
+
+def _is_key(value: Any) -> bool:
+    """One PRNG key, of the new kind or the old."""
+    dtype, shape = getattr(value, "dtype", None), np.shape(value) if hasattr(value, "shape") else ()
+    if dtype is None:
+        return False
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return shape == ()
+    return dtype == np.uint32 and len(shape) == 1
+
+
+_TRANSFORMATION = _Kind(
+    lambda value: isinstance(value, optax.GradientTransformation),
+    "an optax transformation, such as optax.sgd(0.1)",
+)
+_FUNCTION = _Kind(callable, "a function")
+_REQUIRED = {
+    "loss_fn": _FUNCTION,
+    "tx": _TRANSFORMATION,
+    "schedule": _Kind(
+        lambda value: isinstance(value, Schedule), "a sim.Schedule, as sim.make_schedule makes one"
+    ),
+}
+_OPTIONAL = {
+    "per_push": _TRANSFORMATION,
+    "per_gradient": _TRANSFORMATION,
+    "eval_fn": _FUNCTION,
+    "send": _FUNCTION,
+    "progress": _FUNCTION,
+    "engine": _Kind(
+        checks.has_methods("run"), "an engine, such as sim.ScanEngine() or sim.HostEngine()"
+    ),
+    "checkpoint": _Kind(
+        checks.has_methods("prepare"), 'where to save the run, such as sim.Checkpoint("directory")'
+    ),
+    "key": _Kind(_is_key, "one PRNG key, such as jax.random.key(0)"),
+    "state": _Kind(
+        lambda value: isinstance(value, programs.SimState), "the state of a result, result.state"
+    ),
+}
+_MULTI_STEPS = (
+    "Call its method gradient_transformation(), and compensate before it, where the gradients "
+    "still have stale params of their own: optax.chain(dc.compensate_delay(...), "
+    "optax.MultiSteps(...).gradient_transformation())."
+)
+
+
+def check_arguments(**given: Any) -> None:
+    """Raises TypeError for the first argument that is not of its kind; names it."""
+    _check_order(given)
+    for name, value in given.items():
+        kind = _REQUIRED.get(name) or _OPTIONAL.get(name)
+        if name == "params":
+            check_params(value)
+        elif kind is not None and not (name in _OPTIONAL and value is None):
+            hint = _MULTI_STEPS if isinstance(value, optax.MultiSteps) else ""
+            checks.check_kind(name, value, *kind, hint)
+
+
+def check_params(params: PyTree) -> None:
+    """Every parameter must be a number, or an array of them, that has a gradient."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = f"params{jax.tree_util.keystr(path)}"
+        checks.check_kind(name, leaf, _is_array, "an array")
+        dtype = jax.dtypes.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"{name} holds {dtype}, which has no gradient: params are arrays of floats. Keep "
+                "the others in model_state, or in the loss."
+            )
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype") or isinstance(value, int | float | complex)
+
+
+def _check_order(given: dict[str, Any]) -> None:
+    """Two arguments that are each of the other's kind have changed places."""
+    schedule, batches = given.get("schedule"), given.get("batches")
+    if isinstance(batches, Schedule):
+        swapped = not isinstance(schedule, Schedule)
+        raise TypeError(
+            "schedule and batches are swapped: simulate(loss_fn, params, tx, schedule, batches)."
+            if swapped
+            else "batches is a sim.Schedule: pass a batch for each of its events."
+        )
+    if inspect.isgeneratorfunction(batches):
+        raise TypeError(
+            f"batches is the generator function {batches.__name__} itself: call it, "
+            f"batches={batches.__name__}(...)."
+        )
+    if callable(given.get("params")) and not callable(given.get("loss_fn")):
+        raise TypeError("loss_fn and params are swapped: the loss comes first, then the params.")
+    if isinstance(given.get("params"), optax.GradientTransformation):
+        raise TypeError("params is an optax transformation: pass loss_fn, params and tx.")
