@@ -13,7 +13,7 @@ import one_ray
 import pytest
 
 import dcasgd_jax as dc
-from dcasgd_jax import diagnostics, sim
+from dcasgd_jax import diagnostics, rivals, sim
 
 PACKAGE = pathlib.Path(dc.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py"))
@@ -50,7 +50,9 @@ def below(*prefixes):
 
 TYPES = "dcasgd_jax.typing"
 CHECKS = "dcasgd_jax.checks"
+GROUND = (TYPES, CHECKS, *(f"dcasgd_jax.{name}" for name in ("rows", "trees", "update_checks")))
 FORMULA = "dcasgd_jax.compensation"
+CURVATURES = "dcasgd_jax.curvatures"
 STRENGTHS = "dcasgd_jax.strengths"
 TRANSFORMS = "dcasgd_jax.transforms"
 RIVALS = "dcasgd_jax.rivals"
@@ -62,20 +64,25 @@ RUNTIME = "dcasgd_jax.runtime"
 def test_floors():
     assert not of_ours(TYPES)
     assert not of_ours(CHECKS)
-    assert not of_ours(FORMULA, TYPES)
+    for name in GROUND:
+        assert not of_ours(name, *GROUND), name
+    assert not of_ours(FORMULA, *GROUND)
+    for name in below(CURVATURES):
+        assert not of_ours(name, *GROUND, FORMULA, CURVATURES), name
     for name in below(STRENGTHS):
-        assert not of_ours(name, TYPES, CHECKS, STRENGTHS), name
+        assert not of_ours(name, *GROUND, STRENGTHS), name
+    maths = (*GROUND, FORMULA, CURVATURES, STRENGTHS)
     for name in below(TRANSFORMS):
-        assert not of_ours(name, TYPES, CHECKS, FORMULA, STRENGTHS, TRANSFORMS), name
+        assert not of_ours(name, *maths, TRANSFORMS), name
     for name in below(RIVALS):
-        assert not of_ours(name, TYPES, CHECKS, FORMULA, TRANSFORMS, RIVALS), name
-    assert not of_ours("dcasgd_jax.alias", TYPES, CHECKS, TRANSFORMS)
+        assert not of_ours(name, *maths, TRANSFORMS, RIVALS), name
+    assert not of_ours("dcasgd_jax.alias", *maths, TRANSFORMS)
     for name in below(DIAGNOSTICS):
-        assert not of_ours(name, TYPES, FORMULA, STRENGTHS, TRANSFORMS, DIAGNOSTICS), name
+        assert not of_ours(name, *maths, DIAGNOSTICS), name
     for name in below(SIM):
-        assert not of_ours(name, TYPES, CHECKS, FORMULA, TRANSFORMS, SIM), name
+        assert not of_ours(name, *GROUND, FORMULA, TRANSFORMS, SIM), name
     for name in below(RUNTIME):
-        assert not of_ours(name, TYPES, CHECKS, TRANSFORMS, SIM, RUNTIME), name
+        assert not of_ours(name, *GROUND, TRANSFORMS, SIM, RUNTIME), name
 
 
 ON_THE_HOST = [
@@ -122,13 +129,23 @@ def public(module):
 
 def test_public_names_are_the_ones_promised():
     assert set(public(dc)) == {
-        *("adaptive_strength", "compensate_delay", "compensate_fixed_delay"),
-        *("compensate_worker_delay", "compensated_gradient", "compensation_metrics"),
-        *("compensation_ratio", "curvature_compensated_gradient", "dcasgd"),
-        *("StrengthRule", "capped_share", "least_squares", "ratio"),
-        *("delay_gradients", "pipeline_delays", "record_pull", "update_mean_square"),
-        *("CompensateDelayState", "CompensateFixedDelayState", "CompensateWorkerDelayState"),
-        *("CompensationMetrics", "CompensationSums", "DelayGradientsState"),
+        *("compensate_delay", "remember_pulls", "assume_delay", "dcasgd"),
+        *("delay_gradients", "pipeline_delays", "record_pull", "compensation_metrics"),
+        *("adaptive_strength", "compensated_gradient", "update_mean_square"),
+        *("AssumeDelayState", "CompensateDelayState", "DelayGradientsState", "RememberPullsState"),
+        *("CompensationMetrics", "CompensationSums"),
+    }
+    assert set(public(dc.curvatures)) == {
+        *("squared_gradient", "adaptive", "absolute", "fisher", "hessian", "elementwise"),
+        *("Curvature", "AdaptiveState"),
+    }
+    assert set(public(dc.strengths)) == {
+        *("ratio", "capped_share", "least_squares", "StrengthRule", "Situation"),
+        *("RatioState", "CappedShareState", "LeastSquaresState"),
+    }
+    assert set(public(rivals.sends)) == {
+        *("velocity_prediction", "multi_step_nesterov", "step_prediction", "roll_forward"),
+        *("dana_look_ahead", "momentum_compensation", "coordinate_compensation"),
     }
     assert set(public(sim)) == {
         *("Asynchronous", "Buffered", "DropStale", "PrescribedStaleness", "RecordedDelays"),
@@ -154,12 +171,18 @@ def test_public_names_of_the_diagnostics():
 
 @pytest.mark.parametrize(
     "function",
-    [f for m in (dc, diagnostics, sim) for f in public(m).values() if inspect.isfunction(f)],
+    [
+        f
+        for m in (dc, dc.curvatures, dc.strengths, diagnostics, sim)
+        for f in public(m).values()
+        if inspect.isfunction(f)
+    ],
     ids=lambda f: f.__name__,
 )
 def test_public_functions_say_what_they_take_return_and_show(function):
     text = inspect.getdoc(function)
-    for section in ("Args:", "Returns:", "Example:", ">>>"):
+    takes = ("Args:",) if inspect.signature(function).parameters else ()
+    for section in (*takes, "Returns:", "Example:", ">>>"):
         assert section in text, section
     for argument in inspect.signature(function).parameters:
         assert re.search(rf"^  {argument}:", text, re.MULTILINE), argument

@@ -32,9 +32,7 @@ class ParameterServer:
       publish: As of `Model`, a copy by default.
 
     Raises:
-      ValueError: If the protocol cannot be run live, pushes cannot be compensated after a mean, a
-        compensation stands in the wrong place, or the optimizer was made for another number of
-        workers.
+      ValueError: If the protocol cannot be run live, or the optimizer does not fit; see `Model`.
     """
 
     def __init__(

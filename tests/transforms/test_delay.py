@@ -196,3 +196,97 @@ def test_plain_transformation_inside_takes_no_extra_args():
     _, state = tx.update(params * 3, tx.init(params), params)
     updates, _ = tx.update(params * 5, state, params)
     np.testing.assert_array_equal(updates, [3.0, 3.0])
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_the_worker_that_inner_gets_is_that_of_the_gradient(delay):
+    """Not of the call: the gradient of two calls ago was somebody else's."""
+    seen = []
+    tx = dc.delay_gradients(recorder(seen), delay)
+    update, state = jax.jit(tx.update), tx.init(jnp.float32(0))
+    workers = [3, 1, 0, 2, 1]
+    for call, worker in enumerate(workers):
+        _, state = update(jnp.float32(call), state, jnp.float32(0), worker=jnp.int32(worker))
+        jax.effects_barrier()
+    told = [(int(call["worker"]), float(call["grads"])) for call in seen]
+    assert told == [(worker, float(call)) for call, worker in enumerate(workers)][: 5 - delay]
+
+
+def test_the_mean_squares_of_workers_follow_their_gradients(x64):
+    """The same as a server of three workers that take turns, each with its own mean square."""
+    compensate = compensations.explicit(2.0, ms_decay=0.9, num_workers=3)
+    tx = optax.chain(compensate, optax.sgd(0.3))
+    params = {"w": jnp.asarray([1.0, -2.0])}
+    grad = lambda p, event: jax.tree.map(lambda w: jnp.sin(w + event), p)
+    state, held, versions = tx.init(params), [params] * 3, [params]
+    for event in range(9):
+        worker = event % 3
+        updates, state = tx.update(
+            grad(held[worker], event), state, versions[-1],
+            stale_params=held[worker], worker=worker,
+        )  # fmt: skip
+        held[worker] = optax.apply_updates(versions[-1], updates)
+        versions.append(held[worker])
+    delayed = dc.delay_gradients(tx, 2)
+    update, state, now, made = jax.jit(delayed.update), delayed.init(params), params, [params]
+    for event in range(11):  # call t takes a gradient at its params; t - 2 is delivered
+        updates, state = update(grad(now, event), state, now, worker=jnp.int32(event % 3))
+        now = optax.apply_updates(now, updates)
+        made.append(now)
+    np.testing.assert_allclose(made[11]["w"], versions[9]["w"], rtol=1e-12)
+
+
+def test_a_worker_where_leaves_come_from_several_calls_is_refused():
+    tx = dc.delay_gradients(optax.sgd(0.1), {"a": 1, "b": 2})
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match="from the gradients of several workers"):
+        tx.update(params, tx.init(params), params, worker=0)
+    tx.update(params, tx.init(params), params)
+
+
+@jax.tree_util.register_pytree_node_class
+class Model:
+    """A tree of parameters that can be called, as modules of several libraries are."""
+
+    def __init__(self, first, last):
+        self.first, self.last = first, last
+
+    def __call__(self, x):
+        return self.first * x + self.last
+
+    def tree_flatten(self):
+        return (self.first, self.last), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+@pytest.mark.parametrize("make", [dc.delay_gradients, dc.assume_delay])
+def test_a_tree_of_delays_that_can_be_called_is_a_tree(make):
+    params = Model(jnp.asarray([1.0, 2.0]), jnp.asarray(3.0))
+    loss = lambda model: jnp.sum(model(2.0) ** 2)
+    inner = optax.chain(compensations.explicit(0.1), optax.sgd(0.01))
+    results = []
+    for delay in (Model(2, 0), lambda tree: Model(2, 0)):
+        tx, model = make(inner, delay), params
+        state, update = tx.init(model), jax.jit(tx.update)
+        for _ in range(5):
+            updates, state = update(jax.grad(loss)(model), state, model)
+            model = optax.apply_updates(model, updates)
+        results.append(model)
+    chex.assert_trees_all_equal(*results)
+    other = make(inner, 0)
+    updates, _ = other.update(jax.grad(loss)(params), other.init(params), params)
+    assert isinstance(updates, Model)
+    assert float(jnp.abs(results[0].first - params.first).max()) > 0.01
+
+
+def test_wide_gradients_of_narrow_params_are_not_rounded():
+    params = jnp.asarray([1.0, 2.0], jnp.bfloat16)
+    tx = dc.delay_gradients(optax.identity(), 1)
+    grads = jnp.asarray([1.0000001, -3.1415927], jnp.float32)
+    _, state = tx.update(grads, tx.init(params), params)
+    updates, _ = tx.update(jnp.zeros(2), state, params)
+    np.testing.assert_array_equal(updates, grads)
+    assert updates.dtype == jnp.float32

@@ -264,3 +264,47 @@ def test_record_pull_without_backups():
     for tx in (optax.adam(0.1), compensations.explicit(2.0), compensations.fixed_delay(2.0, 3)):
         with pytest.raises(ValueError, match=r"remembers no pulls.*dc\.remember_pulls"):
             dc.record_pull(tx.init(jnp.ones(2)), 0, jnp.ones(2))
+
+
+def test_a_skipped_push_inside_still_is_a_pull(x64):
+    """`apply_if_finite` inside: the worker whose NaN was refused has pulled what it saw then."""
+    inner = optax.apply_if_finite(optax.chain(compensations.explicit(2.0), optax.sgd(0.1)), 5)
+    tx = dc.remember_pulls(inner, 2)
+    params = jnp.asarray(1.0)
+    state = tx.init(params)
+    held, server = [1.0, 1.0], 1.0
+    for worker, grad in [(0, 0.5), (1, 0.4), (0, np.nan), (1, 0.3), (0, 0.2), (0, 0.1)]:
+        updates, state = tx.update(jnp.asarray(grad), state, params, worker=worker)
+        params = optax.apply_updates(params, updates)
+        if np.isfinite(grad):
+            server -= 0.1 * (grad + 2.0 * grad**2 * (server - held[worker]))
+        held[worker] = server
+        np.testing.assert_allclose(params, server, rtol=1e-14)
+
+
+def test_multi_steps_inside_averages_what_was_compensated(x64):
+    """Each push with the stale point of its own, and every worker's backup renewed."""
+    multi = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
+    tx = dc.remember_pulls(optax.chain(compensations.explicit(2.0), multi), 3)
+    params = jnp.asarray(1.0)
+    state, update = tx.init(params), jax.jit(tx.update)
+    held, server, waiting = [1.0] * 3, 1.0, []
+    for worker, grad in [(0, 0.5), (1, 0.4), (2, 0.7), (0, -0.3), (1, 0.2), (1, 0.9)]:
+        updates, state = update(jnp.asarray(grad), state, params, worker=jnp.int32(worker))
+        params = optax.apply_updates(params, updates)
+        waiting.append(grad + 2.0 * grad**2 * (server - held[worker]))
+        if len(waiting) == 2:
+            server, waiting = server - 0.1 * np.mean(waiting), []
+        held[worker] = server
+        np.testing.assert_allclose(params, server, rtol=1e-8)  # MultiSteps sums in float32
+    np.testing.assert_allclose(state.backups.rows[0], held[0], rtol=1e-8)
+
+
+def test_the_readers_loop_with_worker_ids_from_one_is_found_out():
+    """1..M instead of 0..M-1, as an array, outside of a jit of the reader's own."""
+    tx, params = dc.dcasgd(0.1, 3), jnp.ones(2)
+    state = tx.init(params)
+    for worker in (1, 2):
+        _, state = tx.update(params, state, params, worker=jnp.int32(worker))
+    with pytest.raises(ValueError, match=r"worker 3 is out of range: .* workers are 0 to 2"):
+        tx.update(params, state, params, worker=jnp.int32(3))
