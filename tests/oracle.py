@@ -70,6 +70,14 @@ class Server:
     def pull(self, worker):
         self.backups[worker] = self.params
 
+    def offer(self, worker, params):
+        """Somebody knows what the worker's next gradient is taken at."""
+        self.backups[worker] = params
+
+    def reject(self, worker):
+        """A push is refused; its worker goes on from the present params."""
+        self.pull(worker)
+
 
 def run(server, order, grad_fn):
     """Params before and after every event; each worker pulls right after its own push."""

@@ -1,5 +1,8 @@
 """The server without a network: every protocol, every fault, against the simulator."""
 
+import functools
+
+import chex
 import compensations
 import jax
 import jax.numpy as jnp
@@ -295,6 +298,54 @@ def test_another_runs_checkpoint_is_refused(other, message):
     present = identity.of_server(there.params, there.settings, there.layout)
     with pytest.raises(ValueError, match=f"(?s)/a holds a checkpoint of another run: .*{message}"):
         identity.check(saved.facts["run"], present, "/a")
+
+
+@functools.cache
+def forms():
+    """The same optimizer, said in three ways; the first one knows of no backups."""
+    compensate = compensations.explicit(4.0, ms_decay=0.9)
+    explicit = optax.chain(compensate, optax.sgd(0.3, momentum=0.5))
+    adaptive = dc.curvatures.adaptive(0.9)
+    return {
+        "explicit": explicit,
+        "remember_pulls": dc.remember_pulls(explicit, NUM_WORKERS),
+        "dcasgd": dc.dcasgd(0.3, NUM_WORKERS, lambda0=4.0, curvature=adaptive, momentum=0.5),
+    }
+
+
+@pytest.mark.parametrize("form", ["explicit", "remember_pulls", "dcasgd"])
+@pytest.mark.parametrize(
+    "protocol", [p for p in clients.PROTOCOLS if not isinstance(p, sim.Buffered)], ids=repr
+)
+def test_every_form_is_the_explicit_chain_in_the_simulator(protocol, form, x64):
+    """Also with a worker that comes back in between, and pulls without having pushed."""
+    params = problems.softmax_params(np.float64)
+    run = Clients(tx=forms()[form], params=params, protocol=protocol, num_updates=24)
+    run.run(until=10)
+    run.join(1)
+    run.run(seed=1)
+    run.settings = run.settings._replace(tx=forms()["explicit"])
+    chex.assert_trees_all_close(
+        run.replay().params, run.server.model.state.params, rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("form", ["explicit", "remember_pulls"])
+def test_each_push_of_a_buffer_is_compensated_at_its_own_stale_point(form, x64):
+    compensate = compensations.explicit(4.0, ms_decay=0.9)
+    per_push = {
+        "explicit": compensate,
+        "remember_pulls": dc.remember_pulls(compensate, NUM_WORKERS),
+    }
+    run = Clients(
+        tx=clients.plain(), per_push=per_push[form], params=problems.softmax_params(np.float64),
+        protocol=sim.Buffered(2), num_updates=16,
+    )  # fmt: skip
+    run.run()
+    run.settings = run.settings._replace(per_push=compensate)
+    chex.assert_trees_all_close(
+        run.replay().params, run.server.model.state.params, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_foreign_workers_are_refused():

@@ -119,3 +119,27 @@ class ClipAfterCompensation(oracle.Server):
 
 class MXNetStyle(OnePreviousWeight, SquaredWeightDecay):
     """Decay before squaring and one previous weight, together."""
+
+
+class RowsOfAnotherWorkerCount(oracle.Server):
+    """Keeps one backup too few; the last worker's index is clamped to somebody else's row."""
+
+    def stale_params(self, worker):
+        return self.backups[min(worker, len(self.backups) - 2)]
+
+    def pull(self, worker):
+        self.backups[min(worker, len(self.backups) - 2)] = self.params
+
+
+class IgnoredOffer(oracle.Server):
+    """Was told what the gradient was taken at, and compares with what it remembers."""
+
+    def offer(self, worker, params):
+        pass
+
+
+class PullSkippedWithARejectedPush(oracle.Server):
+    """A worker whose push was refused is thought to hold what it held before."""
+
+    def reject(self, worker):
+        pass

@@ -1,9 +1,11 @@
 """Known wrong implementations: each differs from ours, so each would be noticed."""
 
 import compensations
+import jax
 import jax.numpy as jnp
 import loops
 import numpy as np
+import optax
 import oracle
 import pytest
 
@@ -41,6 +43,7 @@ MUTANTS = {
     "squared weight decay": (mutants.SquaredWeightDecay, {**HEAVY_BALL, "weight_decay": 0.01}),
     "decay at stale weights": (mutants.DecayAtStaleWeights, {**HEAVY_BALL, "weight_decay": 0.01}),
     "compensation after momentum": (mutants.CompensateAfterMomentum, HEAVY_BALL),
+    "rows of another worker count": (mutants.RowsOfAnotherWorkerCount, CONSTANT),
     "MXNet": (mutants.MXNetStyle, {**HEAVY_BALL, "weight_decay": 0.01}),
 }
 
@@ -163,3 +166,56 @@ def test_eps_lies_inside_the_root_for_tiny_gradients(x64):
     strength = dc.adaptive_strength(mean_square, 2.0, 1e-7)
     # Two correctly rounded operations away from the reference value.
     np.testing.assert_allclose(strength, 6308.802978765118, rtol=1e-14)
+
+
+def drive(server_class, offers, rejects):
+    """The oracle's side of a loop in which some gradients are taken elsewhere, others refused."""
+    server = server_class(PROBLEM.params, 4, **CONSTANT)
+    trace, held = [server.params], [server.params] * 4
+    for event, worker in enumerate(IRREGULAR):
+        if event in offers:
+            held[worker] = trace[max(0, len(trace) - 4)]
+            server.offer(worker, held[worker])
+        if event in rejects:
+            server.reject(worker)
+        else:
+            server.push(worker, PROBLEM.grad(held[worker], event))
+            server.pull(worker)
+        held[worker] = server.params
+        trace.append(server.params)
+    return oracle.flatten(trace)
+
+
+def drive_ours(offers, rejects):
+    inner = optax.apply_if_finite(
+        optax.chain(compensations.explicit(CONSTANT["lambda0"]), optax.sgd(CONSTANT["lr"])), 99
+    )
+    tx = dc.remember_pulls(inner, 4)
+    params = jax.tree.map(jnp.asarray, PROBLEM.params)
+    state, update, grad_fn = tx.init(params), jax.jit(tx.update), loops.softmax_grad_fn()
+    trace, held = [params], [params] * 4
+    for event, worker in enumerate(IRREGULAR):
+        told = {"worker": jnp.int32(worker)}
+        if event in offers:
+            held[worker] = told["stale_params"] = trace[max(0, len(trace) - 4)]
+        grads = grad_fn(held[worker], event)
+        if event in rejects:
+            grads = jax.tree.map(lambda g: g * jnp.nan, grads)
+        updates, state = update(grads, state, params, **told)
+        params = held[worker] = optax.apply_updates(params, updates)
+        trace.append(params)
+    return oracle.flatten(trace)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "offers", "rejects"),
+    [
+        (mutants.IgnoredOffer, {5, 9, 10, 17}, set()),
+        (mutants.PullSkippedWithARejectedPush, set(), {4, 8, 13}),
+    ],
+)
+def test_offers_are_used_and_refused_pushes_are_pulls(mutant, offers, rejects, x64):
+    ours = drive_ours(offers, rejects)
+    right = drive(oracle.Server, offers, rejects)
+    np.testing.assert_allclose(ours, right, rtol=0, atol=ROUNDING)
+    assert np.abs(ours - drive(mutant, offers, rejects)).max() > VISIBLE
