@@ -51,7 +51,8 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
     Args:
       tx: What is given raw gradients.
       params: Arrays, or their shapes and dtypes.
-      opt_state: The state that the run starts from; None for that of `tx.init`.
+      opt_state: The state that the run starts from; None for that of `tx.init`, which is also used
+        where other processes have a part of it.
 
     Raises:
       ValueError: If a compensation stands behind the learning rate, or a first update goes further
@@ -64,7 +65,7 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
     shapes = tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
     if sum(math.prod(shape) for shape, _ in shapes) > LARGEST:
         return
-    if opt_state is None:
+    if opt_state is None or not all(map(_is_here, jax.tree.leaves(opt_state))):
         trial = _trial_from_init(tx, structure, shapes)
     else:
         trial = _try_out(tx, _make_params(structure, shapes), opt_state)
@@ -85,8 +86,13 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
         warnings.warn(
             "What reaches dc.compensate_delay is not the gradient, nor a scaled, clipped or masked "
             f"one: something before it changes its direction. {ORDER}",
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def _is_here(leaf: Any) -> bool:
+    """Whether this process has all of an array."""
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
 
 
 @functools.lru_cache(maxsize=256)

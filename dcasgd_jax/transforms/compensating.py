@@ -66,8 +66,9 @@ def compensate_delay(
       tree like `params`: the parameters this gradient was taken at. `sim.simulate` passes it;
       around servers that do not know it put `dc.remember_pulls` or `dc.assume_delay`. Some
       curvatures and rules need more, which they name. With `measure_compensation=True` (a Python
-      bool) the state also keeps the sums that `compensation_metrics` reads. Unknown extra arguments
-      are ignored. Inside `optax.masked` or `optax.partition` set their
+      bool) the state also keeps the sums that `compensation_metrics` reads; a function `observe=`
+      is called with the `transforms.Arrival` that reached this place of the chain. Unknown extra
+      arguments are ignored. Inside `optax.masked` or `optax.partition` set their
       `mask_compatible_extra_args=True`.
 
     Raises:

@@ -6,9 +6,9 @@ is for test_pushes, against a literal loop.
 
 import functools
 
-import chex
 import compensations
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import problems
@@ -93,6 +93,9 @@ ENGINES = {
 }
 
 
+HOST = {"engine": ENGINES["host"]}
+
+
 @functools.cache
 def schedule_of(protocol, fault):
     upload = {"upload": sim.ExponentialTime(0.7)} if protocol == "overlap" else {}
@@ -102,17 +105,29 @@ def schedule_of(protocol, fault):
     )  # fmt: skip
 
 
+def loss_fn(w, slopes):
+    """One leaf, so that the many programs compile fast."""
+    return jnp.sum(slopes * w * w) / 2 + jnp.sum(jnp.sin(w))
+
+
+def start(seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=4))
+
+
+def batches(schedule):
+    return np.random.default_rng(1).uniform(0.5, 2.0, size=(len(schedule), 4))
+
+
 def train(schedule, tx, engine, **options):
-    return problems.run(schedule, tx, dtype=np.float64, engine=engine, **options).params
+    return sim.simulate(
+        loss_fn, start(), tx, schedule, batches(schedule), engine=engine, **options
+    ).params
 
 
 def member_of_a_sweep(schedule, tx, **options):
     """The second of two members, that differ in their initial params."""
-    others = problems.softmax_params(np.float64, seed=5), problems.softmax_params(np.float64)
-    swept = sim.sweep(
-        problems.softmax_loss, sim.PerMember(others), tx, schedule,
-        problems.softmax_batches(len(schedule), np.float64), chunk_size=1, **options,
-    )  # fmt: skip
+    members = sim.PerMember([start(5), start()])
+    swept = sim.sweep(loss_fn, members, tx, schedule, batches(schedule), chunk_size=1, **options)
     return swept.member(1).params
 
 
@@ -122,11 +137,12 @@ def runs(schedule, tx, **options):
     yield "sweep", member_of_a_sweep(schedule, tx, **options)
 
 
+ON_ALL_ENGINES = ("explicit", "remember_pulls", "dcasgd")
+
+
 def assert_close(params, expected, what):
     """NaN where the reference is: a run with a NaN push is lost, for all alike."""
-    chex.assert_trees_all_equal_shapes(params, expected)
-    for leaf, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(leaf, wanted, rtol=1e-12, atol=1e-12, err_msg=str(what))
+    np.testing.assert_allclose(params, expected, rtol=1e-12, atol=1e-12, err_msg=str(what))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -144,12 +160,14 @@ def test_every_form_is_the_explicit_chain(protocol, fault, x64):
     expected = None
     for form, tx in made.items():
         told = {"tx": tx} if not options else {**options, "per_push": tx}
-        for engine, params in runs(schedule, **told):
+        on_all = form in ON_ALL_ENGINES
+        results = runs(schedule, **told) if on_all else [("host", train(schedule, **told, **HOST))]
+        for engine, params in results:
             expected = params if expected is None else expected
             assert_close(params, expected, (form, engine))
     if fault == "none" and protocol not in ("synchronous", "backup workers"):
         plain = train(schedule, momentum(), sim.HostEngine())
-        assert np.abs(plain["w"] - expected["w"]).max() > 1e-4  # there is something to compensate
+        assert np.abs(plain - expected).max() > 1e-4  # there is something to compensate
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -182,8 +200,8 @@ def test_with_something_else_sent_the_stale_point_is_what_was_sent(x64):
     expected = results.pop("explicit")
     for name, params in results.items():
         assert_close(params, expected, name)
-    assert np.abs(train(schedule, forms(NUM_WORKERS)["dcasgd"], sim.HostEngine())["w"]
-                  - expected["w"]).max() > 1e-3  # fmt: skip
+    unsent = train(schedule, forms(NUM_WORKERS)["dcasgd"], sim.HostEngine())
+    assert np.abs(unsent - expected).max() > 1e-3
 
 
 def test_a_guess_would_have_shown(x64):
@@ -204,7 +222,7 @@ def test_a_guess_would_have_shown(x64):
         remembering = forms(NUM_WORKERS)["remember_pulls"]
         guess = train(schedule, deaf(remembering), sim.HostEngine())
         right = train(schedule, remembering, sim.HostEngine())
-        off[protocol, fault] = float(np.abs(guess["w"] - right["w"]).max())
+        off[protocol, fault] = float(np.abs(guess - right).max())
     assert off.pop(("asynchronous", "none")) < 1e-12  # where the guess is right
     assert min(off.values()) > 1e-6, off
 
@@ -231,15 +249,15 @@ def test_another_number_of_workers_is_refused_by_all_who_run(name, made_for):
     """A traced index out of range would read the row of somebody else, without a word."""
     schedule, tx = schedule_of("asynchronous", "none"), WITH_ROWS[name](made_for)
     message = rf"made for num_workers={made_for}, but there are 4 workers"
-    batches = problems.softmax_batches(len(schedule))
-    arguments = problems.softmax_loss, problems.softmax_params(), tx, schedule, batches
+    rows = problems.softmax_batches(len(schedule))
+    arguments = problems.softmax_loss, problems.softmax_params(), tx, schedule, rows
     with pytest.raises(ValueError, match=message):
         sim.simulate(*arguments)
     params = sim.PerMember([problems.softmax_params(), problems.softmax_params(seed=2)])
     with pytest.raises(ValueError, match=message):
         sim.sweep(arguments[0], params, *arguments[2:])
+    examples = jax.tree.map(lambda leaf: leaf[0], rows)
     rows = np.arange(len(schedule) * 4).reshape(-1, 4) % 8
-    examples = jax.tree.map(lambda leaf: leaf[0], batches)
     with pytest.raises(ValueError, match=message):
         sim.svrg(*arguments[:3], [schedule], sim.Indexed(examples, rows))
     sim.simulate(*arguments[:2], WITH_ROWS[name](NUM_WORKERS), *arguments[3:])
