@@ -22,9 +22,9 @@ def squared_gradient() -> Curvature:
       >>> tx = dc.compensate_delay(2.0, curvature=dc.curvatures.squared_gradient())
       >>> params, stale_params = jnp.asarray([1.0]), jnp.asarray([0.5])
       >>> updates, _ = tx.update(
-      ...     jnp.asarray([0.2]), tx.init(params), params, stale_params=stale_params)
-      >>> print(updates)  # 0.2 + 2 * 0.2**2 * 0.5
-      [0.24]
+      ...     jnp.asarray([0.5]), tx.init(params), params, stale_params=stale_params)
+      >>> print(updates)  # 0.5 + 2 * 0.5**2 * 0.5
+      [0.75]
     """
     diagonal = lambda _, grads, strength: compensation.scaled_curvature(grads, strength)
     return elementwise("squared_gradient()", diagonal)

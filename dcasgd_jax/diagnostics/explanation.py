@@ -1,4 +1,4 @@
-"""How much of the error of a stale gradient each curvature of the menu can take away."""
+"""How much of the error of a stale gradient each curvature can take away."""
 
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple

@@ -27,7 +27,9 @@ _EXTRA_ARGS = frozenset(
 class TrainState(train_state.TrainState):
     """Flax's `TrainState`, with extra arguments for the optimizer and a place for `batch_stats`.
 
-    Flax's own takes every keyword of `apply_gradients` for a field, so `worker=` never arrives.
+    Flax's own takes every keyword of `apply_gradients` for a field, so `worker=` never arrives. A
+    chain of your own has the order clipping, `dc.compensate_delay`, weight decay, momentum or Adam,
+    learning rate.
 
     Example:
       >>> import dcasgd_jax as dc, jax, jax.numpy as jnp

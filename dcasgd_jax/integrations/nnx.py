@@ -2,7 +2,8 @@
 
 `nnx.Optimizer` takes every transformation of this package as it is, and hands extra arguments on:
 `optimizer.update(model, grads, worker=worker)`. Delays per leaf are given as an `nnx.State`, and
-what reads an optimizer state gets `nnx.as_pure(optimizer.opt_state)`.
+what reads an optimizer state gets `nnx.as_pure(optimizer.opt_state)`. A chain of your own has the
+order clipping, `dc.compensate_delay`, weight decay, momentum or Adam, learning rate.
 """
 
 from collections.abc import Callable

@@ -55,8 +55,8 @@ def simulate(
     `tx` is offered `stale_params` (:math:`w_r`), `staleness` and `worker` as extra arguments.
     `dc.compensate_delay` uses them, and so do `dc.remember_pulls`, `dc.dcasgd` and
     `dc.assume_delay`, whose own memory is for servers that offer nothing. Before the run the chain
-    is tried out: a compensation behind the learning rate, or with a cap of another learning rate
-    than the chain's, is an error.
+    is tried out: a compensation behind the learning rate, or with a cap that was told a smaller
+    learning rate than the chain applies, is an error.
     It is also offered two functions, which cost nothing unless it calls them (not by
     `LanesEngine`, nor where an update averages pushes): `hessian_vector_product(tangent)`, with
     the Hessian of this batch's loss at :math:`w_r`, and `fisher_diagonal()`, the mean over the

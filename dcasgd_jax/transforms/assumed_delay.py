@@ -31,7 +31,8 @@ def assume_delay(
     that knows better passes `stale_params=` or `staleness=` itself, and is believed.
 
     Args:
-      inner: Any transformation, such as a chain with `compensate_delay`.
+      inner: Any transformation, such as a chain. Its order is clipping, `compensate_delay`, weight
+        decay, momentum or Adam, learning rate; a loop of your own cannot know if it is another.
       delay: τ ≥ 0 in updates: an int, a prefix of the parameter tree with ints as leaves (stages
         of a pipeline), or a function of the parameters that returns one of these. The state holds
         τ + 1 copies of a leaf whose τ > 0. If the leaves' delays differ, `staleness` is a tree of

@@ -32,8 +32,10 @@ def delay_gradients(
     gradient is due the updates are zero and the state of `inner` is left alone.
 
     Args:
-      inner: Any optimizer. A compensating one finds its `stale_params` there. Call `update` inside
-        `jax.jit`: one by one, JAX compiles the wait for the first gradient again at every call.
+      inner: Any optimizer. A compensating one finds its `stale_params` there; the order of a chain
+        is clipping, `compensate_delay`, weight decay, momentum or Adam, learning rate. Call
+        `update` inside `jax.jit`: one by one, JAX compiles the wait for the first gradient again at
+        every call.
       delay: τ ≥ 0 in calls: an int, a prefix of the parameter tree with ints as leaves (stages
         of a pipeline), or a function of the parameters that returns one of these. With per-leaf
         delays nothing is applied until the slowest leaf's first gradient is due, and `staleness`

@@ -46,7 +46,8 @@ def remember_pulls(
     does, and is believed. What is remembered then is a guess that nobody uses.
 
     Args:
-      inner: Any transformation, such as a chain with `compensate_delay`.
+      inner: Any transformation, such as a chain. Its order is clipping, `compensate_delay`, weight
+        decay, momentum or Adam, learning rate; a loop of your own cannot know if it is another.
       num_workers: M ≥ 1. The state holds M copies of the parameters.
 
     Returns:

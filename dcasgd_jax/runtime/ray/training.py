@@ -67,9 +67,11 @@ def train(
     Args:
       loss_fn: `loss_fn(params, batch)`; returns a scalar. Runs compiled on the workers.
       params: Initial parameters, real floats.
-      tx: An optax transformation that is offered `worker=` and `staleness=`, such as
-        `dc.dcasgd(..., num_workers=)`. With several shards there is one for each, which sees the
-        leaves of its shard only, the others being None.
+      tx: An optax transformation, offered `worker=` and `staleness=`. One that needs
+        `stale_params=`, such as a chain with `dc.compensate_delay`, is put into a
+        `dc.remember_pulls`, as the server keeps no params that it sent away. With several
+        shards there is one for each, which sees the leaves of its shard only, the others being
+        None.
       batches_fn: `batches_fn(worker, number)` returns the batch of gradient `number` (0, 1, ...)
         of a worker, NumPy arrays; called there, and once here with (0, 0) to check shapes. The same
         arguments must give the same batch, or the run cannot be replayed. Random keys for the
@@ -102,10 +104,11 @@ def train(
       `result.non_finite` names the first push whose loss was not finite.
 
     Raises:
-      ValueError: For arguments out of range, a cluster too small, another worker's model, or a
-        checkpoint of another run.
-      TypeError: If `tx` wants the stale parameters from outside, a parameter is no real float, or
-        an argument is not of its type or cannot be sent to other processes.
+      ValueError: For arguments out of range, a `tx` that asks for what only workers have (Hessian
+        products) or whose order is wrong, as in `sim.simulate`, a cluster too small, another
+        worker's model, or a checkpoint of another run.
+      TypeError: If a parameter is no real float, or an argument is not of its type or cannot be
+        sent to other processes.
       ConnectionError: If there is no Ray cluster at the address.
       RuntimeError: If all workers, or a server, have died for good, or the run was given up before
         the first update.
