@@ -98,11 +98,11 @@ def test_tools_that_read_the_optimizer_state():
     grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
     for worker in (0, 1):
         optimizer.update(model, grads, worker=worker, measure_compensation=True)
-    assert float(dc.compensation_ratio(nnx.as_pure(optimizer.opt_state))) > 0
+    assert float(dc.compensation_metrics(nnx.as_pure(optimizer.opt_state)).ratio) > 0
     # A pull that follows no push: the documented way to write it into the optimizer.
     pulled = dc.record_pull(nnx.as_pure(optimizer.opt_state), 0, pure_params(model))
     nnx.update(optimizer.opt_state, nnx.state(pulled))
-    backups = nnx.as_pure(optimizer.opt_state)[0].backups
+    backups = nnx.as_pure(optimizer.opt_state).backups.rows
     cases.assert_same(jax.tree.map(lambda rows: rows[0], backups), pure_params(model))
 
 

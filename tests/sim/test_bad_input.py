@@ -166,5 +166,5 @@ def test_chunk_sizes(make, chunk_size):
 @pytest.mark.parametrize("where", ["tx", "per_push"])
 def test_an_optimizer_for_fewer_workers(tx, where):
     """A traced worker out of range would silently use the last row."""
-    with pytest.raises(ValueError, match="num_workers=2, but the schedule has 3 workers"):
+    with pytest.raises(ValueError, match="num_workers=2, but there are 3 workers"):
         simulate(**{where: tx})

@@ -11,6 +11,7 @@ import optax
 import oracle
 import pytest
 
+import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.sim.variance_reduction.full_gradient import full_gradient
 
@@ -182,7 +183,7 @@ def test_the_exact_curvature_undoes_staleness_on_a_quadratic(x64):
     train = functools.partial(
         sim.svrg, quadratic_loss, np.array([3.0, -2.0]), optax.sgd(0.1), batches=batches
     )
-    exact = compensations.explicit(1.0, curvature="hvp")
+    exact = dc.compensate_delay(1.0, curvature=dc.curvatures.hessian())
     stale = [sim.make_schedule(sim.ExponentialTime(), 4, 10, seed=e) for e in range(3)]
     fresh = train(schedules=[round_robin(1, 10)] * 3).params
     assert_close(train(schedules=stale, per_gradient=exact).params, fresh)
