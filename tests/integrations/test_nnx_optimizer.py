@@ -102,7 +102,7 @@ def test_tools_that_read_the_optimizer_state():
     # A pull that follows no push: the documented way to write it into the optimizer.
     pulled = dc.record_pull(nnx.as_pure(optimizer.opt_state), 0, pure_params(model))
     nnx.update(optimizer.opt_state, nnx.state(pulled))
-    backups = nnx.as_pure(optimizer.opt_state).backups.rows
+    backups = nnx.as_pure(optimizer.opt_state)[0].backups.rows
     cases.assert_same(jax.tree.map(lambda rows: rows[0], backups), pure_params(model))
 
 
