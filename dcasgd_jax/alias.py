@@ -75,6 +75,8 @@ def dcasgd(
             learning_rate=cap.effective_learning_rate(learning_rate, momentum),
         )
     ]
+    if not callable(weight_decay):
+        checks.check_non_negative("weight_decay", weight_decay)
     if not isinstance(weight_decay, float | int) or weight_decay:
         stages.append(optax.add_decayed_weights(weight_decay))
     if momentum is not None:

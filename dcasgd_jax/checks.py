@@ -15,7 +15,7 @@ import numpy as np
 
 def check_non_negative(name: str, value, *, finite: bool = True) -> None:
     """Raises ValueError if the plain number `value` is negative, NaN or (if `finite`) infinite."""
-    if not isinstance(value, numbers.Real):
+    if not _is_plain(name, value):
         return
     if not float(value) >= 0 or (finite and math.isinf(value)):
         raise ValueError(f"{name} must be a {'finite ' * finite}number >= 0, got {value!r}.")
@@ -23,17 +23,30 @@ def check_non_negative(name: str, value, *, finite: bool = True) -> None:
 
 def check_fraction(name: str, value) -> None:
     """Raises ValueError if the plain number `value` lies outside [0, 1)."""
-    if isinstance(value, numbers.Real) and not 0 <= float(value) < 1:
+    if _is_plain(name, value) and not 0 <= float(value) < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
 
 
 def check_positive(name: str, value, *, most: float = math.inf) -> None:
     """Raises ValueError if the plain number `value` is not finite, not > 0 or above `most`."""
-    if not isinstance(value, numbers.Real):
+    if not _is_plain(name, value):
         return
     if not 0 < float(value) <= most or math.isinf(float(value)):
         limit = "" if most == math.inf else f" and <= {most:g}"
         raise ValueError(f"{name} must be a finite number > 0{limit}, got {value!r}.")
+
+
+def _is_plain(name: str, value) -> bool:
+    """Whether a number is there to be checked: None is none, and arrays may be traced.
+
+    Raises:
+      TypeError: If `value` is no number at all.
+    """
+    if value is None or (hasattr(value, "dtype") and not isinstance(value, numbers.Real)):
+        return False
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    return True
 
 
 def check_rule(rule) -> None:

@@ -16,7 +16,15 @@ def read_row(rows: jax.Array, index: Scalar) -> jax.Array:
 
 
 def write_row(rows: jax.Array, row: chex.Array, index: Scalar) -> jax.Array:
-    """`rows` with row `index` replaced; in place when `rows` is donated."""
+    """`rows` with row `index` replaced; in place when `rows` is donated.
+
+    Raises:
+      ValueError: If the row has another shape, of which only a part would be written.
+    """
+    if jnp.shape(row) != jnp.shape(rows)[1:]:
+        raise ValueError(
+            f"What is kept has rows of shape {jnp.shape(rows)[1:]}, but got {jnp.shape(row)}."
+        )
     return jax.lax.dynamic_update_index_in_dim(rows, row.astype(rows.dtype), index, axis=0)
 
 

@@ -24,7 +24,7 @@ def checked_worker(worker, num_workers: int) -> jax.Array:
             "update() needs worker=: the index in [0, num_workers) of the worker whose gradient "
             "this is. Pass it as a keyword: tx.update(grads, state, params, worker=m)."
         )
-    number = _integer_scalar("worker", worker)
+    number = integer_scalar("worker", worker)
     if not isinstance(number, jax.core.Tracer) and not 0 <= int(number) < num_workers:
         raise ValueError(
             f"worker {int(number)} is out of range: num_workers is {num_workers}, so workers are "
@@ -56,13 +56,13 @@ def _check_told(staleness) -> None:
 
 
 def _checked_staleness(staleness) -> jax.Array:
-    number = _integer_scalar("staleness", staleness)
+    number = integer_scalar("staleness", staleness)
     if not isinstance(number, jax.core.Tracer) and int(number) < 0:
         raise ValueError(f"staleness must be >= 0 versions, got {int(number)}.")
     return jnp.asarray(number, jnp.int32)
 
 
-def _integer_scalar(name: str, value) -> Any:
+def integer_scalar(name: str, value) -> Any:
     """One integer: a Python or NumPy number, or an array of rank 0."""
     if jax.tree.structure(value) != jax.tree.structure(0) or isinstance(value, str):
         raise TypeError(f"{name} must be one integer, got {value!r}.")

@@ -76,8 +76,9 @@ def fisher() -> Curvature:
 
     def update(state, grads, fisher_diagonal):
         given = fisher_diagonal() if trees.is_function(fisher_diagonal) else fisher_diagonal
-        update_checks.check_like_params("fisher_diagonal", given, grads)
-        return given, state
+        if not any(map(trees.is_none, jax.tree.leaves(grads, is_leaf=trees.is_none))):
+            update_checks.check_like_params("fisher_diagonal", given, grads)
+        return trees.drop_filled(given, given=grads), state
 
     def diagonal(estimate, grads, strength):
         return compensation.scaled_curvature(grads, strength, estimate)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import checks, trees, update_checks
 from dcasgd_jax.rivals import prediction, sending
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -79,7 +79,8 @@ def accelerate(
     def init_fn(params: PyTree) -> Any:
         return AccelerateState(jnp.zeros((), jnp.int32), trees.zeros_to_accumulate(params))
 
-    def update_fn(updates, state, params=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del params, extra_args
         factor = _at(coefficient, state.num_updates)
         step = trees.map_accumulators(lambda d, u: factor * d + u, state.step, updates)

@@ -76,7 +76,8 @@ def adaptive_step_sizes(
         del params
         return AdaptiveStepSizesState(jnp.zeros((length,), float))
 
-    def update_fn(updates, state, params=None, *, staleness=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, staleness=None, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del params, extra_args
         staleness = update_checks.checked_staleness(staleness)
         past = state.step_sizes

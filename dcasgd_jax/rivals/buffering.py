@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import checks, trees, update_checks
 from dcasgd_jax.rivals import gate, versions
 from dcasgd_jax.rivals import staleness as rules
 from dcasgd_jax.typing import PyTree
@@ -89,8 +89,16 @@ def fedbuff(
         )
 
     def update_fn(
-        updates, state, params=None, *, staleness=None, worker=None, stale_params=None, **extra_args
+        updates,
+        state,
+        params=None,
+        *positional,
+        staleness=None,
+        worker=None,
+        stale_params=None,
+        **extra_args,
     ) -> Any:
+        update_checks.check_keywords_only(positional)
         del stale_params
         staleness, row = versions.staleness_of(state.versions, num_workers, worker, staleness)
         # Emptied when it is needed again: two passes over it at one push make XLA copy it.

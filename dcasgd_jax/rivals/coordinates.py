@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import checks, trees, update_checks
 from dcasgd_jax.rivals import prediction, sending
 from dcasgd_jax.typing import PyTree
 
@@ -72,7 +72,8 @@ def accelerate_coordinates(
         theta = 1 / max(_num_elements(lead), 1)
         return AccelerateCoordinatesState(jnp.zeros((), jnp.int32), jnp.asarray(theta, float), lead)
 
-    def update_fn(updates, state, params=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del params, extra_args
         count, theta = state.num_updates, state.theta
         n = _num_elements(state.lead)

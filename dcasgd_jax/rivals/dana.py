@@ -83,7 +83,8 @@ def per_worker_momentum(
             total=None if nesterov else zeros(),
         )
 
-    def update_fn(updates, state, params=None, *, worker=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, worker=None, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del params, extra_args
         state.written.check(num_workers)
         row = update_checks.checked_worker(worker, num_workers)

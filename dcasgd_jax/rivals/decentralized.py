@@ -79,7 +79,8 @@ def dc_s3gd(
             inner_state=jax.vmap(inner.init)(params) if counts else inner.init(params),
         )
 
-    def update_fn(updates, state, params=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del extra_args
         update_checks.check_params(params, "dc_s3gd")
         if not jax.tree.leaves(updates):

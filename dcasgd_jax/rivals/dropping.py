@@ -6,7 +6,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks
+from dcasgd_jax import checks, update_checks
 from dcasgd_jax.rivals import gate, versions
 from dcasgd_jax.typing import PyTree
 
@@ -81,7 +81,10 @@ def drop_stale(
             inner_state=inner.init(params),
         )
 
-    def update_fn(updates, state, params=None, *, staleness=None, worker=None, **extra_args) -> Any:
+    def update_fn(
+        updates, state, params=None, *positional, staleness=None, worker=None, **extra_args
+    ) -> Any:
+        update_checks.check_keywords_only(positional)
         staleness, row = versions.staleness_of(state.versions, num_workers, worker, staleness)
         applied = staleness < bound
         extra_args["staleness"] = staleness

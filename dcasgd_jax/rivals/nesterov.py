@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import checks, trees, update_checks
 from dcasgd_jax.typing import PyTree, Scalar
 
 
@@ -87,7 +87,8 @@ def _scale_by_delayed_nesterov(num_steps, momentum, smoothing):
             velocity=trees.zeros_to_accumulate(params),
         )
 
-    def update_fn(updates, state, params=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del params, extra_args
         is_last = state.num_buffered + 1 >= num_steps
         # Emptied when it is needed again: two passes over it at one push make XLA copy it.

@@ -78,7 +78,8 @@ def ordered_momentum(
             numbers=rows.PerWorker(jnp.arange(num_workers, dtype=jnp.int32)),
         )
 
-    def update_fn(updates, state, params=None, *, worker=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, worker=None, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del params, extra_args
         state.numbers.check(num_workers)
         worker = update_checks.checked_worker(worker, num_workers)

@@ -6,7 +6,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import checks, trees, update_checks
 from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree
 
@@ -62,7 +62,8 @@ def pipemare_rescale(delay: delays.Delay, num_steps: int) -> optax.GradientTrans
         del params
         return PipeMareRescaleState(jnp.zeros((), jnp.int32))
 
-    def update_fn(updates, state, params=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del extra_args
         of_leaf = delays.delay_of_each_update(delay, updates, params, "pipemare_rescale")
         power = 1 - jnp.minimum(jnp.asarray(state.num_updates, float) / num_steps, 1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import checks, trees, update_checks
 from dcasgd_jax.rivals import sending, spikes
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -129,7 +129,8 @@ def remember_step() -> optax.GradientTransformationExtraArgs:
     def init_fn(params: PyTree) -> Any:
         return RememberStepState(trees.zeros_to_accumulate(params))
 
-    def update_fn(updates, state, params=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del params, extra_args
         keep = lambda old, new: new
         return updates, RememberStepState(trees.map_accumulators(keep, state.step, updates))

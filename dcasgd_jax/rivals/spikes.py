@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from dcasgd_jax import checks, trees
+from dcasgd_jax import checks, trees, update_checks
 from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -60,7 +60,8 @@ def spike_compensation(
     def init_fn(params: PyTree) -> Any:
         return SpikeCompensationState(trees.zeros_to_accumulate(params))
 
-    def update_fn(updates, state, params=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del extra_args
         of_leaf = delays.delay_of_each_update(delay, updates, params, "spike_compensation")
         add = lambda v, g: momentum * v + g

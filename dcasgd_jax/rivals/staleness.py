@@ -54,7 +54,8 @@ def scale_by_staleness(rule: StalenessRule) -> optax.GradientTransformationExtra
         del params
         return optax.EmptyState()
 
-    def update_fn(updates, state, params=None, *, staleness=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, staleness=None, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del params, extra_args
         factor = jax.tree.map(rule, update_checks.checked_staleness_of_leaves(staleness))
         scale = lambda update, leaf_factor: update * jnp.asarray(leaf_factor, update.dtype)

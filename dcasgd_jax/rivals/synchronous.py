@@ -67,7 +67,8 @@ def dc_ssgd(
         update_checks.check_real(params)
         return DCSSGDState(jnp.zeros((), jnp.int32))
 
-    def update_fn(updates, state, params=None, **extra_args) -> Any:
+    def update_fn(updates, state, params=None, *positional, **extra_args) -> Any:
+        update_checks.check_keywords_only(positional)
         del extra_args
         update_checks.check_params(params, "dc_ssgd")
         if not jax.tree.leaves(updates):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dcasgd_jax import transforms
 from dcasgd_jax.runtime import admission, step
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.layout import Layout, Message
@@ -37,8 +38,10 @@ class Model:
         self._layout, self._publish, self._metrics = layout, publish, settings.metrics
         self._program = make_program(params, settings, layout)
         self.state = step.initial_state(self._program, params, settings.num_workers)
-        states = ("opt_state", "push_state")
-        self._remembering = [n for n in states if step.remembers_pulls(getattr(self.state, n))]
+        kept = {"opt_state": self.state.opt_state, "push_state": self.state.push_state}
+        self._remembering = [
+            n for n, s in kept.items() if isinstance(s, transforms.RememberPullsState)
+        ]
         self._on_wire = None  # the params in the dtypes of the wire, where those are others
         self._published = None  # of this version, once somebody has pulled it
         self._finite: bool | None = None  # whether the params of this version are, once asked
@@ -117,9 +120,7 @@ def make_program(params: PyTree, settings: Settings, layout: Layout) -> programs
         metrics=settings.metrics,
     )
     program = step.with_memory(asked, layout, params, settings.num_workers)
-    chain_order.check(program.tx, params, None)
-    if program.per_push is not None:
-        chain_order.check(program.per_push, params, None)
+    chain_order.check_all(params, (program.tx, None), (program.per_push, None))
     return program
 
 

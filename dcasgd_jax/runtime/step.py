@@ -48,9 +48,11 @@ def receive(
     gradient: Sequence[jax.Array],
 ) -> tuple[programs.SimState, programs.Metrics, list[jax.Array] | None]:
     """Takes a push, and updates if the event says so; also the params for the wire, if cast."""
+    # Behind a barrier every push that counts was taken at the present version.
+    at_barrier = program.flow == "mean" and not program.mixes
     push = programs.Push(
         gradient=programs.Gradient(jnp.zeros(()), layout.from_wire(gradient), None),
-        stale_params=None,
+        stale_params=state.params if at_barrier else None,
         curvatures=worker.refused_curvatures(_WHY),
     )
     state, metrics = server.receive(program, state, event, push)
@@ -70,34 +72,32 @@ params_are_finite = jax.jit(
 to_wire = jax.jit(lambda layout, params: layout.to_wire(params), static_argnums=0)
 
 
-def remembers_pulls(state: PyTree) -> bool:
-    """Whether an optimizer state holds what each worker pulled."""
-    return bool(trees.find_states(state, transforms.RememberPullsState))
-
-
 def with_memory(
     program: programs.Program, layout: Layout, params: PyTree, num_workers: int
 ) -> programs.Program:
-    """The program, whose compensating transformation remembers pulls if nobody else does.
+    """The program, whose compensating transformation is told what each worker pulled.
 
-    A server sends params away and keeps none, so it cannot offer what a gradient was taken at.
+    A server sends params away and keeps none, so `remember_pulls` stands around what compensates:
+    outermost, where it sees every push, also one that something inside throws away.
 
     Raises:
       ValueError: If averaged pushes of several versions are to be compensated after the mean, or a
         transformation asks for what a server does not have.
     """
-    if program.mixes:
+    if program.flow == "mean":
         why = "The pushes of one update may have read different versions"
-        offers.check_mean(program.tx, params, why)
-    name = "tx" if program.flow == "each" or program.per_push is None else "per_push"
-    try:
-        _try_out(program, layout, params, num_workers)
-    except TypeError as error:
-        if "stale_params" not in str(error):
-            raise
-        wrapped = transforms.remember_pulls(getattr(program, name), num_workers)
+        why = why if program.mixes else "Updates take the mean of several pushes"
+        offers.check_mean(program.tx, params, why, has_stale_point=not program.mixes)
+    averages = program.flow == "mean"
+    name = "per_push" if averages and program.per_push is not None else "tx"
+    tx = getattr(program, name)
+    state = jax.eval_shape(tx.init, params)
+    guesses = (transforms.RememberPullsState, transforms.AssumeDelayState)
+    outermost = isinstance(state, transforms.RememberPullsState)
+    if not outermost and trees.find_states(state, transforms.CompensateDelayState, *guesses):
+        wrapped = transforms.remember_pulls(tx, num_workers)
         program = program._replace(**{name: wrapped})
-        _try_out(program, layout, params, num_workers)
+    _try_out(program, layout, params, num_workers)
     return program
 
 

@@ -23,16 +23,25 @@ ORDER = (
     "The order is optax.chain(clipping, dc.compensate_delay(...), weight decay, momentum or Adam, "
     "learning rate)."
 )
-LARGEST = 100_000_000  # coordinates: a larger model is not tried out, which would take its memory
-_SATURATING = 1e3  # a gradient whose compensation is at the cap, if there is a cap
+LARGEST = 50_000_000  # coordinates: a larger model is not tried out, which would take its memory
+_BLOCK = 4099  # numbers that are drawn, and repeated in larger leaves
 
-Path = Any
+
+class _Leaf(NamedTuple):
+    """How one leaf of a gradient arrived; scalars."""
+
+    product: Any  # of the arrived and the raw gradient
+    smallest: Any  # of the ratios of the arrived to the raw coordinates
+    smallest_kept: Any  # but those that are 0
+    largest: Any
+    rounding: Any  # relative, of the narrower of the two
 
 
 class _Arrived(NamedTuple):
-    """One arrival of one push, on the host."""
+    """One arrival at a compensation, on the host."""
 
-    grads: dict[Path, np.ndarray]  # those that are there, float64
+    leaves: dict[str, _Leaf]
+    steepest: dict[str, tuple[int, float]]  # coordinate with the largest term, and that term
     max_pull: float  # nan if there is no cap
     max_curvature: float
 
@@ -43,6 +52,15 @@ class Trial(NamedTuple):
     against: bool  # a gradient arrived with the wrong sign
     changed: bool  # one arrived that is neither the raw one nor a rescaling, clipping or mask of it
     pulled: tuple[float, float, float] | None  # max_pull, what it was told and what is applied
+
+
+def check_all(
+    params: PyTree, *chains: tuple[optax.GradientTransformation | None, PyTree | None]
+) -> None:
+    """`check` of every transformation that is there, each with the state that it starts from."""
+    for tx, opt_state in chains:
+        if tx is not None:
+            check(tx, params, opt_state)
 
 
 def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | None) -> None:
@@ -56,11 +74,14 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
 
     Raises:
       ValueError: If a compensation stands behind the learning rate, or a first update goes further
-        back than its cap permits.
+        back than its cap permits where the cap binds.
 
     Warns:
       UserWarning: If something before a compensation changes the gradient.
     """
+    state = jax.eval_shape(tx.init, params) if opt_state is None else opt_state
+    if not trees.find_states(state, transforms.CompensateDelayState):
+        return
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
     if sum(math.prod(shape) for shape, _ in shapes) > LARGEST:
@@ -72,13 +93,15 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
     if trial.against:
         raise ValueError(
             "What reaches dc.compensate_delay points against the gradient: it stands behind the "
-            f"learning rate, where its compensation has the wrong sign and size. {ORDER}"
+            f"learning rate, where its compensation has the wrong sign and size. {ORDER} (To "
+            "maximise, negate the loss.)"
         )
     if trial.pulled is not None:
         max_pull, told, applied = trial.pulled
         raise ValueError(
             f"The cap max_pull={max_pull:g} was told learning_rate={told:g}, but the chain applies "
-            f"{applied:g}: its first update goes {max_pull * applied / told:g} of the way back. "
+            f"{applied:g}: where the cap binds, an update goes {max_pull * applied / told:g} of "
+            "the way back. "
             "Pass dc.compensate_delay the learning rate of the chain, with a momentum μ that of "
             "learning_rate / (1 - μ)."
         )
@@ -86,7 +109,7 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
         warnings.warn(
             "What reaches dc.compensate_delay is not the gradient, nor a scaled, clipped or masked "
             f"one: something before it changes its direction. {ORDER}",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -106,17 +129,15 @@ def _make_params(structure: Any, shapes: Sequence[tuple]) -> PyTree:
 
 
 def _try_out(tx, params: PyTree, opt_state: PyTree) -> Trial:
-    if not trees.find_states(opt_state, transforms.CompensateDelayState):
-        return Trial(False, False, None)
     first = _draw(params, 0)
     # Every coordinate goes on in its direction, by a factor of its own: a mean of both shows.
     second = jax.tree.map(lambda f, s: f * jnp.abs(s), first, _draw(params, 1))
     arrivals, state = [], opt_state
     for raw in (first, second):
         _, state, arrived = _push(tx, raw, state, params, params)
-        arrivals += [(raw, each) for each in arrived]
-    kinds = [_compare(raw, arrived) for raw, arrived in arrivals]
-    capped = any(arrived.max_pull < math.inf for _, arrived in arrivals)
+        arrivals += arrived
+    kinds = [_kind(arrived) for arrived in arrivals]
+    capped = any(arrived.max_pull < math.inf for arrived in arrivals)
     return Trial(
         against=-1 in kinds,
         changed=0 in kinds,
@@ -125,79 +146,108 @@ def _try_out(tx, params: PyTree, opt_state: PyTree) -> Trial:
 
 
 def _draw(params: PyTree, seed: int) -> PyTree:
-    """Numbers of both signs and of sizes between 0.01 and 100."""
+    """Numbers of both signs and of many sizes around 1."""
     generator = np.random.default_rng(seed)
 
     def draw(leaf):
-        sizes = 10.0 ** generator.uniform(-2, 2, leaf.shape)
-        return jnp.asarray(sizes * generator.choice([-1.0, 1.0], leaf.shape), leaf.dtype)
+        decades = 2 if jnp.finfo(leaf.dtype).bits > 16 else 1  # float16 ends at 65504
+        count = min(leaf.size, _BLOCK)
+        sizes = 10.0 ** generator.uniform(-decades, decades, count)
+        block = jnp.asarray(sizes * generator.choice([-1.0, 1.0], count), leaf.dtype)
+        repeats = -(-leaf.size // max(count, 1))
+        return jnp.tile(block, repeats)[: leaf.size].reshape(leaf.shape)
 
     return jax.tree.map(draw, params)
 
 
-def _push(tx, grads, opt_state, params, stale_params) -> tuple[PyTree, PyTree, list[_Arrived]]:
+def _push(tx, raw, opt_state, params, stale_params) -> tuple[PyTree, PyTree, list[_Arrived]]:
     """The updates and the state after a push of worker 0, and what arrived at compensations."""
     found: list[_Arrived] = []
+    of_raw = _by_path(raw)
 
     def observe(arrival: transforms.Arrival) -> None:
-        jax.debug.callback(lambda arrived: found.append(_on_host(arrived)), arrival)
+        # A chain that takes trees apart (optax.flatten) shows nothing.
+        shown = {
+            path: _look(of_raw[path], leaf)
+            for path, leaf in _by_path(arrival.grads).items()
+            if path in of_raw and of_raw[path].shape == leaf.shape and leaf.size
+        }
+        terms = _by_path(arrival.term).items()
+        steep = {path: _steepest(leaf) for path, leaf in terms if path in shown}
+        caps = (arrival.max_pull, arrival.max_curvature)
+        caps = tuple(math.nan if value is None else value for value in caps)
+        note = lambda *arrived: found.append(_Arrived(*_on_host(arrived)))
+        jax.debug.callback(note, shown, steep, *caps)
 
     curvatures = {
         "hessian_vector_product": lambda tangent: tangent,
-        "fisher_diagonal": lambda: jax.tree.map(jnp.square, grads),
+        "fisher_diagonal": lambda: jax.tree.map(jnp.square, raw),
     }
-    offered = offers.arguments(jnp.int32(0), stale_params, jnp.int32(1), curvatures)
-    updates, state = offers.update(tx, grads, opt_state, params, observe=observe, **offered)
+    offered = offers.arguments(jnp.int32(0), stale_params, jnp.int32(0), curvatures)
+    updates, state = offers.update(tx, raw, opt_state, params, observe=observe, **offered)
     jax.effects_barrier()
     return updates, state, found
 
 
-def _on_host(arrival: transforms.Arrival) -> _Arrived:
-    number = lambda value: math.nan if value is None else float(value)
-    return _Arrived(
-        _by_path(arrival.grads), number(arrival.max_pull), number(arrival.max_curvature)
-    )
-
-
-def _by_path(tree: PyTree) -> dict[Path, np.ndarray]:
+def _by_path(tree: PyTree) -> dict[str, jax.Array]:
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return {path: np.asarray(leaf, np.float64) for path, leaf in pairs}
+    return {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in pairs}
 
 
-def _compare(raw: PyTree, arrived: _Arrived) -> int:
+def _look(before: jax.Array, after: jax.Array) -> _Leaf:
+    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in (before, after))
+    raw, arrived = wide(before), wide(after)
+    ratios = arrived / raw
+    kept = jnp.where(ratios > 0, ratios, jnp.inf)
+    product = jnp.sum(arrived * raw)
+    return _Leaf(product, ratios.min(), kept.min(), ratios.max(), 16 * precision)
+
+
+def _steepest(term: jax.Array) -> tuple[jax.Array, jax.Array]:
+    where = jnp.argmax(jnp.abs(term))
+    return where, term.reshape(-1)[where]
+
+
+def _on_host(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: np.asarray(leaf).item(), tree)
+
+
+def _kind(arrived: _Arrived) -> int:
     """1: as it was, but for a scale, clipping or a mask; 0: something else; -1: turned round."""
-    of_raw = _by_path(raw)
-    # A chain that takes trees apart (optax.flatten) shows nothing.
-    pairs = [(of_raw[path], g) for path, g in arrived.grads.items() if path in of_raw]
-    pairs = [(before, after) for before, after in pairs if before.shape == after.shape]
-    if sum(float(np.sum(before * after)) for before, after in pairs) < 0:
+    if sum(leaf.product for leaf in arrived.leaves.values()) < 0:
         return -1
-    return int(all(_is_rescaled(before, after) for before, after in pairs))
+    return int(all(map(_is_rescaled, arrived.leaves.values())))
 
 
-def _is_rescaled(before: np.ndarray, after: np.ndarray) -> bool:
+def _is_rescaled(leaf: _Leaf) -> bool:
     """Whether each coordinate became none, all of one multiple, or less of itself than it was."""
-    with np.errstate(all="ignore"):
-        ratios = (after / before)[before != 0]
-    rounding = 0.02  # of 16 bits
-    if not np.all(np.isfinite(ratios)) or np.any(ratios < 0):
-        return False
-    smaller = np.all(ratios <= 1 + rounding)
-    kept = ratios[ratios > 0]
-    uniform = not kept.size or kept.max() <= (1 + rounding) * kept.min()
-    return bool(smaller or uniform)
+    slack = 1 + leaf.rounding
+    nothing_is_kept = math.isinf(leaf.smallest_kept)
+    uniform = nothing_is_kept or leaf.largest <= slack * leaf.smallest_kept
+    return leaf.smallest >= 0 and (leaf.largest <= slack or uniform)
 
 
 def _find_long_pull(tx, opt_state, params) -> tuple[float, float, float] | None:
-    """The first cap that is exceeded: max_pull, the learning rate it was told, the one applied."""
-    grads = jax.tree.map(lambda p: jnp.full_like(p, _SATURATING), params)
+    """The first cap of a smaller rate than the chain's: max_pull, that rate, the one applied.
+
+    The rate is how much further a first step goes for its compensation, by that compensation.
+    """
+    grads = jax.tree.map(jnp.ones_like, params)
     stale_params = jax.tree.map(lambda p: (p - 1).astype(p.dtype), params)
     pulled, _, arrived = _push(tx, grads, opt_state, params, stale_params)
     plain, _, _ = _push(tx, grads, opt_state, params, params)
     steps, plain_steps = _by_path(pulled), _by_path(plain)
     for one in arrived:
-        moved = [steps[path] - plain_steps[path] for path in one.grads if path in steps]
-        back = max((float(np.abs(m).max()) for m in moved if m.size), default=0.0)
-        if one.max_pull * 1.01 < back < math.inf and one.max_curvature > 0:
-            return one.max_pull, one.max_pull / one.max_curvature, back / one.max_curvature
+        if not (one.max_pull < math.inf and 0 < one.max_curvature < math.inf):
+            continue
+        told = one.max_pull / one.max_curvature
+        for path, (where, term) in one.steepest.items():
+            if path not in steps or not 0 < abs(term) < math.inf:
+                continue
+            step, without = (float(s[path].reshape(-1)[where]) for s in (steps, plain_steps))
+            rounding = 16 * float(jnp.finfo(steps[path].dtype).eps) * max(abs(step), abs(without))
+            applied = abs(step - without) / abs(term)
+            if 1.01 * told < applied - rounding / abs(term) < math.inf:
+                return one.max_pull, told, applied
     return None

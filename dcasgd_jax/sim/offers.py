@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import rows, transforms, trees
@@ -21,23 +22,28 @@ def arguments(
     """The extra arguments of an update: all that this server knows of a push.
 
     Args:
-      worker: Whose push it is, an int32 scalar.
+      worker: Whose push it is, an int32 scalar; None for a mean, which is nobody's.
       stale_params: The params that its gradient was taken at; None if no single ones exist or the
         server does not keep them.
       staleness: In versions, an int32 scalar; None where there is no one staleness.
       curvatures: What can be asked about the batch, see `worker.curvatures`.
       measures: Whether compensations shall be measured.
     """
-    known = {"stale_params": stale_params, "staleness": staleness}
+    known = {"worker": worker, "stale_params": stale_params, "staleness": staleness}
     offered = {name: value for name, value in known.items() if value is not None}
     measured = {"measure_compensation": True} if measures else {}
-    return {"worker": worker, **offered, **curvatures, **measured}
+    return {**offered, **curvatures, **measured}
 
 
 def update(
     tx: optax.GradientTransformation, grads: PyTree, state: PyTree, params: PyTree, **offered: Any
 ) -> tuple[PyTree, PyTree]:
-    """`tx.update` with what is offered, whether or not `tx` takes extra arguments."""
+    """`tx.update` with what is offered, whether or not `tx` takes extra arguments.
+
+    What was measured before is forgotten where it measures: an update that `tx` skips repeats none.
+    """
+    if offered.get("measure_compensation"):
+        state = transforms.forget_measurement(state)
     return optax.with_extra_args_support(tx).update(grads, state, params, **offered)
 
 
@@ -61,21 +67,41 @@ def check_num_workers(states: PyTree, num_workers: int, *, or_more: bool = False
             )
 
 
-def check_mean(tx: optax.GradientTransformation, params: PyTree, why: str) -> None:
-    """`tx` gets a mean without a stale point, for the reason given.
+def check_mean(
+    tx: optax.GradientTransformation, params: PyTree, why: str, *, has_stale_point: bool
+) -> None:
+    """`tx` gets a mean, which is no worker's, and may have no stale point.
+
+    Args:
+      tx: What gets it.
+      params: Arrays, or their shapes and dtypes.
+      why: It gets one; begins the message.
+      has_stale_point: Whether all gradients of a mean were taken at the same params.
 
     Raises:
-      ValueError: If it needs a stale point, or would make one up.
+      ValueError: If `tx` needs what a mean has not, or would make up a stale point.
     """
-    advice = (
+    move = "out of tx and pass it as per_push=, which transforms each push before the mean is taken"
+    no_point = (
         "so the mean has no single stale point to compensate: take the compensating "
-        "transformation out of tx and pass it as per_push=, which transforms each push before the "
-        "mean is taken."
+        f"transformation {move}."
     )
+    nobody = f"and a mean is of no worker in particular: take what asks for the worker {move}."
+    stale = (params, jnp.int32(0)) if has_stale_point else (None, None)
+
+    def one_update(params, stale):
+        state, (stale_params, staleness) = tx.init(params), stale
+        offered = arguments(None, stale_params, staleness, {})
+        return state, update(tx, params, state, params, **offered)
+
     try:
-        state, _ = jax.eval_shape(lambda p: (tx.init(p), tx.update(p, tx.init(p), p)), params)
+        state, _ = jax.eval_shape(one_update, params, stale)
     except TypeError as error:
-        raise ValueError(f"{why}, {advice} ({error})") from error
+        if "stale" in str(error):
+            raise ValueError(f"{why}, {no_point} ({error})") from error
+        if "worker" in str(error):
+            raise ValueError(f"{why}, {nobody} ({error})") from error
+        raise
     guessing = (transforms.RememberPullsState, transforms.AssumeDelayState)
-    if trees.find_states(state, *guessing):
-        raise ValueError(f"{why}, {advice}")
+    if not has_stale_point and trees.find_states(state, *guessing):
+        raise ValueError(f"{why}, {no_point}")

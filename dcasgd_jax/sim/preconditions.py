@@ -5,6 +5,7 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dcasgd_jax import update_checks
 from dcasgd_jax.sim import offers
@@ -45,12 +46,19 @@ def first_mixed_event(schedule: schedules.Schedule) -> int | None:
     return int(applied[np.argmax(mixed) + 1]) if mixed.any() else None
 
 
-def check_mixed(
-    schedule: schedules.Schedule, event: int, program: programs.Program, params: PyTree
+def check_mean(
+    schedule: schedules.Schedule,
+    mixed_event: int | None,
+    tx: optax.GradientTransformation,
+    params: PyTree,
 ) -> None:
-    """An average of gradients taken at several versions has no stale point for `tx`."""
-    averaged = f"The pushes averaged into update {schedule.version[event]}"
-    offers.check_mean(program.tx, params, f"{averaged} read different versions (event {event})")
+    """An average of gradients is of no worker; of several versions it has no stale point."""
+    if mixed_event is None:
+        why = "Updates of this schedule take the mean of several pushes"
+    else:
+        averaged = f"The pushes averaged into update {schedule.version[mixed_event]}"
+        why = f"{averaged} read different versions (event {mixed_event})"
+    offers.check_mean(tx, params, why, has_stale_point=mixed_event is None)
 
 
 def check_repeats(schedule: schedules.Schedule) -> None:

@@ -24,14 +24,13 @@ def make_program(
         loss_fn=given.loss_fn, batch_fn=given.batch_fn, eval_fn=given.eval_fn, send=given.send
     )
     mixed = preconditions.first_mixed_event(schedule)
-    if mixed is not None:
-        preconditions.check_mixed(schedule, mixed, given, params)
     repeats = given.model_state == "per_worker" and bool(np.any(schedule.repeats))
     if repeats:
         preconditions.check_repeats(schedule)
     flow: programs.Flow = "each" if schedule.applied.all() else "some"
     if np.any(schedule.num_pushes[schedule.applied] > 1):
         flow = "mean"
+        preconditions.check_mean(schedule, mixed, given.tx, params)
     return given._replace(
         flow=flow,
         mixes=mixed is not None,
@@ -43,9 +42,8 @@ def make_program(
 
 def check_chains(program: programs.Program, state: programs.SimState, *, given: bool) -> None:
     """Compensations must stand where raw gradients arrive; `given`: tx has a state of its own."""
-    chain_order.check(program.tx, state.params, state.opt_state if given else None)
-    if program.per_push is not None:
-        chain_order.check(program.per_push, state.params, None)
+    opt_state = state.opt_state if given else None
+    chain_order.check_all(state.params, (program.tx, opt_state), (program.per_push, None))
 
 
 def find_span(

@@ -68,9 +68,8 @@ def _add_to_mean(program, state, event, push):
 
     def update():
         mean = jax.tree.map(lambda g: (g / event.num_pushes).astype(g.dtype), total)
-        # The mean comes from no worker in particular: for the transformations it is worker 0's.
-        # Nor from one batch, at which a curvature could be asked for.
-        after = _update(program, state, event, push, mean, jnp.int32(0), {})
+        # The mean is of no worker in particular, nor of one batch whose curvature could be asked.
+        after = _update(program, state, event, push, mean, None, {})
         after = after._replace(gradient_sum=optax.tree.zeros_like(total))
         return after, _measured(program, after)
 

@@ -1,5 +1,6 @@
 """λ0 from the share of the coordinates that shall be at the cap."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +44,8 @@ def capped_share(share: Scalar, *, gain: Scalar = 0.1) -> rule.StrengthRule:
       >>> tx = dc.compensate_delay(dc.strengths.capped_share(0.25), max_pull=1.0, learning_rate=0.1)
     """
     checks.check_non_negative("gain", gain)
-    if isinstance(share, float | int) and not 0 < share < 1:
+    checks.check_non_negative("share", share)
+    if isinstance(share, numbers.Real) and not 0 < float(share) < 1:
         raise ValueError(f"share must lie in (0, 1), got {share!r}.")
 
     def init_fn(params: PyTree) -> Any:

@@ -67,7 +67,7 @@ def least_squares(*, decay: Scalar = 0.99) -> rule.StrengthRule:
             )
         change = situation.hessian_vector_product(situation.displacement)
         average = lambda old, new: decay * old + (1 - decay) * new
-        product = average(state.product, rule.total(rule.inner_products(change, situation.term)))
+        product = average(state.product, rule.total(rule.inner_products(situation.term, change)))
         square = rule.total(rule.inner_products(situation.term, situation.term))
         term_square = average(state.term_square, square)
         lambda0 = jnp.maximum(rule.quotient(product, term_square), 0.0)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dcasgd_jax import trees
 from dcasgd_jax.typing import PyTree
 
 
@@ -32,9 +33,14 @@ class StrengthRule(NamedTuple):
 
 
 def inner_products(one: PyTree, other: PyTree) -> PyTree:
-    """The inner product of each pair of leaves, float32 scalars."""
-    product = lambda a, b: jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32))
-    return jax.tree.map(product, one, other)
+    """The inner product of each pair of leaves, float32 scalars; 0 where one is `None`."""
+
+    def product(a, b):
+        if a is None or b is None:
+            return jnp.zeros((), jnp.float32)
+        return jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32))
+
+    return jax.tree.map(product, one, other, is_leaf=trees.is_none)
 
 
 def total(tree: PyTree) -> jax.Array:

@@ -11,6 +11,7 @@ from dcasgd_jax.transforms.delayed_gradients import delay_gradients as delay_gra
 from dcasgd_jax.transforms.measurement import CompensationMetrics as CompensationMetrics
 from dcasgd_jax.transforms.measurement import CompensationSums as CompensationSums
 from dcasgd_jax.transforms.measurement import compensation_metrics as compensation_metrics
+from dcasgd_jax.transforms.measurement import forget_measurement as forget_measurement
 from dcasgd_jax.transforms.pipeline import pipeline_delays as pipeline_delays
 from dcasgd_jax.transforms.remembered_pulls import RememberPullsState as RememberPullsState
 from dcasgd_jax.transforms.remembered_pulls import record_pull as record_pull

@@ -73,7 +73,7 @@ def assume_delay(
         # Only what belongs to these stale params: with others this count would be another's.
         if extra_args.get("stale_params") is None:
             told["staleness"] = delays.staleness(state.num_updates, of_leaves)
-        told |= extra_args
+        told |= {name: value for name, value in extra_args.items() if value is not None}
         updates, inner_state = inner.update(updates, state.inner_state, params, **told)
         num_updates = jnp.asarray(optax.safe_increment(state.num_updates))
         return updates, AssumeDelayState(past_params, num_updates, inner_state)

@@ -28,6 +28,7 @@ class Arrival(NamedTuple):
     """What reached a compensating transformation; `update(..., observe=)` is called with it."""
 
     grads: PyTree
+    term: PyTree  # the compensation that was added to it
     max_pull: Any  # None if there is no cap
     max_curvature: Any  # the cap, max_pull / learning_rate; None if there is none
 
@@ -92,6 +93,7 @@ def compensate_delay(
       [0.976]
     """
     rule = lambda0 if isinstance(lambda0, strengths.StrengthRule) else None
+    _check_called("lambda0", lambda0, strengths, "ratio(0.5)")
     if rule is None and not callable(lambda0):
         checks.check_non_negative("lambda0", lambda0)
     _check_curvature(curvature)
@@ -122,19 +124,19 @@ def compensate_delay(
         update_checks.check_gradients(updates, params)
         update_checks.check_like_params("stale_params", stale_params, params)
         highest = cap.max_curvature(max_pull, learning_rate, state.num_updates)
-        if observe is not None:
-            observe(Arrival(updates, max_pull, highest))
         needed = _needed(curvature, extra_args)
         estimate, curvature_state = curvature.update(state.curvature, updates, **needed)
         moved = compensation.displacement(params, stale_params)
         rule_state = None
         if rule is None:
-            lambda0_now = _at_count(lambda0, state.num_updates)
+            lambda0_now = lambda0(state.num_updates) if callable(lambda0) else lambda0
         else:
             product = extra_args.get("hessian_vector_product")
             situation = _situation(curvature, estimate, updates, params, moved, highest, product)
             lambda0_now, rule_state = rule.update(state.strength, situation)
         term = curvature.term(estimate, updates, moved, lambda0_now, highest)
+        if observe is not None:
+            observe(Arrival(updates, term, max_pull, highest))
         compensated = compensation.add(updates, term)
         sums = state.sums
         if measure_compensation:
@@ -160,17 +162,6 @@ def _situation(curvature, estimate, grads, params, moved, highest, product) -> s
     )
 
 
-def _at_count(lambda0: Any, count: jax.Array) -> Any:
-    value = lambda0(count) if callable(lambda0) else lambda0
-    if isinstance(value, strengths.StrengthRule):
-        name = getattr(lambda0, "__name__", "a function")
-        raise TypeError(
-            f"lambda0 is {name}, which makes a rule and is none: call it, as in "
-            "lambda0=dc.strengths.ratio(0.5)."
-        )
-    return value
-
-
 def _needed(curvature: curvatures.Curvature, given: dict[str, Any]) -> dict[str, Any]:
     """The extra arguments of a curvature, which must be there."""
     for name, what in curvature.needs:
@@ -184,16 +175,27 @@ def _check_told(stale_params: PyTree | None) -> None:
         raise TypeError(
             "update() needs stale_params=: the parameters that this gradient was taken at. If "
             "nobody can say, let the optimizer remember them: dc.remember_pulls(tx, num_workers), "
-            "or dc.assume_delay(tx, delay) where every gradient is equally late."
+            "or dc.assume_delay(tx, delay) where every gradient is equally late. If somebody does, "
+            "what stands around this transformation does not pass it on (optax.MultiSteps and "
+            "others that make one gradient of several): compensate before it."
+        )
+
+
+def _check_called(name: str, value: Any, where: Any, example: str) -> None:
+    """Raises TypeError for a function that makes what is wanted and is none of it."""
+    function = getattr(value, "__name__", "")
+    if callable(value) and getattr(where, function, None) is value:
+        module = where.__name__.rpartition(".")[2]
+        raise TypeError(
+            f"{name} is the function dc.{module}.{function} itself: call it, as in "
+            f"{name}=dc.{module}.{example}."
         )
 
 
 def _check_curvature(curvature: Any) -> None:
-    if isinstance(curvature, curvatures.Curvature):
-        return
-    name = getattr(curvature, "__name__", None)
-    hint = f": call it, curvature=dc.curvatures.{name}()" if hasattr(curvatures, str(name)) else ""
-    raise TypeError(
-        f"curvature must be one of dc.curvatures, such as dc.curvatures.adaptive(), got "
-        f"{curvature!r}{hint}."
-    )
+    _check_called("curvature", curvature, curvatures, "adaptive()")
+    if not isinstance(curvature, curvatures.Curvature):
+        raise TypeError(
+            "curvature must be one of dc.curvatures, such as dc.curvatures.adaptive(), got "
+            f"{curvature!r}."
+        )

@@ -98,7 +98,7 @@ def delay_gradients(
         workers = state.workers
         if worker is not None:
             _check_one_worker(of_leaves)
-            number = jnp.asarray(worker, jnp.int32)
+            number = jnp.asarray(update_checks.integer_scalar("worker", worker), jnp.int32)
             workers = rows.write_row(workers, number, state.num_calls % (slowest + 1))
             told["worker"] = rows.read_row(workers, (state.num_calls + 1) % (slowest + 1))
         told |= extra_args

@@ -35,6 +35,13 @@ def nothing_measured() -> CompensationSums:
     return CompensationSums(*(jnp.full((), jnp.nan, jnp.float32) for _ in CompensationSums._fields))
 
 
+def forget_measurement(opt_state: optax.OptState) -> optax.OptState:
+    """The state as if nothing had been measured, so that a skipped update does not repeat it."""
+    is_sums = lambda node: isinstance(node, CompensationSums)
+    clear = lambda node: nothing_measured() if is_sums(node) else node
+    return jax.tree.map(clear, opt_state, is_leaf=is_sums)
+
+
 def measure(gradient: PyTree, compensated: PyTree, floored: PyTree | None) -> CompensationSums:
     """The sums of one update; `floored` says where `eps` decided, None if there is none."""
     # Of the compensated gradient as it was rounded: what 16 bits lose was not compensated.

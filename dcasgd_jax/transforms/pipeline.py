@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 
+from dcasgd_jax import checks
 from dcasgd_jax.typing import PyTree
 
 
@@ -43,12 +44,7 @@ def pipeline_delays(stage_of: Callable[[str], int], num_stages: int) -> Callable
       {'blocks': [2, 1], 'head': 0}
       >>> tx = dc.delay_gradients(optax.adam(1e-3), delays)
     """
-    try:
-        depth = operator.index(num_stages)
-    except TypeError:
-        depth = 0
-    if depth < 1:
-        raise ValueError(f"num_stages must be an integer >= 1, got {num_stages!r}.")
+    depth = checks.check_count("num_stages", num_stages)
 
     def delays(params: PyTree) -> PyTree:
         def delay_of(path, _):

@@ -43,7 +43,8 @@ def remember_pulls(
     `remember_pulls(optax.chain(compensate_delay(), multi), num_workers)`.
 
     A server that knows better passes `stale_params=` or `staleness=` itself, as `sim.simulate`
-    does, and is believed. What is remembered then is a guess that nobody uses.
+    does, and is believed. What is remembered then is a guess that nobody uses; without `worker=`
+    nothing is noted at all, so a server that offers sometimes must always name the worker.
 
     Args:
       inner: Any transformation, such as a chain. Its order is clipping, `compensate_delay`, weight
@@ -108,7 +109,7 @@ def remember_pulls(
         told = {"stale_params": stale_params if known else backups.read(worker), "worker": worker}
         if not known:
             told["staleness"] = state.num_pushes - pulled_at.read(worker)
-        told |= extra_args
+        told |= {name: value for name, value in extra_args.items() if value is not None}
         updates, inner_state = inner.update(updates, state.inner_state, params, **told)
         num_pushes = jnp.asarray(optax.safe_increment(state.num_pushes))
         return updates, RememberPullsState(backups, pulled_at, num_pushes, worker, inner_state)

@@ -22,7 +22,15 @@ TINY = ["--model", "softmax", "--workers", "3", "--updates", "40", "--batch", "4
 TINY += ["--events", "2", "--learning-rate", "0.2"]
 
 
-def row(moment="early", curvature="g2", lambda0=2.0, share=0.4, cosine=0.8, after=0.9, below=0.1):
+def row(
+    moment="early",
+    curvature="squared_gradient",
+    lambda0=2.0,
+    share=0.4,
+    cosine=0.8,
+    after=0.9,
+    below=0.1,
+):
     """A row whose pushes have |t| = 1 together, and the λ0 and share that are asked for."""
     adaptive = curvature == "adaptive"
     return summary.Row(
@@ -81,29 +89,35 @@ def test_a_moment_that_does_not_matter_has_no_vote():
     found = all_rows(("early", "middle")) + all_rows(("late",), lambda0=500.0, cosine=1.0)
     text = advised(found)
     assert "too small to matter late (cosine 1.0000)" in text
-    assert "compensations.explicit(2, " in text
+    assert "dc.compensate_delay(2, " in text
     assert "500" not in text
 
 
+CAP = ", max_pull=1, learning_rate=LR"
+
+
 @pytest.mark.parametrize(
-    ("name", "call"),
+    ("name", "options"),
     [
-        ("g2", "compensations.explicit(2, max_pull=1, learning_rate=LR)"),
-        ("adaptive", "compensations.explicit(2, ms_decay=0.95, max_pull=1, learning_rate=LR)"),
-        ("abs", 'compensations.explicit(2, curvature="abs", max_pull=1, learning_rate=LR)'),
-        ("fisher", 'compensations.explicit(2, curvature="fisher", max_pull=1, learning_rate=LR)'),
-        ("hvp", 'compensations.explicit(2, curvature="hvp")'),
+        ("squared_gradient", f", curvature=dc.curvatures.squared_gradient(){CAP}"),
+        ("adaptive", CAP),
+        ("absolute", f", curvature=dc.curvatures.absolute(){CAP}"),
+        ("fisher", f", curvature=dc.curvatures.fisher(){CAP}"),
+        ("hessian", ", curvature=dc.curvatures.hessian()"),
     ],
 )
-def test_lambda0_is_a_call_that_works(name, call):
+def test_lambda0_is_a_call_that_works(name, options):
+    call = f"dc.compensate_delay(2{options})"
     assert f"{name}: explains 40 % with lambda0 = 2: {call}" in advice.advise(rows())
     assert eval(call, {"dc": dc, "LR": 0.1}).update
 
 
 def test_the_best_comes_first_and_the_futile_are_named():
-    found = advice.advise(rows(abs={"share": 0.6}, g2={"share": 0.04}, fisher={"share": 0.049}))
-    assert found[0].startswith("abs: explains 60 %")
-    assert "g2 and fisher: under 5 % explained, do not bother." in found
+    found = advice.advise(
+        rows(absolute={"share": 0.6}, squared_gradient={"share": 0.04}, fisher={"share": 0.049})
+    )
+    assert found[0].startswith("absolute: explains 60 %")
+    assert "squared_gradient and fisher: under 5 % explained, do not bother." in found
 
 
 def test_nothing_is_worth_it():
@@ -120,21 +134,28 @@ def test_one_lambda0_must_fit_the_moments_within_a_factor_of_3(late, fits):
     assert ("with lambda0 =" in text) == fits
     if not fits and late > 0:
         assert f"no one lambda0 fits (2 early and {late:g} late)" in text
-        call = "compensations.explicit(dc.strengths.ratio(0.25), max_pull=1, learning_rate=LR)"
+        call = "dc.compensate_delay(dc.strengths.ratio(0.25), max_pull=1, learning_rate=LR)"
         assert f"{call} adapts" in text
         assert eval(call, {"dc": dc, "LR": optax.constant_schedule(0.1)}).update
 
 
 def test_the_control_is_as_good():
-    text = advised(rows(uniform={"share": 0.5}, abs={"share": 0.6}))
-    assert "g2, adaptive and fisher: no better than the same curvature in every direction" in text
+    text = advised(rows(uniform={"share": 0.5}, absolute={"share": 0.6}))
+    assert (
+        "squared_gradient, adaptive and fisher: no better than the same curvature in every" in text
+    )
     assert "explains 50 %" in text
     assert "no better" not in advised(rows())
 
 
 def test_a_worse_direction_is_said():
-    text = advised(rows(g2={"after": 0.79}, fisher={"after": 0.7}, uniform={"after": 0.1}))
-    assert "g2 and fisher, early: nearer to the true gradient, but of a worse direction" in text
+    text = advised(
+        rows(squared_gradient={"after": 0.79}, fisher={"after": 0.7}, uniform={"after": 0.1})
+    )
+    assert (
+        "squared_gradient and fisher, early: nearer to the true gradient, but of a worse direction"
+        in text
+    )
     assert "worse direction" not in advised(rows())
 
 
@@ -280,11 +301,11 @@ def test_numbers_are_explains(whole):
         stop.params,
         stop.stale_params,
         jnp.asarray(stop.rows),
-        curvatures=["abs"],
-    )["abs"]
+        names=["absolute"],
+    )["absolute"]
     assert event["staleness"] == schedule.staleness[event["event"]]
     for name in ("r_squared", "lambda0", "cosine_stale", "cosine_compensated", "ratio"):
-        found = event["explained"]["abs"][name]
+        found = event["explained"]["absolute"][name]
         assert found == pytest.approx(float(getattr(explained, name)), rel=1e-2)
 
 

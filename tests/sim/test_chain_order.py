@@ -194,8 +194,8 @@ def test_the_compiled_event_does_not_know_of_it():
     assert "callback" in update(observe=lambda arrival: jax.debug.callback(print, arrival.grads))
 
 
-def test_a_loop_with_the_wrong_order_shows_in_the_cosine():
-    """A plain loop cannot know; what it can measure says so."""
+def test_a_loop_with_the_wrong_order_climbs():
+    """A plain loop cannot know that it does; this is what the errors above are for."""
     tx = dc.remember_pulls(optax.chain(optax.sgd(0.5), dc.compensate_delay(50.0)), 2)
     params = jnp.asarray([1.0, -1.0])
     state = tx.init(params)

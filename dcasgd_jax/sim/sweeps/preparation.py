@@ -87,11 +87,21 @@ def check_starts(
     }.values():
         states = jax.eval_shape(lambda start=start: _states(program, start))
         offers.check_num_workers(states, schedule.num_workers)
-    given = starts[0].opt_state is not None or bool(starts[0].hyperparams)
-    opt_state, push_state = injected.put(_states(program, starts[0]), starts[0].hyperparams)
-    chain_order.check(program.tx, starts[0].params, opt_state if given else None)
-    if program.per_push is not None:
-        chain_order.check(program.per_push, starts[0].params, push_state if given else None)
+    for start in _extremes(starts):
+        given = start.opt_state is not None or bool(start.hyperparams)
+        states = injected.put(_states(program, start), start.hyperparams)
+        opt_state, push_state = states if given else (None, None)
+        of_chains = (program.tx, opt_state), (program.per_push, push_state)
+        chain_order.check_all(start.params, *of_chains)
+
+
+def _extremes(starts: Sequence[vectorized.Start]) -> list[vectorized.Start]:
+    """The first member, and those with the smallest and largest value of each hyperparameter."""
+    chosen = {0}
+    for name in starts[0].hyperparams:
+        values = [float(np.max(start.hyperparams[name])) for start in starts]
+        chosen |= {int(np.argmin(values)), int(np.argmax(values))}
+    return [starts[i] for i in sorted(chosen)]
 
 
 def _states(program: programs.Program, start: vectorized.Start) -> tuple[Any, Any]:

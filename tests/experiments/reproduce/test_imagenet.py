@@ -208,7 +208,7 @@ def test_the_protocol_of_the_paper():
     per_epoch = settings.budget(setting, run, reported.num_images).pushes_per_epoch
     assert per_epoch == 16 * 2502
     method = setting.method_of(run)
-    assert method.ms_decay == 0
+    assert repr(method.curvature) == "adaptive(ms_decay=0.0, eps=1e-07)"
     tx = optimizers.make_tx(method, 90 * per_epoch, 0.0, 0.0, reported.decay_at)
     grads, params = {"w": jnp.array([0.2])}, {"w": jnp.array([1.0])}
     state = methods.init_opt_state(tx, params, methods.Hyperparameters(0.1, 2.0))
