@@ -67,7 +67,11 @@ def rows(shapes: dict | None = None, num_workers: int = 4, repeats: int = 15) ->
     ours, carry = make_step(dc.dcasgd(0.1, num_workers=num_workers), shapes, num_workers)
     adam_tx = optax.with_extra_args_support(optax.adam(1e-3))
     adam, _ = make_step(adam_tx, shapes, num_workers)
-    state_size = sum(leaf.size for leaf in jax.tree.leaves(carry[1]) if leaf.ndim)
+    state_size = sum(
+        leaf.size
+        for leaf in jax.tree.leaves(carry[1])
+        if leaf.ndim and jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
     ours_seconds, adam_seconds = alternate(ours, adam, repeats=repeats)
     return [
         Row(

@@ -298,11 +298,43 @@ def test_positional_worker(name):
         tx.update(params, tx.init(params), params, 1)
 
 
-def test_a_rule_that_was_not_called():
-    tx = dc.compensate_delay(dc.strengths.ratio)
-    params = jnp.ones(2)
-    with pytest.raises(TypeError, match=r"lambda0 is ratio, .* call it"):
-        tx.update(params, tx.init(params), params, stale_params=params)
+@pytest.mark.parametrize("name", ["ratio", "capped_share", "least_squares"])
+def test_a_rule_that_was_not_called(name):
+    words = rf"lambda0 is the function dc\.strengths\.{name} itself: call it, as in lambda0="
+    for make in (dc.compensate_delay, lambda rule: dc.dcasgd(0.1, 2, lambda0=rule)):
+        with pytest.raises(TypeError, match=words):
+            make(getattr(dc.strengths, name))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: dc.compensate_delay("2"), "lambda0"),
+        (lambda: dc.compensate_delay([1.0]), "lambda0"),
+        (lambda: dc.compensate_delay(1.0, max_pull="1", learning_rate=0.1), "max_pull"),
+        (lambda: dc.compensate_delay(1.0, max_pull=1, learning_rate="0.1"), "learning_rate"),
+        (lambda: dc.curvatures.adaptive(eps="a"), "eps"),
+        (lambda: dc.curvatures.adaptive(ms_decay=(0.9,)), "ms_decay"),
+        (lambda: dc.dcasgd(0.1, 2, momentum="0.9"), "momentum"),
+        (lambda: dc.dcasgd(0.1, 2, weight_decay="0.1"), "weight_decay"),
+    ],
+)
+def test_what_is_no_number(make, name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got "):
+        make()
+
+
+def test_negative_weight_decay():
+    with pytest.raises(ValueError, match="weight_decay must be a finite number >= 0"):
+        dc.dcasgd(0.1, 2, weight_decay=-1.0)
+
+
+def test_a_pull_of_another_shape():
+    """Of which a part would have been written."""
+    state = dc.dcasgd(0.1, 3).init(jnp.zeros(3))
+    for pulled in (jnp.ones(2), jnp.ones(1), jnp.ones(())):
+        with pytest.raises(ValueError, match=r"has rows of shape \(3,\), but got"):
+            dc.record_pull(state, 1, pulled)
 
 
 @pytest.mark.parametrize("momentum", [1.0, 1.5, -0.1])

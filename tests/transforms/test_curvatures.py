@@ -152,7 +152,7 @@ def test_fisher_takes_a_tree_as_well():
         (
             {"curvature": dc.curvatures.adaptive},
             TypeError,
-            r"call it, curvature=dc\.curvatures\.adaptive\(\)",
+            r"itself: call it, as in curvature=dc\.curvatures\.adaptive\(\)",
         ),
         (
             {"curvature": KINDS["hvp"], "max_pull": 1.0, "learning_rate": 0.1},

@@ -67,5 +67,6 @@ def test_a_leaf_without_a_stage_is_named(stage):
 
 @pytest.mark.parametrize("num_stages", [0, -1, 1.5, None])
 def test_bad_number_of_stages(num_stages):
-    with pytest.raises(ValueError, match="num_stages must be an integer >= 1"):
+    error = ValueError if isinstance(num_stages, int) else TypeError
+    with pytest.raises(error, match="num_stages must be an integer >= 1"):
         dc.pipeline_delays(stage_of, num_stages)

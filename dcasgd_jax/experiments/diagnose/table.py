@@ -14,7 +14,7 @@ EXPLANATION = (
     "stale: versions, on average. Medians over the stale pushes, each with the lambda0 that is "
     "best for it; explained: the share of the change of the gradient that the compensation takes "
     "away; cosine: of the stale, and of the compensated, with the true gradient; ratio: "
-    "|compensation|/|gradient|; below eps: coordinates whose mean square is below it; one for all: "
+    "|compensation|/|gradient|; below eps: coordinates whose mean square is below it; for all: "
     "the lambda0 that is best for all pushes of the moment together, and what it explains. "
     "uniform is a control: the bare displacement."
 )
@@ -28,7 +28,7 @@ def make_table(console: "Console", rows: Sequence[summary.Row]) -> "Table":
     table.add_column("curvature", no_wrap=True)
     for name in (
         *("explained\n%", f"best\n{lambda0}", "cosine\nstale", "cosine\ncompens."),
-        *("ratio", "below\neps %", f"one for all:\n{lambda0}", "explained\n%"),
+        *("ratio", "below\neps %", f"for all:\n{lambda0}", "expl.\n%"),
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for moment in dict.fromkeys(row.moment for row in rows):

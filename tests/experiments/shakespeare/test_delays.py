@@ -11,7 +11,7 @@ from flax import nnx
 import dcasgd_jax as dc
 from dcasgd_jax.experiments.shakespeare import delays
 from dcasgd_jax.integrations.transformer import Transformer
-from dcasgd_jax.transforms import fixed_delay
+from dcasgd_jax.transforms import delays as known_delays
 
 
 def params_of(num_blocks):
@@ -49,7 +49,7 @@ def test_every_parameter_has_the_delay_of_its_stage(num_blocks):
 
 @pytest.mark.parametrize(("name", "delay"), [("0", 0), ("8", 8), (delays.TWO_BUFFERS, 1)])
 def test_the_others_are_uniform(name, delay):
-    found = fixed_delay.delay_of_each_leaf(delays.make_delay(name, 2), params_of(2))
+    found = known_delays.delay_of_each_leaf(delays.make_delay(name, 2), params_of(2))
     assert set(by_path(found).values()) == {delay}
     assert delays.largest(name, 2) == delay
 

@@ -22,7 +22,7 @@ from dcasgd_jax.experiments.shakespeare import (
     text,
     training,
 )
-from dcasgd_jax.transforms import fixed_delay
+from dcasgd_jax.transforms import delays as known_delays
 
 SETTING = settings.Setting(width=4, blocks=1, heads=2, context=4, batch_size=2, steps=16)
 PLAIN = training.Numbers(0.02, 0.0, math.inf, False)
@@ -149,7 +149,7 @@ def runs(delay):
 def by_hand(workload, compiled, run):
     """Lists of everything that was; each leaf takes its own entry of them."""
     start, starts = jax.device_get(workload.problem(run.seed).params), workload.starts(run.seed)
-    horizons = fixed_delay.delay_of_each_leaf(delays.make_delay(run.delay, SETTING.blocks), start)
+    horizons = known_delays.delay_of_each_leaf(delays.make_delay(run.delay, SETTING.blocks), start)
     slowest = max(jax.tree.leaves(horizons))
     state = compiled.tx.init(start)
     params, grads, losses = [start], [], []

@@ -158,7 +158,7 @@ def test_a_damaged_folder_is_named(tmp_path, name):
     (tmp_path / name).write_text("{")
     result = cli.call("train", "--out", tmp_path)
     assert result.code == 2
-    assert f"{name} in it cannot be read" in result.err
+    assert f"{name} is no result of dcasgd-jax train, or damaged (line 1: " in result.err
 
 
 def test_cifar10_on_generated_images(tmp_path, no_other_ray):
