@@ -12,7 +12,7 @@ import problems
 import pytest
 
 import dcasgd_jax as dc
-from dcasgd_jax import sim
+from dcasgd_jax import rivals, sim
 from dcasgd_jax.runtime import bookkeeping, identity, messages, saving
 from dcasgd_jax.runtime.messages import Outcome
 from dcasgd_jax.runtime.refusals import MOST_REFUSALS, NOTED_REFUSALS
@@ -310,10 +310,12 @@ def forms():
         "explicit": explicit,
         "remember_pulls": dc.remember_pulls(explicit, NUM_WORKERS),
         "dcasgd": dc.dcasgd(0.3, NUM_WORKERS, lambda0=4.0, curvature=adaptive, momentum=0.5),
+        # A guess of its own, which the server's memory around it overrules.
+        "assume_delay": dc.assume_delay(explicit, 2),
     }
 
 
-@pytest.mark.parametrize("form", ["explicit", "remember_pulls", "dcasgd"])
+@pytest.mark.parametrize("form", ["explicit", "remember_pulls", "dcasgd", "assume_delay"])
 @pytest.mark.parametrize(
     "protocol", [p for p in clients.PROTOCOLS if not isinstance(p, sim.Buffered)], ids=repr
 )
@@ -325,6 +327,21 @@ def test_every_form_is_the_explicit_chain_in_the_simulator(protocol, form, x64):
     run.join(1)
     run.run(seed=1)
     run.settings = run.settings._replace(tx=forms()["explicit"])
+    chex.assert_trees_all_close(
+        run.replay().params, run.server.model.state.params, rtol=1e-12, atol=1e-12
+    )
+
+
+def test_a_push_that_is_thrown_away_inside_still_is_a_pull(x64):
+    """`remember_pulls` within something that skips pushes does not see them; the server does."""
+    compensate = compensations.explicit(4.0, ms_decay=0.9)
+    dropping = lambda inner: rivals.drop_stale(inner, 3)
+    explicit = dropping(optax.chain(compensate, optax.sgd(0.3)))
+    inside = dropping(dc.remember_pulls(optax.chain(compensate, optax.sgd(0.3)), NUM_WORKERS))
+    params = problems.softmax_params(np.float64)
+    run = Clients(tx=inside, params=params, num_updates=24).run()
+    run.settings = run.settings._replace(tx=explicit)
+    assert (run.recorded().schedule.staleness >= 3).any()  # some are thrown away
     chex.assert_trees_all_close(
         run.replay().params, run.server.model.state.params, rtol=1e-12, atol=1e-12
     )

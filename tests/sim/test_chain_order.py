@@ -151,6 +151,42 @@ def test_caps_that_fit_pass(tx):
     try_out(tx)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("rate", [0.3, 0.01, 1e-4])
+def test_rounding_of_narrow_params_is_no_long_pull(rate, dtype):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    try_out(dc.dcasgd(rate, 4, max_pull=1.0), params)
+    try_out(dc.dcasgd(rate, 4, max_pull=3e-4), params)
+    try_out(optax.chain(optax.scale(1024.0), dc.compensate_delay(), optax.sgd(rate)), params)
+    with pytest.raises(ValueError, match="the chain applies"):
+        try_out(capped(rate, optax.sgd(10 * rate)), params)
+
+
+def test_a_cap_is_looked_at_behind_clipping_and_where_it_does_not_bind():
+    clip = optax.clip_by_global_norm(1.0)
+    for first in (clip, optax.scale(1e-3)):
+        tx = optax.chain(first, capped(0.01, optax.sgd(0.1)))
+        with pytest.raises(ValueError, match=r"learning_rate=0\.01, but the chain applies 0\.1"):
+            try_out(tx, {"w": jnp.zeros((100, 100))})
+
+
+def test_every_rate_of_a_sweep_must_fit_the_cap():
+    @optax.inject_hyperparams
+    def tx(rate):
+        return capped(0.1, optax.scale_by_learning_rate(rate))
+
+    batches, rates = problems.softmax_batches(len(SCHEDULE)), {"rate": [0.05, 0.1, 0.5]}
+    arguments = problems.softmax_loss, problems.softmax_params(), tx(rate=0.1), SCHEDULE, batches
+    with pytest.raises(ValueError, match=r"told learning_rate=0\.1, but the chain applies 0\.5"):
+        sim.sweep(*arguments, hyperparams=rates)
+
+
+def test_a_slight_weight_decay_is_found_too():
+    tx = optax.chain(optax.add_decayed_weights(1e-4), dc.compensate_delay(), optax.sgd(0.1))
+    with pytest.warns(UserWarning, match="something before it changes its direction"):
+        try_out(tx)
+
+
 def test_the_state_that_a_run_starts_from_is_the_one_that_is_tried():
     @optax.inject_hyperparams
     def tx(told, applied):

@@ -270,3 +270,22 @@ def test_a_state_of_another_number_of_workers_is_refused(name):
     restored = WITH_ROWS[name](3).init(problems.softmax_params())
     with pytest.raises(ValueError, match=r"made for num_workers=3, but there are 4"):
         problems.run(schedule, WITH_ROWS[name](4), opt_state=restored)
+
+
+@pytest.mark.parametrize("name", ["per_worker_momentum", "ordered_momentum", "adaptive"])
+@pytest.mark.parametrize("protocol", ["synchronous", "buffered"])
+def test_a_mean_is_of_no_worker_in_particular(name, protocol):
+    """As worker 0's, an ordered momentum would decay once in M updates."""
+    with pytest.raises(ValueError, match=r"of no worker in particular|no single stale point"):
+        problems.run(schedule_of(protocol, "none"), WITH_ROWS[name](NUM_WORKERS))
+
+
+def test_what_was_skipped_has_no_measurement():
+    """Not that of the push before."""
+    tx = rivals.drop_stale(chain(compensations.explicit(2.0)), 3)
+    schedule = schedule_of("asynchronous", "slow")
+    trace = problems.run(schedule, tx, metrics=["compensation_ratio"]).trace
+    skipped = schedule.staleness >= 3
+    assert skipped.any()
+    assert not skipped.all()
+    np.testing.assert_array_equal(np.isnan(trace.compensation_ratio), skipped)
