@@ -2,13 +2,13 @@
 
 import importlib.util
 
-import compensations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from timing import Row, alternate
 
+import dcasgd_jax as dc
 from dcasgd_jax import sim
 
 WORKERS = 8
@@ -51,7 +51,7 @@ def conv_loss(params, batch):
 
 def compensated():
     """DC-ASGD-a as the simulator uses it."""
-    return optax.chain(compensations.explicit(2.0, ms_decay=0.95), optax.sgd(0.1))
+    return optax.chain(dc.compensate_delay(2.0), optax.sgd(0.1))
 
 
 def sgd_step(params, batch, loss_fn):

@@ -1,6 +1,5 @@
 """A sweep of members at once against the same members one `simulate` after another."""
 
-import compensations
 import engines
 import jax
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ import numpy as np
 import optax
 from timing import Row, alternate
 
+import dcasgd_jax as dc
 from dcasgd_jax import sim
 
 WORKERS = 8
@@ -17,7 +17,7 @@ def injected():
     """DC-ASGD-a with its numbers in the state; a new object, so nothing is compiled for it yet."""
 
     def factory(learning_rate, lambda0):
-        return optax.chain(compensations.explicit(lambda0, ms_decay=0.95), optax.sgd(learning_rate))
+        return optax.chain(dc.compensate_delay(lambda0), optax.sgd(learning_rate))
 
     return optax.inject_hyperparams(factory)(learning_rate=0.0, lambda0=0.0)
 
