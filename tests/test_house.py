@@ -50,7 +50,11 @@ def below(*prefixes):
 
 TYPES = "dcasgd_jax.typing"
 CHECKS = "dcasgd_jax.checks"
-GROUND = (TYPES, CHECKS, *(f"dcasgd_jax.{name}" for name in ("rows", "trees", "update_checks")))
+GROUND = (
+    TYPES,
+    CHECKS,
+    *(f"dcasgd_jax.{name}" for name in ("rows", "sums", "trees", "update_checks")),
+)
 FORMULA = "dcasgd_jax.compensation"
 CURVATURES = "dcasgd_jax.curvatures"
 STRENGTHS = "dcasgd_jax.strengths"
@@ -140,7 +144,7 @@ def test_public_names_are_the_ones_promised():
         *("Curvature", "AdaptiveState"),
     }
     assert set(public(dc.strengths)) == {
-        *("ratio", "capped_share", "least_squares", "StrengthRule", "Situation"),
+        *("ratio", "capped_share", "least_squares", "StrengthRule", "Situation", "Coordinates"),
         *("RatioState", "CappedShareState", "LeastSquaresState"),
     }
     assert set(public(rivals.sends)) == {

@@ -28,6 +28,8 @@ class Curvature(NamedTuple):
         basis, so it cannot be capped.
       floored: `floored(estimate)` tells where a floor such as `eps` decides and not the gradients:
         a tree of booleans. `None`: there is no floor.
+      by_coordinate: Whether estimate, diagonal and term of a coordinate depend on that coordinate
+        alone: then a rule's sums can take a part of a leaf at a time.
       needs: Names of the extra arguments that `update` must be given, and for each what it is and
         who passes it, for the message if it is missing.
 
@@ -48,6 +50,7 @@ class Curvature(NamedTuple):
     diagonal: Callable[[Any, PyTree, Any], PyTree] | None = None
     floored: Callable[[Any], PyTree] | None = None
     needs: tuple[tuple[str, str], ...] = ()
+    by_coordinate: bool = False
 
     def __repr__(self) -> str:
         """As it is written."""
@@ -99,4 +102,4 @@ def elementwise(
         scaled = diagonal(estimate, grads, strength)
         return compensation.pull_back(scaled, displacement, max_curvature)
 
-    return Curvature(name, init, update, term, diagonal, floored, needs)
+    return Curvature(name, init, update, term, diagonal, floored, needs, by_coordinate=True)

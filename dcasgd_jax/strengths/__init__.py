@@ -6,5 +6,6 @@ from dcasgd_jax.strengths.least_squares import LeastSquaresState as LeastSquares
 from dcasgd_jax.strengths.least_squares import least_squares as least_squares
 from dcasgd_jax.strengths.ratio import RatioState as RatioState
 from dcasgd_jax.strengths.ratio import ratio as ratio
+from dcasgd_jax.strengths.rule import Coordinates as Coordinates
 from dcasgd_jax.strengths.rule import Situation as Situation
 from dcasgd_jax.strengths.rule import StrengthRule as StrengthRule

@@ -63,16 +63,13 @@ def capped_share(share: Scalar, *, gain: Scalar = 0.1) -> rule.StrengthRule:
 
         # Before the first gradient that is not zero there is nothing to start from. Not a
         # lax.cond, whose branches would differ in type where shard_map splits the gradients.
-        together = rule.total(jax.tree.map(_sum, situation.curvature))
+        (curvature,) = situation.sums(lambda coordinates: coordinates.curvature)
+        together = rule.total(curvature)
         first = jnp.log(rule.quotient(cap, together / size))
         log_lambda0 = jnp.where(jnp.isfinite(state.log_lambda0), state.log_lambda0, first)
         lambda0 = jnp.where(jnp.isfinite(log_lambda0), jnp.exp(log_lambda0), 0.0)
-        at_cap = jax.tree.map(lambda c: _sum(lambda0 * c >= cap), situation.curvature)
+        (at_cap,) = situation.sums(lambda coordinates: lambda0 * coordinates.curvature >= cap)
         following = log_lambda0 + gain * (share - rule.total(at_cap) / size)
         return lambda0, CappedShareState(following)
 
     return rule.StrengthRule(init_fn, update_fn)
-
-
-def _sum(leaf: jax.Array) -> jax.Array:
-    return jnp.sum(leaf, dtype=jnp.float32)

@@ -72,8 +72,9 @@ def ratio(
 
     def update_fn(state: RatioState, situation: rule.Situation) -> Any:
         average = lambda old, new: decay * old + (1 - decay) * new
-        squares = tuple(
-            rule.inner_products(tree, tree) for tree in (situation.grads, situation.term)
+        squares = situation.sums(
+            lambda coordinates: jnp.square(coordinates.grads.astype(jnp.float32)),
+            lambda coordinates: jnp.square(coordinates.term.astype(jnp.float32)),
         )
         if not per_leaf:
             squares = tuple(rule.total(square) for square in squares)

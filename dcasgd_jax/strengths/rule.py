@@ -10,6 +10,14 @@ from dcasgd_jax import trees
 from dcasgd_jax.typing import PyTree
 
 
+class Coordinates(NamedTuple):
+    """The same coordinates of the trees of a `Situation`: a leaf, or a part of one."""
+
+    grads: jax.Array
+    term: jax.Array
+    curvature: Any  # an array; None if the curvature has none
+
+
 class Situation(NamedTuple):
     """What a rule may look at: one update, with the strength λ0 = 1; trees like the gradients."""
 
@@ -19,6 +27,9 @@ class Situation(NamedTuple):
     max_curvature: Any  # the cap on λ0 times `curvature`, a scalar; None if there is none
     hessian_vector_product: Callable[[PyTree], PyTree] | None
     displacement: PyTree  # w - w_stale
+    # sums(*functions) of `Coordinates` to an array: for each function a tree like the gradients of
+    # the sums of its arrays. What reads the trees instead makes XLA write them out on a CPU.
+    sums: Callable[..., tuple[PyTree, ...]]
 
 
 class StrengthRule(NamedTuple):

@@ -3,12 +3,11 @@
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, compensation, curvatures, strengths, update_checks
-from dcasgd_jax.transforms import cap, measurement
+from dcasgd_jax.transforms import cap, measurement, situations
 from dcasgd_jax.typing import PyTree, Scalar
 
 Strength = optax.ScalarOrSchedule | strengths.StrengthRule
@@ -132,7 +131,8 @@ def compensate_delay(
             lambda0_now = lambda0(state.num_updates) if callable(lambda0) else lambda0
         else:
             product = extra_args.get("hessian_vector_product")
-            situation = _situation(curvature, estimate, updates, params, moved, highest, product)
+            where = (updates, params, stale_params)
+            situation = situations.make(curvature, estimate, *where, moved, highest, product)
             lambda0_now, rule_state = rule.update(state.strength, situation)
         term = curvature.term(estimate, updates, moved, lambda0_now, highest)
         if observe is not None:
@@ -146,20 +146,6 @@ def compensate_delay(
         return compensated, CompensateDelayState(count, curvature_state, rule_state, sums)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _situation(curvature, estimate, grads, params, moved, highest, product) -> strengths.Situation:
-    """What a rule for λ0 is shown."""
-    one = lambda function, *rest: function(estimate, grads, *rest)
-    return strengths.Situation(
-        grads=grads,
-        term=one(curvature.term, moved, 1.0, None),
-        curvature=None if curvature.diagonal is None else one(curvature.diagonal, 1.0),
-        max_curvature=highest,
-        hessian_vector_product=product,
-        # A tangent has the dtype of its parameter.
-        displacement=jax.tree.map(lambda m, p: m.astype(jnp.result_type(p)), moved, params),
-    )
 
 
 def _needed(curvature: curvatures.Curvature, given: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import dcasgd_jax as dc
-from dcasgd_jax import sim
+from dcasgd_jax import sim, sums
 
 PARAMS = {"a": jnp.asarray([1.0, -2.0, 0.5]), "b": jnp.asarray([[3.0]])}
 STALE = {"a": jnp.asarray([0.5, -2.5, 0.5]), "b": jnp.asarray([[2.0]])}
@@ -182,18 +182,49 @@ def test_in_a_simulated_run_and_a_sweep(rule):
     assert np.isfinite(result.losses).all()
 
 
-def test_where_the_gradients_are_split_over_devices():
+@pytest.mark.parametrize("block", [sums.BLOCK, 2], ids=["at once", "in blocks"])
+def test_where_the_gradients_are_split_over_devices(block, monkeypatch):
     """Each shard chooses for its own coordinates, as for a tree of its own."""
+    monkeypatch.setattr(sums, "BLOCK", block)
     mesh = jax.make_mesh((4,), ("shards",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.PartitionSpec("shards")
-    grads, params = jnp.linspace(0.1, 1.0, 8), jnp.ones(8)
+    grads, params = jnp.linspace(0.1, 1.0, 20), jnp.ones(20)
     for rule in (dc.strengths.ratio(0.5), dc.strengths.capped_share(0.3)):
         tx = dc.compensate_delay(rule, max_pull=1.0, learning_rate=0.1)
         first = lambda g, p, tx=tx: tx.update(g, tx.init(p), p, stale_params=0.9 * p)[0]
         specs = {"mesh": mesh, "in_specs": (split, split), "out_specs": split}
         together = jax.jit(jax.shard_map(first, **specs))(grads, params)
-        alone = jax.vmap(first)(grads.reshape(4, 2), params.reshape(4, 2)).reshape(8)
+        alone = jax.vmap(first)(grads.reshape(4, 5), params.reshape(4, 5)).reshape(20)
         np.testing.assert_allclose(together, alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("curvature", ["adaptive", "absolute", "fisher", "squared_gradient"])
+@pytest.mark.parametrize("rule", ["ratio", "ratio of each leaf", "share"])
+def test_sums_in_blocks_are_the_sums(rule, curvature, monkeypatch):
+    """Whole blocks and a rest, with leaves that are no multiple of a block, and None."""
+    made = {
+        "ratio": dc.strengths.ratio(0.5),
+        "ratio of each leaf": dc.strengths.ratio(0.5, per_leaf=True),
+        "share": dc.strengths.capped_share(0.3, gain=1.0),
+    }[rule]
+    draw = lambda seed: np.random.default_rng(seed).normal(size=(11, 3))
+    params, stale = {"a": draw(0), "b": draw(1)[0], "n": draw(5)}, {}
+    stale = {"a": draw(2), "b": draw(3)[0], "n": draw(6)}
+    grads = {"a": draw(4), "b": draw(5)[0], "n": None}
+    tx = dc.compensate_delay(
+        made, curvature=getattr(dc.curvatures, curvature)(), max_pull=1.0, learning_rate=0.5
+    )
+
+    def twice():
+        state = tx.init(params)
+        for _ in range(2):
+            told = {"fisher_diagonal": jax.tree.map(np.square, params)}
+            updates, state = tx.update(grads, state, params, stale_params=stale, **told)
+        return updates, state.strength
+
+    at_once = twice()
+    monkeypatch.setattr(sums, "BLOCK", 4)
+    chex.assert_trees_all_close(twice(), at_once, rtol=1e-5)
 
 
 def test_one_trace():
