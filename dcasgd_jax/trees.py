@@ -38,6 +38,19 @@ def find_states(tree: PyTree, *kinds: type) -> list[Any]:
     return list(filter(is_one, jax.tree.leaves(tree, is_leaf=is_one)))
 
 
+def map_states(function: Callable[[Any], Any], tree: PyTree, kind: type) -> PyTree:
+    """The tree with every node of a type, as `find_states` finds them, replaced."""
+    is_one = lambda node: isinstance(node, kind)
+    replace = lambda node: function(node) if is_one(node) else node
+    return jax.tree.map(replace, tree, is_leaf=is_one)
+
+
+def quotient(numerator, denominator, otherwise: float = 0.0) -> jax.Array:
+    """The quotient, or `otherwise` where it would be divided by zero."""
+    is_zero = jnp.asarray(denominator) == 0
+    return jnp.where(is_zero, otherwise, numerator / jnp.where(is_zero, 1.0, denominator))
+
+
 def map_updates(function: Callable, updates: PyTree, *trees: PyTree) -> PyTree:
     """`function(update, ...)` of every leaf, computed wide and rounded back; `None` stays `None`.
 

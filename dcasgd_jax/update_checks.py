@@ -7,6 +7,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
+from dcasgd_jax import trees
 from dcasgd_jax.typing import PyTree
 
 
@@ -102,8 +103,7 @@ def check_real(params: PyTree) -> None:
 
 def check_gradients(grads: PyTree, params: PyTree) -> None:
     """Raises ValueError, naming the leaf, unless gradients are `None` or shaped like `params`."""
-    is_none = lambda leaf: leaf is None
-    given = jax.tree_util.tree_flatten_with_path(grads, is_leaf=is_none)[0]
+    given = jax.tree_util.tree_flatten_with_path(grads, is_leaf=trees.is_none)[0]
     missing = {path for path, leaf in given if leaf is None}
     whole = jax.tree_util.tree_leaves_with_path(params)
     kept = dict(pair for pair in whole if pair[0] not in missing)
@@ -149,8 +149,7 @@ def _same_shape(one, other) -> bool:
 
 
 def _has_masked_node(tree) -> bool:
-    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
-    return any(isinstance(node, optax.MaskedNode) for node in nodes)
+    return bool(trees.find_states(tree, optax.MaskedNode))
 
 
 def _name(path) -> str:

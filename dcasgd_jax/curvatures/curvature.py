@@ -28,8 +28,9 @@ class Curvature(NamedTuple):
         basis, so it cannot be capped.
       floored: `floored(estimate)` tells where a floor such as `eps` decides and not the gradients:
         a tree of booleans. `None`: there is no floor.
-      by_coordinate: Whether estimate, diagonal and term of a coordinate depend on that coordinate
-        alone: then a rule's sums can take a part of a leaf at a time.
+      by_coordinate: Whether diagonal and term of a coordinate depend on that coordinate alone, and
+        the estimate is a tree like the gradients or `None`: then the sums of a rule for λ0 take a
+        part of a leaf at a time.
       needs: Names of the extra arguments that `update` must be given, and for each what it is and
         who passes it, for the message if it is missing.
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import compensation, curvatures, update_checks
+from dcasgd_jax import compensation, curvatures, trees, update_checks
 from dcasgd_jax.diagnostics import samples, vectors
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -124,19 +124,30 @@ class _Situation(NamedTuple):
     like: PyTree  # parameters, for their dtypes
 
 
-def _curvature(situation: _Situation, name: str) -> curvatures.Curvature:
-    """The curvature of a name; the adaptive one has its mean square already."""
-    if name == "uniform":
-        ones = lambda _, grads, strength: jax.tree.map(lambda g: strength + 0 * g, grads)
-        return curvatures.elementwise("uniform", ones)
-    if name == "adaptive":
-        keep = lambda state, grads: (situation.mean_square, state)
-        return curvatures.adaptive(0.0, situation.eps)._replace(update=keep)
-    return getattr(curvatures, name)()
+def _uniform(situation: _Situation) -> curvatures.Curvature:
+    del situation
+    ones = lambda _, grads, strength: jax.tree.map(lambda g: strength + 0 * g, grads)
+    return curvatures.elementwise("uniform", ones)
+
+
+def _adaptive(situation: _Situation) -> curvatures.Curvature:
+    """Its mean square is there already."""
+    keep = lambda state, grads: (situation.mean_square, state)
+    return curvatures.adaptive(0.0, situation.eps)._replace(update=keep)
+
+
+_MAKERS: dict[str, Callable[[_Situation], curvatures.Curvature]] = {
+    "squared_gradient": lambda _: curvatures.squared_gradient(),
+    "adaptive": _adaptive,
+    "absolute": lambda _: curvatures.absolute(),
+    "fisher": lambda _: curvatures.fisher(),
+    "hessian": lambda _: curvatures.hessian(),
+    "uniform": _uniform,
+}
 
 
 def _explain_one(situation: _Situation, name: str, per_leaf: bool) -> Explanation:
-    curvature, grads = _curvature(situation, name), situation.grads
+    curvature, grads = _MAKERS[name](situation), situation.grads
     needed = {need: situation.offered[need] for need, _ in curvature.needs}
     # Products are taken at the parameters, whose dtypes a tangent must have.
     narrow = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, situation.like)
@@ -167,7 +178,7 @@ def _explain(
         lambda0=lambda0,
         cosine_stale=vectors.cosine(grads, true_grads),
         cosine_compensated=vectors.cosine(compensated, true_grads),
-        ratio=vectors.quotient(vectors.norm(fitted), vectors.norm(grads), jnp.nan),
+        ratio=trees.quotient(vectors.norm(fitted), vectors.norm(grads), jnp.nan),
         below_eps=_share(floored),
         change_norm=vectors.norm(change),
         term_norm=vectors.norm(term),
@@ -178,4 +189,4 @@ def _share(floored: PyTree | None) -> jax.Array:
     """Share of the coordinates where that is so; nan if there are none."""
     leaves = jax.tree.leaves(floored)
     together = jnp.asarray(sum(jnp.sum(leaf) for leaf in leaves), jnp.result_type(float))
-    return vectors.quotient(together, sum(leaf.size for leaf in leaves), jnp.nan)
+    return trees.quotient(together, sum(leaf.size for leaf in leaves), jnp.nan)

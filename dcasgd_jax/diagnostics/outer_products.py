@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import flatten_util
 from jax.typing import ArrayLike
 
+from dcasgd_jax import trees
 from dcasgd_jax.diagnostics import samples, vectors
 from dcasgd_jax.typing import PyTree
 
@@ -123,10 +124,10 @@ def _errors(
     """The errors from the moments of G: its mean, E|G|², E<G, H>; and H."""
     scale = jnp.sum(hessian**2)
     mse = lambda strength: strength**2 * mean_norm_square - 2 * strength * inner_product + scale
-    best = vectors.quotient(inner_product, mean_norm_square, jnp.nan)
+    best = trees.quotient(inner_product, mean_norm_square, jnp.nan)
     bias_square = jax.lax.map(lambda s: jnp.sum((s * mean - hessian) ** 2), strengths)
     spread = jnp.maximum(mean_norm_square - jnp.sum(mean**2), 0.0)
-    relative = lambda error: vectors.quotient(error, scale, jnp.nan)
+    relative = lambda error: trees.quotient(error, scale, jnp.nan)
     return OuterProductError(
         mse=relative(mse(strengths)),
         bias_square=relative(bias_square),

@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from dcasgd_jax import trees
 from dcasgd_jax.typing import PyTree
 
 
 def widened(tree: PyTree) -> PyTree:
     """The tree in float32, or wider where it is."""
-    wide = lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
-    return jax.tree.map(wide, tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, trees.wide_dtype(leaf)), tree)
 
 
 def norm(vector: PyTree) -> jax.Array:
@@ -22,7 +22,7 @@ def cosine(one: PyTree, other: PyTree) -> jax.Array:
     """Of the angle between two vectors; nan if one of them is zero."""
     (one, _), (other, _) = _split(one), _split(other)
     lengths = jnp.sqrt(_inner(one, one)) * jnp.sqrt(_inner(other, other))
-    return jnp.clip(quotient(_inner(one, other), lengths, jnp.nan), -1.0, 1.0)
+    return jnp.clip(trees.quotient(_inner(one, other), lengths, jnp.nan), -1.0, 1.0)
 
 
 def best_multiple(vector: PyTree, other: PyTree) -> tuple[jax.Array, jax.Array]:
@@ -31,16 +31,10 @@ def best_multiple(vector: PyTree, other: PyTree) -> tuple[jax.Array, jax.Array]:
     λ is 0 if `other` is zero; the share is nan if `vector` is zero.
     """
     (vector, scale), (other, other_scale) = _split(vector), _split(other)
-    multiple = quotient(_inner(vector, other), _inner(other, other), 0.0)
+    multiple = trees.quotient(_inner(vector, other), _inner(other, other), 0.0)
     left = jax.tree.map(lambda a, b: a - multiple * b, vector, other)
-    share = 1 - quotient(_inner(left, left), _inner(vector, vector), jnp.nan)
-    return multiple * quotient(scale, other_scale, 0.0), jnp.maximum(share, 0.0)
-
-
-def quotient(numerator, denominator, otherwise: float) -> jax.Array:
-    """The quotient, or `otherwise` where it would be divided by zero."""
-    is_zero = jnp.asarray(denominator) == 0
-    return jnp.where(is_zero, otherwise, numerator / jnp.where(is_zero, 1.0, denominator))
+    share = 1 - trees.quotient(_inner(left, left), _inner(vector, vector), jnp.nan)
+    return multiple * trees.quotient(scale, other_scale, 0.0), jnp.maximum(share, 0.0)
 
 
 def _inner(one: PyTree, other: PyTree) -> jax.Array:
@@ -52,4 +46,4 @@ def _split(vector: PyTree) -> tuple[PyTree, jax.Array]:
     """The vector divided by its largest entry, and that entry: squares of it stay in range."""
     largest = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(vector)]
     scale = jnp.max(jnp.stack(largest)) if largest else jnp.zeros(())
-    return jax.tree.map(lambda leaf: quotient(leaf, scale, 0.0), vector), scale
+    return jax.tree.map(lambda leaf: trees.quotient(leaf, scale, 0.0), vector), scale

@@ -25,8 +25,7 @@ def find_state(opt_state: PyTree, kinds: Sequence[type], whose: str) -> Any:
     Raises:
       ValueError: If there is none, or more than one.
     """
-    is_one = lambda node: isinstance(node, tuple(kinds))
-    found = list(filter(is_one, jax.tree.leaves(opt_state, is_leaf=is_one)))
+    found = trees.find_states(opt_state, *kinds)
     if len(found) != 1:
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(
@@ -66,8 +65,7 @@ def next_rates(
 def _num_updates(opt_state: PyTree, whose: str) -> jax.Array:
     """How many updates there were, where a schedule counts them."""
     kinds = (optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
-    is_one = lambda node: isinstance(node, kinds)
-    found = list(filter(is_one, jax.tree.leaves(opt_state, is_leaf=is_one)))
+    found = trees.find_states(opt_state, *kinds)
     if not found:
         raise ValueError(
             f"{whose} has a schedule as its learning_rate, but nothing in the server's optimizer "
@@ -79,8 +77,7 @@ def _num_updates(opt_state: PyTree, whose: str) -> jax.Array:
 
 def _injected_rate(opt_state: PyTree, whose: str) -> jax.Array:
     kinds = (optax.InjectStatefulHyperparamsState, optax.InjectHyperparamsState)
-    is_one = lambda node: isinstance(node, kinds)
-    found = list(filter(is_one, jax.tree.leaves(opt_state, is_leaf=is_one)))
+    found = trees.find_states(opt_state, *kinds)
     rates = [node for node in found if "learning_rate" in node.hyperparams]
     if len(rates) != 1:
         raise ValueError(

@@ -84,12 +84,12 @@ def with_memory(
       ValueError: If averaged pushes of several versions are to be compensated after the mean, or a
         transformation asks for what a server does not have.
     """
+    name = "tx"
     if program.flow == "mean":
+        name = "tx" if program.per_push is None else "per_push"
         why = "The pushes of one update may have read different versions"
         why = why if program.mixes else "Updates take the mean of several pushes"
         offers.check_mean(program.tx, params, why, has_stale_point=not program.mixes)
-    averages = program.flow == "mean"
-    name = "per_push" if averages and program.per_push is not None else "tx"
     tx = getattr(program, name)
     state = jax.eval_shape(tx.init, params)
     guesses = (transforms.RememberPullsState, transforms.AssumeDelayState)

@@ -195,7 +195,7 @@ def _by_path(tree: PyTree) -> dict[str, jax.Array]:
 
 
 def _look(before: jax.Array, after: jax.Array) -> _Leaf:
-    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    wide = lambda leaf: leaf.astype(trees.wide_dtype(leaf))
     precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in (before, after))
     raw, arrived = wide(before), wide(after)
     ratios = arrived / raw

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import compensation
+from dcasgd_jax import compensation, trees
 from dcasgd_jax.sim import preconditions
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
@@ -118,5 +118,4 @@ def refused_curvatures(why: str) -> dict[str, Callable[..., PyTree]]:
 
 def _squares(grads: PyTree) -> PyTree:
     """Squared gradients, in float32 or wider."""
-    wide = lambda g: jnp.zeros(g.shape, jnp.promote_types(g.dtype, jnp.float32))
-    return compensation.update_mean_square(jax.tree.map(wide, grads), grads, ms_decay=0.0)
+    return compensation.update_mean_square(trees.zeros_to_accumulate(grads), grads, ms_decay=0.0)

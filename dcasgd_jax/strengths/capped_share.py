@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import checks
+from dcasgd_jax import checks, trees
 from dcasgd_jax.strengths import rule
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -65,7 +65,7 @@ def capped_share(share: Scalar, *, gain: Scalar = 0.1) -> rule.StrengthRule:
         # lax.cond, whose branches would differ in type where shard_map splits the gradients.
         (curvature,) = situation.sums(lambda coordinates: coordinates.curvature)
         together = rule.total(curvature)
-        first = jnp.log(rule.quotient(cap, together / size))
+        first = jnp.log(trees.quotient(cap, together / size))
         log_lambda0 = jnp.where(jnp.isfinite(state.log_lambda0), state.log_lambda0, first)
         lambda0 = jnp.where(jnp.isfinite(log_lambda0), jnp.exp(log_lambda0), 0.0)
         (at_cap,) = situation.sums(lambda coordinates: lambda0 * coordinates.curvature >= cap)

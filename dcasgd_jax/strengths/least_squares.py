@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import checks
+from dcasgd_jax import checks, trees
 from dcasgd_jax.strengths import rule
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -70,7 +70,7 @@ def least_squares(*, decay: Scalar = 0.99) -> rule.StrengthRule:
         product = average(state.product, rule.total(rule.inner_products(situation.term, change)))
         square = rule.total(rule.inner_products(situation.term, situation.term))
         term_square = average(state.term_square, square)
-        lambda0 = jnp.maximum(rule.quotient(product, term_square), 0.0)
+        lambda0 = jnp.maximum(trees.quotient(product, term_square), 0.0)
         return lambda0, LeastSquaresState(product, term_square)
 
     return rule.StrengthRule(init_fn, update_fn)

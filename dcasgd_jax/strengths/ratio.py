@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks
+from dcasgd_jax import checks, trees
 from dcasgd_jax.strengths import rule
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -83,7 +83,7 @@ def ratio(
         rho_now = rho(state.num_updates) if callable(rho) else rho
         # Roots before the quotient: a quotient of two squares leaves the range of float32.
         lambda0 = jax.tree.map(
-            lambda g, t: rho_now * rule.quotient(jnp.sqrt(g), jnp.sqrt(t)),
+            lambda g, t: rho_now * trees.quotient(jnp.sqrt(g), jnp.sqrt(t)),
             gradient_square,
             term_square,
         )

@@ -15,7 +15,7 @@ class Coordinates(NamedTuple):
 
     grads: jax.Array
     term: jax.Array
-    curvature: Any  # an array; None if the curvature has none
+    curvature: Any = None  # an array; None if the curvature has none
 
 
 class Situation(NamedTuple):
@@ -57,9 +57,3 @@ def inner_products(one: PyTree, other: PyTree) -> PyTree:
 def total(tree: PyTree) -> jax.Array:
     """The sum of a tree of scalars."""
     return jnp.asarray(sum(jax.tree.leaves(tree)), jnp.float32)
-
-
-def quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """The quotient; 0 where the denominator is 0, so that no displacement means no strength."""
-    nothing = denominator == 0
-    return jnp.where(nothing, 0.0, numerator / jnp.where(nothing, 1.0, denominator))

@@ -37,9 +37,7 @@ def nothing_measured() -> CompensationSums:
 
 def forget_measurement(opt_state: optax.OptState) -> optax.OptState:
     """The state as if nothing had been measured, so that a skipped update does not repeat it."""
-    is_sums = lambda node: isinstance(node, CompensationSums)
-    clear = lambda node: nothing_measured() if is_sums(node) else node
-    return jax.tree.map(clear, opt_state, is_leaf=is_sums)
+    return trees.map_states(lambda _: nothing_measured(), opt_state, CompensationSums)
 
 
 def measure(gradient: PyTree, compensated: PyTree, floored: PyTree | None) -> CompensationSums:
@@ -108,11 +106,11 @@ def compensation_metrics(opt_state: optax.OptState) -> CompensationMetrics:
     sums = jax.tree.map(lambda *parts: sum(parts), *found)
     # Roots before the product: a product of two squares leaves the range of float32.
     gradient, compensated = jnp.sqrt(sums.gradient_square), jnp.sqrt(sums.compensated_square)
-    cosine = jnp.clip(_quotient(sums.inner_product, gradient * compensated, 0.0), -1.0, 1.0)
+    cosine = jnp.clip(trees.quotient(sums.inner_product, gradient * compensated, 0.0), -1.0, 1.0)
     return CompensationMetrics(
-        ratio=_quotient(jnp.sqrt(sums.compensation_square), gradient, 0.0),
+        ratio=trees.quotient(jnp.sqrt(sums.compensation_square), gradient, 0.0),
         cosine=jnp.where(gradient == 0, 1.0, cosine),
-        below_eps=_quotient(sums.below_eps, sums.num_adaptive, jnp.nan),
+        below_eps=trees.quotient(sums.below_eps, sums.num_adaptive, jnp.nan),
     )
 
 
@@ -120,9 +118,3 @@ def _sum_of_products(one: PyTree, other: PyTree) -> jax.Array:
     """Inner product of two float32 trees; XLA reduces it while it reads them."""
     products = jax.tree.map(lambda a, b: jnp.sum(a * b), one, other)
     return jnp.asarray(sum(jax.tree.leaves(products)), jnp.float32)
-
-
-def _quotient(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
-    """The quotient, or `otherwise` where it would be divided by zero."""
-    is_zero = denominator == 0
-    return jnp.where(is_zero, otherwise, numerator / jnp.where(is_zero, 1.0, denominator))

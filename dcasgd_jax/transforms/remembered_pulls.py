@@ -146,12 +146,9 @@ def record_pull(opt_state: optax.OptState, worker: Scalar, params: PyTree) -> op
             "This optimizer state remembers no pulls: build the optimizer with dc.dcasgd or "
             "dc.remember_pulls."
         )
-    is_state = lambda node: isinstance(node, RememberPullsState)
     is_masked = lambda node: isinstance(node, optax.MaskedNode)
 
     def replace(node):
-        if not is_state(node):
-            return node
         num_workers = node.backups.num_workers
         if num_workers is None:
             return node
@@ -163,4 +160,4 @@ def record_pull(opt_state: optax.OptState, worker: Scalar, params: PyTree) -> op
         pulled_at = node.pulled_at.write(row, node.num_pushes)
         return node._replace(backups=rows.PerWorker(kept), pulled_at=pulled_at)
 
-    return jax.tree.map(replace, opt_state, is_leaf=is_state)
+    return trees.map_states(replace, opt_state, RememberPullsState)

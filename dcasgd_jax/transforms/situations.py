@@ -28,14 +28,19 @@ def make(
     )
     whole = at_one(estimate, grads, moved)
 
+    structure = jax.tree.structure(grads, is_leaf=trees.is_none)
+    if curvature.by_coordinate:
+        of_part = lambda grad, param, stale_param, estimate=None: at_one(
+            estimate, grad, compensation.displacement(param, stale_param)
+        )
+        operands = (grads, params, stale_params, estimate)
+    else:
+        of_part = strengths.Coordinates
+        operands = whole
+    split = [structure.flatten_up_to(tree) for tree in operands if tree is not None]
+
     def of_leaves(*functions) -> tuple[PyTree, ...]:
-        structure = jax.tree.structure(grads, is_leaf=trees.is_none)
-        leaves = _leaves(curvature, estimate, grads, params, stale_params)
-        if leaves is None:
-            of_whole = zip(*map(structure.flatten_up_to, _present(whole)), strict=True)
-            found = [_sum_whole(functions, *of_leaf) for of_leaf in of_whole]
-        else:
-            found = [_sum_parts(functions, at_one, *of_leaf) for of_leaf in leaves]
+        found = [_sum_leaf(functions, of_part, leaves) for leaves in zip(*split, strict=True)]
         return tuple(structure.unflatten([f[i] for f in found]) for i in range(len(functions)))
 
     return strengths.Situation(
@@ -50,42 +55,9 @@ def make(
     )
 
 
-def _leaves(curvature, estimate, grads, *where) -> list[tuple] | None:
-    """The leaves of estimate, gradient, params and stale params; None if parts make no sense."""
-    structure = jax.tree.structure(grads, is_leaf=trees.is_none)
-    alike = estimate is None or jax.tree.structure(estimate, is_leaf=trees.is_none) == structure
-    if not (curvature.by_coordinate and alike):
-        return None
-    estimates = [None] * structure.num_leaves
-    if estimate is not None:
-        estimates = structure.flatten_up_to(estimate)
-    return list(zip(estimates, *map(structure.flatten_up_to, (grads, *where)), strict=True))
-
-
-def _sum_parts(functions, at_one, estimate, grad, param, stale_param) -> tuple:
-    """The sums of one leaf, a part at a time; 0 where there is no gradient."""
-    if grad is None:
-        return _nothing(functions)
-    given = [grad, param, stale_param, *([] if estimate is None else [estimate])]
-
-    def of_part(grad, param, stale_param, estimate=None):
-        moved = compensation.displacement(param, stale_param)
-        part = at_one(estimate, grad, moved)
-        return tuple(function(part) for function in functions)
-
-    return sums.sum_coordinates(of_part, given)
-
-
-def _present(whole: strengths.Coordinates) -> strengths.Coordinates:
-    return whole if whole.curvature is not None else whole._replace(curvature=whole.grads)
-
-
-def _sum_whole(functions, grad, term, curvature) -> tuple:
-    if grad is None:
-        return _nothing(functions)
-    coordinates = strengths.Coordinates(grad, term, curvature)
-    return tuple(jnp.sum(function(coordinates), dtype=jnp.float32) for function in functions)
-
-
-def _nothing(functions) -> tuple[jax.Array, ...]:
-    return tuple(jnp.zeros((), jnp.float32) for _ in functions)
+def _sum_leaf(functions, of_part, leaves) -> tuple[jax.Array, ...]:
+    """The sums of one leaf, the gradient first; 0 where there is none."""
+    if leaves[0] is None:
+        return tuple(jnp.zeros((), jnp.float32) for _ in functions)
+    each = lambda *parts: tuple(function(of_part(*parts)) for function in functions)
+    return sums.sum_coordinates(each, leaves)

@@ -76,8 +76,7 @@ def check_starts(
 ) -> None:
     """The names must be there to be set, with values of the right shape; what is sent, too.
 
-    And every member has as many workers as its optimizer; where compensations stand is the same for
-    all of them.
+    And every member has as many workers as its optimizer, and a chain in the right order.
     """
     opt_state, push_state = (jax.eval_shape(lambda s=s: s) for s in _states(program, starts[0]))
     preconditions.check_send(program, starts[0].params, opt_state)
@@ -88,9 +87,10 @@ def check_starts(
         states = jax.eval_shape(lambda start=start: _states(program, start))
         offers.check_num_workers(states, schedule.num_workers)
     for start in _extremes(starts):
-        given = start.opt_state is not None or bool(start.hyperparams)
-        states = injected.put(_states(program, start), start.hyperparams)
-        opt_state, push_state = states if given else (None, None)
+        opt_state = push_state = None
+        if start.opt_state is not None or start.hyperparams:
+            states = _states(program, start)
+            opt_state, push_state = injected.put(states, start.hyperparams)
         of_chains = (program.tx, opt_state), (program.per_push, push_state)
         chain_order.check_all(start.params, *of_chains)
 

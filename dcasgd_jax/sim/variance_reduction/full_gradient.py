@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dcasgd_jax import trees
 from dcasgd_jax.typing import PyTree
 
 
@@ -39,7 +40,7 @@ def full_gradient(
 
     def weighted(examples, share):
         parts = jax.value_and_grad(loss_fn)(params, examples)
-        wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        wide = lambda leaf: leaf.astype(trees.wide_dtype(leaf))
         return jax.tree.map(lambda leaf: wide(leaf) * share, parts)
 
     def add(total, start):
