@@ -2,7 +2,7 @@
 
 import sys
 
-from dcasgd_jax.experiments.command_line import main
+from dcasgd_jax.commands.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

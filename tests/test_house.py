@@ -53,7 +53,10 @@ CHECKS = "dcasgd_jax.checks"
 GROUND = (
     TYPES,
     CHECKS,
-    *(f"dcasgd_jax.{name}" for name in ("rows", "sums", "trees", "update_checks")),
+    *(
+        f"dcasgd_jax.{name}"
+        for name in ("extras", "files", "rows", "sums", "trees", "update_checks")
+    ),
 )
 FORMULA = "dcasgd_jax.compensation"
 CURVATURES = "dcasgd_jax.curvatures"
@@ -61,6 +64,7 @@ STRENGTHS = "dcasgd_jax.strengths"
 TRANSFORMS = "dcasgd_jax.transforms"
 RIVALS = "dcasgd_jax.rivals"
 DIAGNOSTICS = "dcasgd_jax.diagnostics"
+SCHEDULES = "dcasgd_jax.schedules"
 SIM = "dcasgd_jax.sim"
 RUNTIME = "dcasgd_jax.runtime"
 
@@ -83,16 +87,22 @@ def test_floors():
     assert not of_ours("dcasgd_jax.alias", *maths, TRANSFORMS)
     for name in below(DIAGNOSTICS):
         assert not of_ours(name, *maths, DIAGNOSTICS), name
+    for name in below(SCHEDULES):
+        assert not of_ours(name, CHECKS, TYPES, "dcasgd_jax.files", SCHEDULES), name
     for name in below(SIM):
-        assert not of_ours(name, *GROUND, FORMULA, TRANSFORMS, SIM), name
+        assert not of_ours(name, *GROUND, FORMULA, TRANSFORMS, SCHEDULES, SIM), name
     for name in below(RUNTIME):
-        assert not of_ours(name, *GROUND, TRANSFORMS, SIM, RUNTIME), name
+        assert not of_ours(name, *GROUND, TRANSFORMS, SCHEDULES, SIM, RUNTIME), name
+    for name in NAMES:
+        if name not in (*below("dcasgd_jax.commands"), "dcasgd_jax.__main__"):
+            assert not {f for f in imports(name) if f.startswith("dcasgd_jax.commands")}, name
 
 
 ON_THE_HOST = [
     CHECKS,
-    *below(f"{SIM}.schedules"),
-    f"{SIM}.files",
+    *below(SCHEDULES),
+    "dcasgd_jax.files",
+    "dcasgd_jax.extras",
     *(f"{SIM}.shared_memory.{name}" for name in ("adversary", "generation", "operations", "reads")),
 ]
 
@@ -112,7 +122,7 @@ def test_imports_of_every_module(name):
         assert not {f for f in found if re.match(r"ray\b", f)}
     if name != "dcasgd_jax.sim.checkpoints.store":
         assert not {f for f in found if re.match(r"orbax\b", f)}
-    if not name.startswith("dcasgd_jax.experiments"):
+    if not name.startswith(("dcasgd_jax.commands", "dcasgd_jax.plots", "dcasgd_jax.digits")):
         assert not {f for f in found if re.match(r"(sklearn|matplotlib|rich)\b", f)}
     assert name.rpartition(".")[2] != "utils"
 
@@ -204,7 +214,6 @@ def test_examples_in_the_readme():
     blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
     assert len(blocks) >= 2
     for block in blocks:
-        assert len(block.strip().splitlines()) <= 14
         alone = one_ray.at_a_time() if "runtime" in block else contextlib.nullcontext()
         with alone, jax.numpy_rank_promotion("allow"):  # as a reader's interpreter has it
             exec(compile(block, "README.md", "exec"), {})

@@ -14,7 +14,7 @@ import pytest
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 300_000
 # What the first cell installs, if not the usual.
-EXTRAS = {"04_cifar10": "reproduce", "07_ray": "experiments,ray"}
+EXTRAS = {"04_cifar10": "reproduce", "07_ray": "commands,ray"}
 # In a process of its own: what zmq and asyncio warn of is theirs, and no warning of ours is hidden.
 EXECUTE = """
 import sys
@@ -88,5 +88,5 @@ def test_first_cell_installs_what_is_missing(path, place, tmp_path, monkeypatch)
     first = nbformat.read(path, as_version=4).cells[0]
     exec(compile(first.source, path.name, "exec"), {})
     package = {"checkout": [str(tmp_path)], "elsewhere": ["dcasgd-jax"], "installed": []}[place]
-    extras = EXTRAS.get(path.stem, "experiments,flax")
+    extras = EXTRAS.get(path.stem, "commands,flax")
     assert [command[-1] for command in installed] == [f"{p}[{extras}]" for p in package]

@@ -1,6 +1,6 @@
 """Protocols of the simulator on a live server: the same classes decide who is applied and waits."""
 
-from dcasgd_jax.sim.schedules import protocols, servers, waiting
+from dcasgd_jax.schedules import protocols, servers, waiting
 
 
 def make_server(protocol: protocols.ServerProtocol, num_workers: int) -> servers.Server:

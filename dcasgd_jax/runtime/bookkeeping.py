@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import optax
 
-from dcasgd_jax.sim.schedules import protocols
+from dcasgd_jax.schedules import protocols
 
 _KEPT_INCIDENTS = 1000
 

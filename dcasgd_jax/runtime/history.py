@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcasgd_jax.sim.schedules.schedule import Schedule
+from dcasgd_jax.schedules.schedule import Schedule
 
 _DTYPES = {
     "worker": np.int32,

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from dcasgd_jax import checks
+from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.schedules.schedule import Schedule
 from dcasgd_jax.typing import PyTree
 
 

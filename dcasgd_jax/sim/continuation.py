@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.schedules import schedule as schedules
 
 _PLAYED = ("worker", "read_version", "version", "applied", "updates", "batch", "corrupt")
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from dcasgd_jax import checks
+from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import recording, step
-from dcasgd_jax.sim.schedules import schedule as schedules
 
 
 class Run(NamedTuple):

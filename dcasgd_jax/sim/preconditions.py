@@ -8,10 +8,10 @@ import numpy as np
 import optax
 
 from dcasgd_jax import update_checks
+from dcasgd_jax.schedules import schedule as schedules
+from dcasgd_jax.schedules import waves
 from dcasgd_jax.sim import offers
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.schedules import schedule as schedules
-from dcasgd_jax.sim.schedules import waves
 from dcasgd_jax.typing import PyTree
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax import checks
+from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import chain_order, engines, preconditions, worker
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.typing import PyTree
 
 

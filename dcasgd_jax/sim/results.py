@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
+from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import recording
-from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.typing import PyTree
 
 

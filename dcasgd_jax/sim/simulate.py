@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import optax
 
+from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import (
     arguments,
     continuation,
@@ -19,7 +20,6 @@ from dcasgd_jax.sim import (
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.checkpoints import checkpoint as checkpoints
 from dcasgd_jax.sim.checkpoints import identity
-from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.typing import PyTree
 
 

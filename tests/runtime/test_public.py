@@ -32,7 +32,7 @@ def test_public_functions_say_what_they_take_return_and_show(function):
 def test_only_who_asks_for_ray_gets_it():
     program = """
 import sys
-import dcasgd_jax, dcasgd_jax.experiments.command_line
+import dcasgd_jax, dcasgd_jax.commands.command_line
 assert "ray" not in sys.modules
 from dcasgd_jax.runtime import server  # what a server does needs no Ray
 assert "ray" not in sys.modules

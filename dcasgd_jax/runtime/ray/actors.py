@@ -16,9 +16,9 @@ from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.layout import Message, make_layout
 from dcasgd_jax.runtime.messages import Outcome, Push, Reply
 from dcasgd_jax.runtime.server import ParameterServer
+from dcasgd_jax.schedules.cluster import Durations
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.checkpoints.store import Store
-from dcasgd_jax.sim.schedules.cluster import Durations
 from dcasgd_jax.typing import PyTree
 
 Answer = tuple[bytes, Any]  # a header, and parameters as `_publish` makes them

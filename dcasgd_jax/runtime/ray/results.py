@@ -10,10 +10,10 @@ import optax
 from dcasgd_jax.runtime import history, step
 from dcasgd_jax.runtime.bookkeeping import Counts
 from dcasgd_jax.runtime.refusals import GivenUp
+from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import recording
 from dcasgd_jax.sim import results as sim_results
-from dcasgd_jax.sim.schedules.schedule import Schedule
 from dcasgd_jax.sim.simulate import simulate
 from dcasgd_jax.typing import PyTree
 

@@ -16,7 +16,7 @@ from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.ray import actors, results, watching
 from dcasgd_jax.runtime.refusals import GivenUp
 from dcasgd_jax.runtime.shards import Split
-from dcasgd_jax.sim.schedules.cluster import Durations
+from dcasgd_jax.schedules.cluster import Durations
 from dcasgd_jax.typing import PyTree
 
 _POLL = 0.25  # seconds between two looks at the run

@@ -15,10 +15,10 @@ from dcasgd_jax.runtime import identity, model, saving, shards
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.ray import arguments, cluster, session, watching
 from dcasgd_jax.runtime.ray.results import Run
+from dcasgd_jax.schedules import laws, protocols
+from dcasgd_jax.schedules.cluster import Durations
 from dcasgd_jax.sim import preparation
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
-from dcasgd_jax.sim.schedules import laws, protocols
-from dcasgd_jax.sim.schedules.cluster import Durations
 from dcasgd_jax.typing import PyTree
 
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import engines, leaves, offers, step, worker
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.typing import PyTree
 
 Identity = dict[str, dict[str, Any]]

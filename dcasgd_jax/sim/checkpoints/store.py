@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcasgd_jax.sim import files, leaves
+from dcasgd_jax import files
+from dcasgd_jax.sim import leaves
 
 _FORMAT = 2
 _LOCK = ".lock"

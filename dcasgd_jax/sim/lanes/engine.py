@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from dcasgd_jax import checks, rows
+from dcasgd_jax.schedules import schedule as schedules
+from dcasgd_jax.schedules import waves as wave_finder
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import engines, recording, server, step, worker
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.lanes import exchange, placement
-from dcasgd_jax.sim.schedules import schedule as schedules
-from dcasgd_jax.sim.schedules import waves as wave_finder
 from dcasgd_jax.sim.simulate import simulate
 from dcasgd_jax.typing import PyTree
 

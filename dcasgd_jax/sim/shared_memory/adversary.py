@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from dcasgd_jax import checks
-from dcasgd_jax.sim.schedules.schedule import Schedule
+from dcasgd_jax.schedules.schedule import Schedule
 
 
 def held_back_schedule(delay: int, num_rounds: int = 1) -> Schedule:

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 from dcasgd_jax import rows
+from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import chain_order, offers, preconditions, step, worker
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.schedules.schedule import Schedule
 from dcasgd_jax.sim.shared_memory import blocks as blocks_of
 from dcasgd_jax.sim.shared_memory.reads import ReadVersions
 from dcasgd_jax.typing import PyTree

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import arguments, chain_order, engines, offers, preconditions, preparation
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.sim.sweeps import hyperparams as injected
 from dcasgd_jax.sim.sweeps import vectorized
 

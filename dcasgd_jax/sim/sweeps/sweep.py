@@ -8,9 +8,9 @@ import numpy as np
 import optax
 
 from dcasgd_jax import checks
+from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import engines, preconditions, preparation, results
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.schedules import schedule as schedules
 from dcasgd_jax.sim.simulate import simulate
 from dcasgd_jax.sim.sweeps import layout as layouts
 from dcasgd_jax.sim.sweeps import members, vectorized

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 
 from dcasgd_jax import checks
+from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.sim import arguments, preconditions
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim.schedules.schedule import Schedule
 from dcasgd_jax.sim.shared_memory import blocks as blocks_of
 from dcasgd_jax.sim.shared_memory import simulate as shared_memory
 from dcasgd_jax.sim.shared_memory import step

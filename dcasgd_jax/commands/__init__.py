@@ -1,0 +1,1 @@
+"""Experiments and the command line; needs `pip install "dcasgd-jax[commands]"`."""

@@ -1,0 +1,165 @@
+"""Events of a simulated run, stopped at: what the worker had read, what the server has by then."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dcasgd_jax as dc
+from dcasgd_jax import diagnostics, digits, sim
+from dcasgd_jax.commands import methods, runs, settings
+from dcasgd_jax.typing import PyTree
+
+MOMENTS = {"early": 0.1, "middle": 0.45, "late": 0.9}
+"""Where in the run they begin, as fractions of its pushes; the learning rate falls at 0.5, 0.75."""
+
+WINDOW = 0.05  # of the pushes: how far the events of a moment are spread
+
+EPS = 1e-7
+
+Progress = Callable[[int], None]
+
+
+class Stop(NamedTuple):
+    """The server and a worker just before a push is applied."""
+
+    event: int
+    params: PyTree
+    stale_params: PyTree  # where the gradient of the push was taken
+    rows: np.ndarray  # its training images
+    mean_square: PyTree  # of the adaptive strength, from the pushes before
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """What the curvatures explain of one push; `explained` has the numbers of each, by name."""
+
+    moment: str  # of MOMENTS
+    event: int
+    worker: int
+    staleness: int
+    explained: dict[str, dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of asynchronous SGD without compensation, and some of its pushes."""
+
+    seed: int
+    initial_train_loss: float
+    last_train_loss: float  # at the last event that was looked at
+    diverged: bool  # as `runs.has_diverged` says of these losses
+    events: list[Event]
+
+
+def chosen_events(num_pushes: int, num_workers: int, per_moment: int) -> dict[str, list[int]]:
+    """Events of each moment, evenly spread over its window, after every worker could push once."""
+    span = max(round(WINDOW * num_pushes), per_moment)
+    chosen = {}
+    for moment, fraction in MOMENTS.items():
+        first = min(max(round(fraction * num_pushes), num_workers), num_pushes - span)
+        chosen[moment] = [first + i * span // per_moment for i in range(per_moment)]
+    return chosen
+
+
+def diagnose_run(
+    setting: settings.Setting,
+    learning_rate: float,
+    seed: int,
+    per_moment: int,
+    progress: Progress = lambda num_pushes: None,
+) -> Run:
+    """Runs asynchronous SGD, and explains some of its pushes; fewer if its params are lost."""
+    schedule = sim.make_schedule(setting.law, setting.num_workers, setting.num_pushes, seed=seed)
+    chosen = chosen_events(setting.num_pushes, setting.num_workers, per_moment)
+    moment_of = {event: moment for moment, events in chosen.items() for event in events}
+    task = digits.task(setting.model)
+    initial, last = float(task.evaluate(task.init(seed)).train_loss), math.nan
+    found = []
+    for stop in stops(setting, schedule, learning_rate, seed, sorted(moment_of), progress):
+        numbers = jax.device_get(_explain(setting.model, stop._replace(event=0)))
+        last = float(task.evaluate(stop.params).train_loss)
+        found.append(
+            Event(
+                moment=moment_of[stop.event],
+                event=stop.event,
+                worker=int(schedule.worker[stop.event]),
+                staleness=int(schedule.staleness[stop.event]),
+                explained={
+                    name: {field: float(value) for field, value in explained._asdict().items()}
+                    for name, explained in numbers.items()
+                },
+            )
+        )
+    lost = len(found) < len(moment_of)
+    diverged = lost or runs.has_diverged(initial, last)
+    return Run(seed, initial, math.nan if lost else last, diverged, found)
+
+
+def stops(
+    setting: settings.Setting,
+    schedule: sim.Schedule,
+    learning_rate: float,
+    seed: int,
+    events: Sequence[int],
+    progress: Progress = lambda num_pushes: None,
+) -> Iterator[Stop]:
+    """Yields a `Stop` before each of the events, increasing from 1 on; the run goes on in between.
+
+    The learning rate falls as in `dcasgd-jax compare`; what the seed decides is the same, too.
+    Ends early where the simulator gives the run up.
+    """
+    task = digits.task(setting.model)
+    params: PyTree = task.init(seed)
+    rows = digits.batch_rows(digits.NUM_TRAIN, setting.batch_size, len(schedule), seed)
+    tx = _make_tx(learning_rate, len(schedule))
+    state, done = None, 0
+    for event in events:
+        # One compiled step for pieces of any length.
+        result = sim.simulate(
+            task.loss_fn,
+            params,
+            tx,
+            schedule,
+            rows,
+            engine=sim.HostEngine(),
+            state=state,
+            stop=event,
+        )
+        state = result.state
+        if int(state.event) < event:
+            return
+        progress(event - done)
+        done = event
+        stale_params = state.params
+        if schedule.staleness[event]:
+            slot = int(schedule.slots.read[event])
+            stale_params = jax.tree.map(lambda kept: kept[slot], state.snapshots.params)  # noqa: B023
+        mean_square = optax.tree.get(state.opt_state, "mean_square")
+        yield Stop(event, state.params, stale_params, rows[event], mean_square)
+
+
+@functools.cache
+def _make_tx(learning_rate: float, num_updates: int) -> optax.GradientTransformationExtraArgs:
+    """Asynchronous SGD that keeps, without using it, the mean square of the adaptive strength."""
+    decay = methods.decay_schedule(num_updates)
+    return optax.chain(
+        dc.compensate_delay(0.0, curvature=dc.curvatures.adaptive(methods.MS_DECAY, EPS)),
+        optax.scale_by_learning_rate(lambda count: learning_rate * decay(count)),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _explain(model: str, stop: Stop) -> dict[str, diagnostics.Explanation]:
+    loss_fn = digits.task(model).loss_fn
+    stale_grads = jax.grad(loss_fn)(stop.stale_params, jnp.asarray(stop.rows))
+    mean_square = dc.update_mean_square(stop.mean_square, stale_grads, methods.MS_DECAY)
+    return diagnostics.explain(
+        loss_fn, stop.params, stop.stale_params, stop.rows, mean_square=mean_square, eps=EPS
+    )

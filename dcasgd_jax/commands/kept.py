@@ -1,0 +1,114 @@
+"""What a folder holds from calls before this one: read, compared and held, or refused in a line."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dcasgd_jax import files
+from dcasgd_jax.commands import errors, records
+
+Kinds = type | tuple[type, ...]
+
+NUMBER = (int, float)
+NUMBER_OR_NONE = (int, float, type(None))
+
+LOCK = ".lock"
+
+
+def read(path: pathlib.Path, command: str, fields: Mapping[str, Kinds]) -> dict[str, Any]:
+    """The JSON object that a subcommand has written.
+
+    Args:
+      path: The file.
+      command: Name of the subcommand.
+      fields: What the object must have, by name.
+
+    Raises:
+      UsageError: If the file is damaged or another; names it, and the line if it is no JSON.
+    """
+    try:
+        content = records.read_json(path)
+        check_fields(content, fields)
+    except json.JSONDecodeError as error:
+        raise refusal(path, command, f"line {error.lineno}: {error.msg}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise refusal(path, command, str(error)) from None
+    return content
+
+
+def refusal(path: pathlib.Path, command: str, why: str) -> errors.UsageError:
+    """For a file that cannot be gone on with."""
+    return errors.UsageError(
+        f"{path} is no result of dcasgd-jax {command}, or damaged ({why}): move it away, or choose "
+        "another --out"
+    )
+
+
+def check_fields(content: Any, fields: Mapping[str, Kinds]) -> None:
+    """Raises ValueError, in words, if an object lacks a field or holds another kind of value."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{_text(content)} is no JSON object")
+    for name, kinds in fields.items():
+        if name not in content:
+            raise ValueError(f"there is no {name}")
+        if not isinstance(content[name], kinds):
+            raise ValueError(f"{name} is {_text(content[name])}")
+
+
+def check_rows(
+    path: pathlib.Path, command: str, what: str, rows: list, fields: Mapping[str, Kinds]
+) -> None:
+    """As `check_fields`, for each object of a list in a file; UsageError names it by number."""
+    for number, row in enumerate(rows, 1):
+        try:
+            check_fields(row, fields)
+        except ValueError as error:
+            raise refusal(path, command, f"in its {what} {number} {error}") from None
+
+
+def check_same(what: str, before: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuses to mix results of other settings with those that are kept.
+
+    Args:
+      what: Begins the message, such as "the runs in FOLDER have".
+      before: The settings of those that are kept.
+      present: The settings of this call.
+
+    Raises:
+      UsageError: Names the first setting that differs.
+    """
+    # As JSON gives them back, so that tuples and lists are one.
+    before, present = (
+        json.loads(json.dumps(records.finite_or_none(dict(each)))) for each in (before, present)
+    )
+    for name in dict.fromkeys([*present, *before]):
+        if before.get(name) != present.get(name):
+            raise errors.UsageError(
+                f"{what} {name} {_text(before.get(name))}, not {_text(present.get(name))}: choose "
+                "another --out, or the same settings"
+            )
+
+
+@contextlib.contextmanager
+def held(out: pathlib.Path) -> Iterator[None]:
+    """For a folder whose results are rewritten whole: two processes would lose each other's.
+
+    Raises:
+      UsageError: If another process holds the folder.
+    """
+    try:
+        lock = files.Lock(out / LOCK, patience_seconds=1.0)
+    except BlockingIOError as error:
+        raise errors.UsageError(
+            f"--out {out}: {error} is working there; wait until it is done, or choose another "
+            "folder"
+        ) from None
+    with lock:
+        yield
+
+
+def _text(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 200 else f"{text[:200]}..."

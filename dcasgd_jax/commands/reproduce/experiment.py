@@ -1,0 +1,178 @@
+"""`dcasgd-jax reproduce`: all runs that are missing, then the table and the picture."""
+
+import argparse
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from dcasgd_jax import extras
+from dcasgd_jax.commands import errors, records, terminal
+from dcasgd_jax.commands.reproduce import (
+    jobs,
+    pictures,
+    protocols,
+    results,
+    settings,
+    table,
+    training,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PICTURE, CHECKPOINTS = "results.png", "checkpoints"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs what is missing in the folder `--out` and reports what is there.
+
+    Raises:
+      UsageError: If the options are wrong, a package or the data are missing, or the folder holds
+        runs of other settings; before any training.
+    """
+    job = jobs.make_job(arguments)
+    extras.require_packages("matplotlib", "rich", extra="reproduce")
+    console = terminal.make_console()
+    if not job.report_only:
+        extras.require_packages("flax", "orbax.checkpoint", "sklearn", extra="reproduce")
+        _run_missing(job, console)
+    lines = results.read(job.out)
+    if not lines:
+        raise errors.UsageError(f"{job.out / results.RESULTS} holds no finished run")
+    for line in lines:
+        if (there := line["settings"]["experiment"]) != job.setting.experiment:
+            raise errors.UsageError(
+                f"{job.out / results.RESULTS} holds runs of {there}: choose another --out"
+            )
+    terminal.print_table(console, table.title(lines), table.make_table(console, lines))
+    terminal.print_text(console, table.explanation(lines))
+    pictures.save(job.out / PICTURE, lines)
+    saved = f"Saved {job.out / results.RESULTS} and {PICTURE} beside it."
+    terminal.print_text(console, saved, wrap=False)
+
+
+def _run_missing(job: jobs.Job, console: "Console") -> None:
+    records.prepare_folder(job.out)
+    lines = results.read(job.out)
+    protocol = protocols.PROTOCOLS[job.setting.experiment]
+    data = _load(job, protocol)
+    described = job.setting.describe(data, protocol.checksum(data))
+    results.check_settings(job.out, lines, described)
+    finished = {results.run_of(line) for line in lines}
+    missing = [run for run in job.runs if run not in finished]
+    terminal.print_text(
+        console,
+        f"{len(job.runs)} runs, {len(job.runs) - len(missing)} of them in {job.out} already.",
+        wrap=False,
+    )
+    for note in _notes(job, missing, len(data.train.labels)):
+        terminal.print_text(console, note)
+    if not missing:
+        return
+    _keep_compiled(job.cache_dir)
+    workload = training.Workload(
+        setting=job.setting,
+        feed=protocol.make_feed(job.setting, data),
+        eval_every=described["eval_every"],
+        problem=protocol.problem_maker(job.setting, data, job.eval_batch_size),
+        checkpoint_every=job.checkpoint_every,
+    )
+    total = sum(_num_pushes(job.setting, run, len(data.train.labels)) for run in missing)
+    with terminal.progress_bar(total) as advance:
+        for run in missing:
+            advance(run.name, 0)
+            if run in {results.run_of(line) for line in results.read(job.out)}:
+                advance(run.name, _num_pushes(job.setting, run, len(data.train.labels)))
+                continue  # another process has finished it meanwhile
+            report = lambda count, name=run.name: advance(name, count)
+            line = train_once(workload, run, job.out, report)
+            results.append(job.out, line | {"settings": described})
+            _forget(job.out, run)
+            terminal.print_text(console, _sentence(line), wrap=False)
+
+
+def _keep_compiled(cache_dir: pathlib.Path | None) -> None:
+    """Spares the next call the compilation, unless the user has said where to keep programs."""
+    if cache_dir is not None and jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir.expanduser() / "compiled"))
+
+
+def train_once(
+    workload: training.Workload, run: settings.Run, out: pathlib.Path, report: training.Progress
+) -> results.Line:
+    """One run, in its own folder of checkpoints."""
+    directory = out / CHECKPOINTS / run.name
+    directory.parent.mkdir(exist_ok=True)
+    return training.train(workload, run, directory, report)
+
+
+def _forget(out: pathlib.Path, run: settings.Run) -> None:
+    """Removes the checkpoints of a run that is in the file of results."""
+    directory = out / CHECKPOINTS / run.name
+    shutil.rmtree(directory, ignore_errors=True)
+    training.seconds_file(directory).unlink(missing_ok=True)
+
+
+def _load(job: jobs.Job, protocol: protocols.Protocol) -> Any:
+    """The images, of which `--subset` and `--test-subset` take the first."""
+    data = protocol.load(job)
+    splits = []
+    for option, count, split in zip(
+        ("--subset", "--test-subset"), (job.subset, job.test_subset), data, strict=True
+    ):
+        there = len(split.labels)
+        if count is not None and count > there:
+            raise errors.UsageError(f"{option} {count}: the data has {there} such images")
+        splits.append(protocol.take(split, count))
+    data = type(data)(*splits)
+    needed = max(run.workers for run in job.runs) * job.setting.batch_size
+    if len(data.train.labels) < needed:
+        raise errors.UsageError(
+            f"{len(data.train.labels)} training images are no batch of {job.setting.batch_size} "
+            f"for each worker: use --subset {needed} or more, fewer --workers or a smaller "
+            "--batch-size"
+        )
+    return data
+
+
+def _num_pushes(setting: settings.Setting, run: settings.Run, num_images: int) -> int:
+    return setting.epochs * settings.budget(setting, run, num_images).pushes_per_epoch
+
+
+def _notes(job: jobs.Job, missing: Sequence[settings.Run], num_images: int) -> list[str]:
+    """What a small subset does to an epoch."""
+    notes = []
+    for workers in sorted({run.workers for run in missing}):
+        run = next(run for run in missing if run.workers == workers)
+        pushes = settings.budget(job.setting, run, num_images).pushes_per_epoch
+        used = pushes * job.setting.batch_size
+        if used < 0.95 * num_images:
+            notes.append(
+                f"Note: with {workers} workers an epoch is {used} of the {num_images} images, what "
+                f"fills batches of {job.setting.batch_size} for all; another epoch has others."
+            )
+    least = round(1 / (1 - job.setting.paper.decay_at[-1]))
+    if job.setting.epochs < least:
+        notes.append(
+            f"Note: with fewer than {least} --epochs the learning rate falls within an epoch, not "
+            "after."
+        )
+    return notes
+
+
+def _sentence(line: results.Line) -> str:
+    """One line per finished run."""
+    name = results.run_of(line).name
+    error = line["final"]["test_error"]
+    parts = ["diverged"] if line["diverged"] else []
+    parts += [] if error is None else [f"test error {100 * error:.2f} %"]
+    sentence = f"{name}: {', '.join(parts)}, {line['seconds']:.0f} s"
+    if line["gradients_per_second"] is not None:
+        sentence += (
+            f", {line['gradients_per_second']:.3g} gradients/s, about "
+            f"{100 * line['gradient_share']:.0f} % of the time in them"
+        )
+    return sentence

@@ -1,0 +1,53 @@
+"""What an experiment is about, apart from methods and seeds: one value to pass and to compare."""
+
+import dataclasses
+from typing import Any
+
+from dcasgd_jax import sim
+from dcasgd_jax.schedules import laws
+
+LAWS = {
+    "gamma": sim.GammaTime,
+    "exponential": sim.ExponentialTime,
+    "constant": sim.ConstantTime,
+    "roundrobin": sim.RoundRobin,
+    "lognormal": sim.LognormalTime,
+    "pareto": sim.ParetoTime,
+}
+
+MIN_ROUNDS = 4  # so that every step of the learning-rate decay is at least one server update
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The task, the cluster and the budget.
+
+    Args:
+      model: One of `digits.MODELS`.
+      num_workers: M.
+      law_name: One of `LAWS`.
+      law: How long a gradient takes each worker.
+      num_pushes: Gradients pushed by all workers together: the budget of every method.
+      batch_size: Images per gradient.
+    """
+
+    model: str = "mlp"
+    num_workers: int = 8
+    law_name: str = "gamma"
+    law: laws.WorkerTimeLaw = dataclasses.field(default_factory=sim.GammaTime)
+    num_pushes: int = 2520
+    batch_size: int = 16
+
+    def describe(self) -> dict[str, Any]:
+        """The setting in JSON's types, named as on the command line."""
+        return {
+            "model": self.model,
+            "workers": self.num_workers,
+            "law": self.law_name,
+            "law_params": {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in dataclasses.asdict(self.law).items()  # type: ignore[call-overload]
+            },
+            "updates": self.num_pushes,
+            "batch": self.batch_size,
+        }

@@ -1,1 +1,0 @@
-"""Experiments and the command line; needs `pip install "dcasgd-jax[experiments]"`."""

@@ -1,0 +1,94 @@
+"""The cluster that a protocol runs on: how long everything takes, and what goes wrong."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from dcasgd_jax.schedules import faults as faults_
+from dcasgd_jax.schedules import laws
+
+
+class Durations:
+    """Seconds that something takes every worker, drawn from a law as far as they are asked for.
+
+    Each worker has a random stream of its own: whatever the protocol and however long the run,
+    worker m's j-th gradient takes the same time.
+    """
+
+    def __init__(self, law: laws.WorkerTimeLaw, num_workers: int, seed: Sequence[int]):
+        law.check(num_workers)
+        self._law = law
+        self._seed = seed
+        self._drawn = [np.zeros(0)] * num_workers
+
+    def first(self, worker: int, count: int) -> np.ndarray:
+        """Seconds that the first `count` ones of `worker` take; float64 [count]."""
+        if len(self._drawn[worker]) < count:
+            seed, *stream = self._seed
+            generator = np.random.default_rng([seed, worker, *stream])
+            self._drawn[worker] = self._law.times(worker, count, generator)
+        return self._drawn[worker][:count]
+
+
+class Cluster:
+    """What `make_schedule` hands to a protocol.
+
+    A worker's cycle: it pulls, the parameters travel down, it computes, the gradient travels up.
+
+    Attributes:
+      num_workers: M ≥ 1.
+      faults: What goes wrong, a `FaultPlan`; `faults.any` says whether anything does.
+    """
+
+    def __init__(
+        self,
+        law: laws.WorkerTimeLaw | None,
+        num_workers: int,
+        seed: int,
+        *,
+        upload: laws.WorkerTimeLaw | None = None,
+        download: laws.WorkerTimeLaw | None = None,
+        faults: Sequence[object] = (),
+    ):
+        for name, given in (("law", law), ("upload", upload), ("download", download)):
+            if given is not None:
+                laws.check_law(name, given)
+        self.num_workers = num_workers
+        self.faults = faults_.FaultPlan(faults, num_workers)
+        self._law = law
+        self._seed = seed
+        self._upload = None if upload is None else Durations(upload, num_workers, [seed, 1])
+        self._download = None if download is None else Durations(download, num_workers, [seed, 2])
+
+    @functools.cached_property
+    def compute(self) -> Durations:
+        """Compute times; a protocol that never asks needs no law."""
+        if self._law is None:
+            raise ValueError("This protocol needs a worker-time law, such as sim.GammaTime().")
+        return Durations(self._law, self.num_workers, [self._seed])
+
+    def download(self, worker: int, count: int) -> np.ndarray:
+        """Seconds from each pull to the start of the computation; float64 [count]."""
+        return self._download.first(worker, count) if self._download else np.zeros(count)
+
+    def upload(self, worker: int, count: int) -> np.ndarray:
+        """Seconds from the end of each computation to its arrival; float64 [count]."""
+        return self._upload.first(worker, count) if self._upload else np.zeros(count)
+
+    def until_computed(self, worker: int, count: int) -> np.ndarray:
+        """Seconds from each pull to the end of the computation; float64 [count]."""
+        compute = self.compute.first(worker, count)
+        return self.download(worker, count) + compute if self._download else compute
+
+    def cycle(self, worker: int, count: int) -> np.ndarray:
+        """Seconds from each pull to the arrival of the push; float64 [count]."""
+        computed = self.until_computed(worker, count)
+        return computed + self.upload(worker, count) if self._upload else computed
+
+    def refuse_times_and_faults(self, protocol: str) -> None:
+        """Raises ValueError if there are network times or faults, for a protocol without either."""
+        if self._upload or self._download or self.faults.any:
+            raise ValueError(
+                f"{protocol} decides every event itself: it takes no upload, download or faults."
+            )

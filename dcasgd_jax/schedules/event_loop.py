@@ -1,0 +1,227 @@
+"""The event loop: plays any server on any cluster, one happening at a time.
+
+The protocols in which no worker ever waits have vectorised shortcuts when nothing goes wrong; this
+loop is for the others, and the shortcuts are tested against it.
+
+Of several happenings at one instant, crashes and the like come first, then pushes by worker
+index, each followed by the pulls that it allows, then the pulls of workers that do not wait for
+their push to arrive.
+"""
+
+import heapq
+from collections.abc import Iterable
+
+import numpy as np
+
+from dcasgd_jax.schedules import faults
+from dcasgd_jax.schedules.cluster import Cluster
+from dcasgd_jax.schedules.events import Events
+from dcasgd_jax.schedules.servers import Server
+
+_LIFE, _ARRIVAL, _PULL = range(3)
+
+
+def play(
+    cluster: Cluster,
+    num_updates: int,
+    server: Server,
+    *,
+    workers: Iterable[int] | None = None,
+    overlap: bool = False,
+) -> Events:
+    """Plays a server on a cluster until it has made its updates.
+
+    Args:
+      cluster: Times and faults.
+      num_updates: Server updates ≥ 1.
+      server: A fresh server.
+      workers: Who takes part. Default: all workers.
+      overlap: Whether a worker pulls at the end of its computation, not at the push's arrival.
+
+    Returns:
+      The events, up to the push that makes the last update.
+
+    Raises:
+      ValueError: If all workers have crashed for good before that.
+
+    Example:
+      >>> from dcasgd_jax.sim import ConstantTime
+      >>> from dcasgd_jax.schedules import cluster, event_loop, servers
+      >>> both = cluster.Cluster(ConstantTime([1.0, 2.5]), 2, seed=0)
+      >>> event_loop.play(both, 4, servers.Server()).worker.tolist()
+      [0, 0, 1, 0]
+    """
+    return _Play(cluster, num_updates, server, workers, overlap).run()
+
+
+class _Play:
+    """One run: the heap of what is to happen, and the record of what has."""
+
+    def __init__(self, cluster, num_updates, server, workers, overlap):
+        self._cluster: Cluster = cluster
+        self._num_updates: int = num_updates
+        self._server: Server = server
+        self._overlap: bool = overlap
+        takes_part = set(range(cluster.num_workers) if workers is None else workers)
+        self._lives = [life for life in cluster.faults.life if life.worker in takes_part]
+        # Entries are (time, kind, worker, serial number, life, read_version, read_time); in those
+        # of kind _LIFE an index takes the worker's place.
+        self._heap: list[tuple] = [
+            (life.time, _LIFE, index, 0, 0, 0, 0.0) for index, life in enumerate(self._lives)
+        ]
+        heapq.heapify(self._heap)
+        self._serial = 0  # of equal arrivals of one worker the older gradient comes first
+        self._life = [0] * cluster.num_workers  # gradients of an earlier life are lost
+        self._pushed = [0] * cluster.num_workers
+        self._stopwatch = _Stopwatch(cluster)
+        self._last_arrival = [0.0] * cluster.num_workers
+        self._worker: list[int] = []
+        self._read_version: list[int] = []
+        self._version: list[int] = []
+        self._time: list[float] = []
+        self._applied: list[bool] = []
+        self._read_time: list[float] = []
+        self._batch: list[int] = []
+        self._corrupt: list[int] = []  # events
+
+    def run(self) -> Events:
+        server, heap, lives = self._server, self._heap, self._life
+        num_updates = self._num_updates
+        while server.version < num_updates:
+            if not heap:
+                raise self._everybody_crashed()
+            time, kind, worker, _, life, read_version, read_time = heapq.heappop(heap)
+            if kind == _LIFE:
+                self._change_life(time, self._lives[worker])
+            elif life != lives[worker]:
+                continue
+            elif kind == _PULL:
+                server.finish(worker, True)
+                self._admit(time)
+            else:
+                self._arrive(time, worker, (read_version, read_time))
+        return self._events()
+
+    def _arrive(self, time: float, worker: int, read: tuple[int, float]) -> None:
+        """A gradient arrives, or would."""
+        plan = self._cluster.faults
+        event = len(self._worker)
+        push = (worker, self._pushed[worker]) if plan.any else ()
+        self._pushed[worker] += 1
+        lost = push in plan.lost
+        self._record(time, worker, read, event, lost)
+        if not self._overlap:
+            self._server.finish(worker, self._applied[-1])
+        self._admit(time)
+        again = push in plan.duplicated and self._server.version < self._num_updates
+        if again:
+            self._record(time, worker, read, event, lost)
+            self._admit(time)
+        if push in plan.corrupt:
+            self._corrupt.extend([event, event + 1] if again else [event])
+
+    def _record(
+        self, time: float, worker: int, read: tuple[int, float], batch: int, lost: bool
+    ) -> None:
+        """Hands a gradient to the server, unless it is lost, and notes what becomes of it."""
+        read_version, read_time = read
+        self._worker.append(worker)
+        self._read_version.append(read_version)
+        self._version.append(self._server.version)
+        self._time.append(time)
+        self._read_time.append(read_time)
+        self._batch.append(batch)
+        self._applied.append(not lost and self._server.push(worker, read_version))
+
+    def _admit(self, time: float) -> None:
+        """Whoever may pull now does, and a gradient gets under way."""
+        heap = self._heap
+        for worker in self._server.admit():
+            computed, upload = self._stopwatch.next(worker, time)
+            self._serial += 1
+            gradient = (worker, self._serial, self._life[worker], self._server.version, time)
+            if not self._overlap:
+                arrival = time + (computed + upload)
+            else:
+                end = time + computed
+                heapq.heappush(heap, (end, _PULL, *gradient))
+                # A gradient does not overtake the one before it.
+                arrival = max(end + upload, self._last_arrival[worker])
+                self._last_arrival[worker] = arrival
+            heapq.heappush(heap, (arrival, _ARRIVAL, *gradient))
+
+    def _change_life(self, time: float, life: faults.LifeEvent) -> None:
+        """A worker joins, crashes or restarts."""
+        version = self._server.version
+        if life.kind == faults.CRASH:
+            self._life[life.worker] += 1
+            self._last_arrival[life.worker] = 0.0
+            self._server.leave(life.worker)
+        else:
+            self._server.join(life.worker)
+        self._admit(time)
+        if self._server.version > version:
+            # A crash has completed a barrier. In a schedule an update follows an applied push, so
+            # unused pushes since the last one count as later; they change nothing.
+            event = len(self._worker) - 1
+            while not self._applied[event]:
+                self._version[event] = self._server.version
+                event -= 1
+
+    def _everybody_crashed(self) -> ValueError:
+        last_crash = max(life.time for life in self._lives if life.kind == faults.CRASH)
+        return ValueError(
+            f"Every worker has crashed, the last one at {last_crash} s, after "
+            f"{self._server.version} of {self._num_updates} updates; let one restart (sim.Restart)."
+        )
+
+    def _events(self) -> Events:
+        end = len(self._worker)
+        while not self._applied[end - 1]:  # only after an update that a crash has brought about
+            end -= 1
+        corrupt = np.zeros(len(self._worker), bool)
+        corrupt[self._corrupt] = True
+        return Events(
+            worker=np.array(self._worker[:end]),
+            read_version=np.array(self._read_version[:end]),
+            version=np.array(self._version[:end]),
+            time=np.array(self._time[:end]),
+            applied=np.array(self._applied[:end]),
+            batch=np.array(self._batch[:end]),
+            corrupt=corrupt[:end],
+            read_time=np.array(self._read_time[:end]),
+        )
+
+
+class _Stopwatch:
+    """How long each worker's next gradient takes."""
+
+    def __init__(self, cluster: Cluster):
+        self._cluster = cluster
+        self._started = [0] * cluster.num_workers
+        self._drawn: list[tuple[list[float], ...]] = [([], [], [])] * cluster.num_workers
+
+    def next(self, worker: int, pull_time: float) -> tuple[float, float]:
+        """Seconds from this pull until the gradient is computed, and from then until it arrives."""
+        index = self._started[worker]
+        self._started[worker] = index + 1
+        if index == len(self._drawn[worker][0]):
+            self._draw(worker, 2 * index + 16)
+        computed, upload, download = self._drawn[worker]
+        slow_downs = self._cluster.faults.slow_downs.get(worker)
+        if slow_downs is None:
+            return computed[index], upload[index]
+        start = pull_time + download[index]
+        compute = float(self._cluster.compute.first(worker, index + 1)[index])
+        for slow_down in slow_downs:
+            if slow_down.start <= start < slow_down.stop:
+                compute *= slow_down.factor
+        return download[index] + compute, upload[index]
+
+    def _draw(self, worker: int, count: int) -> None:
+        cluster = self._cluster
+        self._drawn[worker] = (
+            cluster.until_computed(worker, count).tolist(),
+            cluster.upload(worker, count).tolist(),
+            cluster.download(worker, count).tolist(),
+        )

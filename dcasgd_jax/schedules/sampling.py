@@ -1,0 +1,131 @@
+"""Which examples each gradient is taken on: epochs without replacement, a shard per worker."""
+
+import dataclasses
+
+import numpy as np
+
+from dcasgd_jax import checks
+from dcasgd_jax.schedules import schedule as schedules
+from dcasgd_jax.schedules import waves
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardedEpochs:
+    """Epochs over a data set that the workers share out anew every time, without replacement.
+
+    Epoch e has one random order of all examples, cut into as many equal shards as there are
+    workers. A worker goes through its shard batch by batch and then, at its own pace, on to its
+    shard of epoch e + 1: workers of different speed may be in different epochs. What does not fill
+    a batch, or cannot be shared equally, is left out of that epoch; another epoch has another
+    order. A push that is delivered twice repeats its batch; one that the server drops, or that
+    arrives corrupt, has used its own.
+
+    A sampler is a value and remembers nothing: its rows depend on its arguments and the events so
+    far alone. A run that is resumed, and a longer run of the same workers, get the same rows.
+    (NumPy may change its random orders in a new release; none has done so since 1.17.)
+
+    Args:
+      num_examples: Examples in the data set, at least `num_workers * batch_size`.
+      batch_size: Examples of one gradient, at least 1.
+      num_workers: M ≥ 1.
+      seed: Integer ≥ 0.
+
+    Raises:
+      ValueError: For numbers out of range, or too few examples for one batch per worker.
+
+    Example:
+      >>> from dcasgd_jax import sim
+      >>> from dcasgd_jax.schedules.sampling import ShardedEpochs
+      >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=100, seed=0)
+      >>> sampler = ShardedEpochs(60_000, batch_size=32, num_workers=4, seed=0)
+      >>> sampler.rows(schedule).shape  # for simulate: batches=sim.Indexed(images, rows)
+      (100, 32)
+      >>> print(sampler.epochs(schedule)[-1])  # one epoch is 4 * 468 batches
+      0.0534...
+    """
+
+    num_examples: int
+    batch_size: int
+    num_workers: int
+    seed: int
+
+    def __post_init__(self):
+        checks.check_fields(self, num_examples=1, batch_size=1, num_workers=1, seed=0)
+        if self.num_examples > np.iinfo(np.int32).max:
+            raise ValueError(f"num_examples must fit 32 bits, got {self.num_examples}.")
+        if not self.batches_per_shard:
+            raise ValueError(
+                f"{self.num_examples} examples shared by {self.num_workers} workers are no full "
+                f"batch of {self.batch_size} for each: {self.num_workers * self.batch_size} "
+                "examples would be needed, or a smaller batch_size."
+            )
+
+    @property
+    def batches_per_shard(self) -> int:
+        """Batches that one worker draws from one epoch."""
+        return self.num_examples // self.num_workers // self.batch_size
+
+    def rows(self, schedule: schedules.Schedule) -> np.ndarray:
+        """The examples of every event's batch; int32 [num_events, batch_size], indices.
+
+        Makes each epoch's order once, and besides the result needs memory for one of them.
+
+        Args:
+          schedule: Of `num_workers` workers.
+
+        Raises:
+          ValueError: If the schedule has another number of workers.
+        """
+        fresh, nth_batch = self._fresh_batches(schedule)
+        rows = np.empty((len(schedule), self.batch_size), np.int32)
+        epoch, position = np.divmod(nth_batch, self.batches_per_shard)
+        shard_size = self.num_examples // self.num_workers
+        first = schedule.worker[fresh].astype(np.int64) * shard_size + position * self.batch_size
+        in_batch = np.arange(self.batch_size)
+        by_epoch = np.argsort(epoch, kind="stable")
+        starts = np.flatnonzero(np.diff(epoch[by_epoch], prepend=-1))
+        for chosen in np.split(by_epoch, starts[1:]):  # a shared epoch has at most all examples
+            order = self._order(int(epoch[chosen[0]]))
+            rows[fresh[chosen]] = order[first[chosen][:, np.newaxis] + in_batch]
+        repeats = np.flatnonzero(schedule.repeats)
+        rows[repeats] = rows[schedule.batch[repeats]]
+        return rows
+
+    def epochs(self, schedule: schedules.Schedule) -> np.ndarray:
+        """Epochs that the workers have gone through, on average, at each event; float64 [T].
+
+        A number for the axis of a plot: it never decreases, and grows by one while the workers
+        together draw as many batches as one epoch holds, whoever draws them. A push that is
+        delivered twice counts once.
+
+        Args:
+          schedule: Of `num_workers` workers.
+
+        Raises:
+          ValueError: If the schedule has another number of workers.
+        """
+        self._check(schedule)
+        num_batches = np.cumsum(~schedule.repeats)
+        return num_batches / (self.num_workers * self.batches_per_shard)
+
+    def _fresh_batches(self, schedule: schedules.Schedule) -> tuple[np.ndarray, np.ndarray]:
+        """Events that take a new batch, and which of its worker's batches that is, from 0."""
+        self._check(schedule)
+        fresh = np.flatnonzero(~schedule.repeats)
+        worker = schedule.worker[fresh]
+        by_worker = waves.order_by_worker(worker)
+        counts = np.bincount(worker, minlength=self.num_workers)
+        nth_batch = np.empty(len(fresh), np.int64)
+        nth_batch[by_worker] = np.arange(len(fresh)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return fresh, nth_batch
+
+    def _check(self, schedule: schedules.Schedule) -> None:
+        if schedule.num_workers != self.num_workers:
+            raise ValueError(
+                f"The schedule has {schedule.num_workers} workers, but the examples are shared by "
+                f"{self.num_workers}: make the sampler with num_workers={schedule.num_workers}."
+            )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng([self.seed, epoch])
+        return generator.permutation(np.arange(self.num_examples, dtype=np.int32))

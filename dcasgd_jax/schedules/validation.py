@@ -1,0 +1,128 @@
+"""What cannot have happened: the first impossible event of a schedule, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dcasgd_jax.schedules import waves
+
+if TYPE_CHECKING:
+    from dcasgd_jax.schedules.schedule import Schedule
+
+Fault = tuple[np.ndarray, Callable[[int], str]]  # where, bool [num_events], and what to say there
+
+LENGTHS = ("worker", "read_version", "version", "time", "applied", "batch", "corrupt", "read_time")
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raises ValueError, naming the first impossible event, if this cannot have happened."""
+    lengths = {name: len(getattr(schedule, name)) for name in LENGTHS}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The schedule's arrays differ in length: {lengths}.")
+    if not len(schedule.worker):
+        raise ValueError("The schedule has no events.")
+    first = None
+    for faults in (_version_faults, _batch_faults, _time_faults):
+        for bad, words in faults(schedule):
+            event = int(np.argmax(bad))
+            if bad[event] and (first is None or event < first[0]):
+                first = event, words
+    if first is not None:
+        event, words = first
+        raise ValueError(f"Impossible schedule: at event {event} {words(event)}.")
+
+
+def _version_faults(s: Schedule) -> Iterator[Fault]:
+    """Workers and versions that cannot be."""
+    yield (
+        (s.worker < 0) | (s.worker >= s.num_workers),
+        lambda k: f"worker {s.worker[k]} is not in [0, {s.num_workers})",
+    )
+    steps = np.diff(s.version, prepend=0)
+    impossible = (steps < 0) | (steps > 1)
+    impossible[0] = steps[0] != 0
+    yield (
+        impossible,
+        lambda k: (
+            f"the server is at version {s.version[k]}, but must start at 0 and go up by at most 1 "
+            "from push to push"
+        ),
+    )
+    after_dropped = steps == 1
+    after_dropped[1:] &= ~s.applied[:-1]
+    after_dropped[0] = False
+    yield (
+        after_dropped,
+        lambda k: (
+            f"the server goes up by one after a push that it dropped (applied is False at event "
+            f"{k - 1})"
+        ),
+    )
+    yield (
+        s.read_version > s.version,
+        lambda k: (
+            f"it reads version {s.read_version[k]}, but the server is only at version "
+            f"{s.version[k]}"
+        ),
+    )
+    yield s.read_version < 0, lambda k: f"it reads version {s.read_version[k]}"
+    yield (
+        _goes_back(s),
+        lambda k: (
+            f"worker {s.worker[k]} reads version {s.read_version[k]}, older than one it has read "
+            "before"
+        ),
+    )
+
+
+def _batch_faults(s: Schedule) -> Iterator[Fault]:
+    """Pushes that repeat what they cannot repeat."""
+    events = np.arange(len(s.worker))
+    if np.array_equal(s.batch, events):
+        return
+    yield (
+        (s.batch < 0) | (s.batch > events),
+        lambda k: f"batch is {s.batch[k]}, but must be {k} or the earlier event that it repeats",
+    )
+    original = np.clip(s.batch, 0, events)
+    yield (
+        s.batch[original] != original,
+        lambda k: f"it repeats event {s.batch[k]}, which is a repetition itself",
+    )
+    for name in ("worker", "read_version"):
+        values = getattr(s, name)
+        yield (
+            values[original] != values,
+            lambda k, name=name, values=values: (
+                f"it repeats event {s.batch[k]}, but {name} is {values[k]} here and "
+                f"{values[s.batch[k]]} there"
+            ),
+        )
+
+
+def _time_faults(s: Schedule) -> Iterator[Fault]:
+    """Times that run backwards."""
+    previous_time = np.concatenate([[0.0], s.time[:-1]])
+    yield (
+        ~(s.time >= previous_time) | ~np.isfinite(s.time),
+        lambda k: f"its time is {s.time[k]} s, after {previous_time[k]} s",
+    )
+    yield (
+        ~((s.read_time >= 0) & (s.read_time <= s.time)),
+        lambda k: f"its read_time is {s.read_time[k]} s, but must be in [0, {s.time[k]}] s",
+    )
+
+
+def _goes_back(s: Schedule) -> np.ndarray:
+    """Where a worker reads an older version than at its previous push; bool [num_events]."""
+    # A repeated delivery carries an old read on purpose.
+    first = s.batch == np.arange(len(s.worker))
+    back = np.zeros(len(s.worker), bool)
+    read_version, previous = s.read_version, s.previous_push
+    if not first.all():
+        read_version, previous = read_version[first], waves.previous_push(s.worker[first])
+    back[first] = (read_version < read_version[previous]) & (previous >= 0)
+    return back
