@@ -157,7 +157,7 @@ class Schedule:
 
     @property
     def num_slots(self) -> int:
-        """Snapshots kept at once: the memory of a run in copies of the params."""
+        """Snapshots kept at once, which is the memory of a run in copies of the params."""
         return self.slots.num_slots
 
     @functools.cached_property
