@@ -152,7 +152,7 @@ def test_one_changed_line_makes_a_plain_loop_round_robin():
         losses.append(value)
     schedule = models.schedule(num_events - delay, sim.RoundRobin())
     pushed = jax.tree.map(lambda rows: rows[:-delay], batches)
-    result = problem.simulate(TX, schedule, pushed, key=KEY)
+    result = sim.simulate(problem, TX, schedule, pushed, key=KEY)
     np.testing.assert_allclose(result.losses, losses[:-delay], rtol=1e-5)
     cases.assert_same(result.params, state.params, rtol=1e-4, atol=1e-6)
 
@@ -164,13 +164,13 @@ def test_train_and_evaluate(policy, engine):
     module = models.LinenNet(0.3)
     variables = core.freeze(models.linen_variables(module))
     problem = dc_linen.split_variables(module, variables, models.linen_loss, models.linen_evaluate)
-    result = problem.simulate(
+    result = sim.simulate(
+        problem._replace(model_state_policy=policy),
         TX,
         models.schedule(20),
         models.examples(0, 20, 16),
         key=KEY,
         engine=engine,
-        model_state_policy=policy,
     )
     joined = dc_linen.join_variables(result)
     assert set(joined) == {"params", "batch_stats"}
@@ -191,7 +191,7 @@ def test_a_module_without_state():
         module, models.linen_variables(module), models.linen_loss, models.linen_evaluate
     )
     assert problem.model_state is None
-    result = problem.simulate(TX, models.schedule(4), models.examples(0, 4, 8))
+    result = sim.simulate(problem, TX, models.schedule(4), models.examples(0, 4, 8))
     assert set(dc_linen.join_variables(result)) == {"params"}
     assert result.evaluations.values["loss"].shape == (1,)
 
