@@ -162,8 +162,8 @@ def test_public_names_are_the_ones_promised():
         *("dana_look_ahead", "momentum_compensation", "coordinate_compensation"),
     }
     assert set(public(sim)) == {
-        *("Asynchronous", "Buffered", "DropStale", "PrescribedStaleness", "RecordedDelays"),
-        *("Replay", "Sequential", "StaleSynchronous", "Synchronous", "Events"),
+        *("Asynchronous", "Buffered", "DropStale", "Sequential", "StaleSynchronous"),
+        *("Synchronous", "Protocol", "ProtocolServer"),
         *("ConstantTime", "ExponentialTime", "GammaTime", "LognormalTime", "MarkovTime"),
         *("ParetoTime", "RecordedTime", "RoundRobin"),
         *("Crash", "DuplicatedPush", "LateJoin", "LostPush", "NaNGradient", "Restart", "SlowDown"),

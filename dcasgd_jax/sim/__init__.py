@@ -1,6 +1,5 @@
 """An exact simulator of asynchronous training: the schedule on the host, the work compiled."""
 
-from dcasgd_jax.schedules.events import Events as Events
 from dcasgd_jax.schedules.faults import Crash as Crash
 from dcasgd_jax.schedules.faults import DuplicatedPush as DuplicatedPush
 from dcasgd_jax.schedules.faults import LateJoin as LateJoin
@@ -16,16 +15,15 @@ from dcasgd_jax.schedules.laws import MarkovTime as MarkovTime
 from dcasgd_jax.schedules.laws import ParetoTime as ParetoTime
 from dcasgd_jax.schedules.laws import RoundRobin as RoundRobin
 from dcasgd_jax.schedules.making import make_schedule as make_schedule
-from dcasgd_jax.schedules.prescribed import PrescribedStaleness as PrescribedStaleness
-from dcasgd_jax.schedules.prescribed import RecordedDelays as RecordedDelays
-from dcasgd_jax.schedules.prescribed import Replay as Replay
 from dcasgd_jax.schedules.protocols import Asynchronous as Asynchronous
 from dcasgd_jax.schedules.protocols import Buffered as Buffered
 from dcasgd_jax.schedules.protocols import DropStale as DropStale
+from dcasgd_jax.schedules.protocols import Protocol as Protocol
 from dcasgd_jax.schedules.protocols import Sequential as Sequential
 from dcasgd_jax.schedules.recorded import RecordedTime as RecordedTime
 from dcasgd_jax.schedules.sampling import ShardedEpochs as ShardedEpochs
 from dcasgd_jax.schedules.schedule import Schedule as Schedule
+from dcasgd_jax.schedules.servers import ProtocolServer as ProtocolServer
 from dcasgd_jax.schedules.waiting import StaleSynchronous as StaleSynchronous
 from dcasgd_jax.schedules.waiting import Synchronous as Synchronous
 from dcasgd_jax.sim.batches import Indexed as Indexed
