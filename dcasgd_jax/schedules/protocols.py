@@ -22,10 +22,11 @@ from dcasgd_jax.schedules.waves import previous_push
 
 
 class Protocol(abc.ABC):
-    """Who waits for whom; for one of your own, a frozen dataclass below this with a `server`.
+    """A rule of who waits for whom; one of your own is a frozen dataclass that inherits from this.
 
-    What a protocol decides is decided by the server that it makes, a `ProtocolServer`, of which
-    the simulated event loop and a live run ask the same questions.
+    It makes a server, which decides everything. `make_schedule` plays it event by event, and
+    `runtime.ray.train` asks the same server in a live run, whose checkpoints know the protocol by
+    its `repr`.
 
     Example:
       At most so many workers compute at a time, the others stand in a queue:
