@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -185,8 +186,8 @@ def test_public_names_are_the_ones_promised():
         *("dana_look_ahead", "momentum_compensation", "coordinate_compensation"),
     }
     assert set(public(sim)) == {
-        *("Asynchronous", "Buffered", "DropStale", "PrescribedStaleness", "RecordedDelays"),
-        *("Replay", "Sequential", "StaleSynchronous", "Synchronous", "Events"),
+        *("Asynchronous", "Buffered", "DropStale", "Sequential", "StaleSynchronous"),
+        *("Synchronous", "Protocol", "ProtocolServer"),
         *("ConstantTime", "ExponentialTime", "GammaTime", "LognormalTime", "MarkovTime"),
         *("ParetoTime", "RecordedTime", "RoundRobin"),
         *("Crash", "DuplicatedPush", "LateJoin", "LostPush", "NaNGradient", "Restart", "SlowDown"),
@@ -224,6 +225,23 @@ def test_public_functions_say_what_they_take_return_and_show(function):
         assert section in text, section
     for argument in inspect.signature(function).parameters:
         assert re.search(rf"^  {argument}:", text, re.MULTILINE), argument
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        c
+        for c in public(sim).values()
+        if c.__module__.startswith(SCHEDULES) and dataclasses.is_dataclass(c)
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_values_that_make_schedules_say_what_their_fields_are(value):
+    text = inspect.getdoc(value)
+    assert len(text.splitlines()[0]) <= 100
+    for field in dataclasses.fields(value):
+        if not field.name.startswith("_"):
+            assert re.search(rf"^  {field.name}:", text, re.MULTILINE), field.name
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("__main__")])

@@ -24,7 +24,7 @@ class Workload(NamedTuple):
     seed: int
     params: PyTree
     rows: np.ndarray  # [num_pushes, batch_size], training images of each push
-    schedules: dict[protocols.ServerProtocol, sim.Schedule]
+    schedules: dict[protocols.Protocol, sim.Schedule]
 
 
 class Outcome(NamedTuple):
@@ -99,8 +99,7 @@ def rows_of(workload: Workload, method: methods.Method) -> np.ndarray:
 
 def num_server_updates(setting: settings.Setting, method: methods.Method) -> int:
     """Server updates that the budget of pushes makes."""
-    averages = isinstance(method.protocol, sim.Synchronous)
-    return setting.num_pushes // setting.num_workers if averages else setting.num_pushes
+    return setting.num_pushes // method.protocol.server(setting.num_workers).pushes_per_update
 
 
 def segment_length(setting: settings.Setting) -> int:

@@ -1,6 +1,5 @@
 """An exact simulator of asynchronous training: the schedule on the host, the work compiled."""
 
-from dcasgd_jax.schedules.events import Events
 from dcasgd_jax.schedules.faults import (
     Crash,
     DuplicatedPush,
@@ -20,11 +19,11 @@ from dcasgd_jax.schedules.laws import (
     RoundRobin,
 )
 from dcasgd_jax.schedules.making import make_schedule
-from dcasgd_jax.schedules.prescribed import PrescribedStaleness, RecordedDelays, Replay
-from dcasgd_jax.schedules.protocols import Asynchronous, Buffered, DropStale, Sequential
+from dcasgd_jax.schedules.protocols import Asynchronous, Buffered, DropStale, Protocol, Sequential
 from dcasgd_jax.schedules.recorded import RecordedTime
 from dcasgd_jax.schedules.sampling import ShardedEpochs
 from dcasgd_jax.schedules.schedule import Schedule
+from dcasgd_jax.schedules.servers import ProtocolServer
 from dcasgd_jax.schedules.waiting import StaleSynchronous, Synchronous
 from dcasgd_jax.sim.batches import Indexed
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
@@ -56,7 +55,6 @@ __all__ = [
     "DropStale",
     "DuplicatedPush",
     "Evaluations",
-    "Events",
     "ExponentialTime",
     "GammaTime",
     "HostEngine",
@@ -71,13 +69,12 @@ __all__ = [
     "NonFinite",
     "ParetoTime",
     "PerMember",
-    "PrescribedStaleness",
     "Problem",
+    "Protocol",
+    "ProtocolServer",
     "ReadVersions",
-    "RecordedDelays",
     "RecordedTime",
     "Recording",
-    "Replay",
     "Restart",
     "RoundRobin",
     "ScanEngine",

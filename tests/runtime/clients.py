@@ -6,11 +6,11 @@ import calls
 import compensations
 import numpy as np
 import optax
+import own_protocols
 import problems
 
 from dcasgd_jax import sim
 from dcasgd_jax.runtime import (
-    admission,
     bookkeeping,
     history,
     identity,
@@ -172,10 +172,11 @@ PROTOCOLS = [
     sim.Synchronous(backup_workers=1),
     sim.Buffered(2),
 ]
+OF_A_USER = [own_protocols.AtATime(2), own_protocols.Quorum(2)]
 
 
 def options_for(protocol):
     """Where a protocol mixes versions, each push is compensated before the mean."""
-    if admission.mixes(protocol):
+    if protocol.server(NUM_WORKERS).mixes_versions:
         return {"protocol": protocol, "tx": plain(), "per_push": before_the_mean()}
     return {"protocol": protocol}

@@ -71,6 +71,12 @@ def test_what_cannot_be_used_is_named_before_anything_starts(no_ray, given, erro
         calls.train(**{**GOOD, **given})
 
 
+@pytest.mark.parametrize("protocol", clients.OF_A_USER, ids=repr)
+def test_a_protocol_of_a_user_is_no_error(no_ray, protocol):
+    with pytest.raises(AssertionError, match="Ray was started"):
+        calls.train(**{**GOOD, "protocol": protocol})
+
+
 def test_half_precision_params_are_no_error(no_ray):
     with pytest.raises(AssertionError, match="Ray was started"):
         calls.train(**{**GOOD, "params": {"w": jnp.ones(3, jnp.bfloat16)}})

@@ -130,6 +130,7 @@ def test_arguments_of_the_other_simulators(name, wrong):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (dict(law=None), "law must be a worker-time law, such as .*, got None"),
         (dict(law="gamma"), "law must be a worker-time law, such as .*, got 'gamma'"),
         (dict(law=sim.GammaTime), "law must be .* got the class GammaTime itself: call it, Gamma"),
         (dict(upload=1.0), "upload must be a worker-time law"),
@@ -157,7 +158,6 @@ def test_arguments_of_make_schedule(wrong, message):
         (lambda: sim.MarkovTime(sim.GammaTime), "MarkovTime.law must be .* class GammaTime itself"),
         (lambda: sim.Crash(0, "noon"), "Crash.time must be a number, got 'noon'"),
         (lambda: sim.SlowDown(0, 0.0, 1.0, None), "SlowDown.factor must be a number, got None"),
-        (lambda: sim.Replay([0, 1]), r"Replay.schedule must be a sim.Schedule, got \[0, 1\]"),
         (lambda: sim.Buffered(2.0), r"Buffered\.num_pushes must be an integer >= 1, got 2\.0"),
         (lambda: sim.Schedule(["a"], [0]), "The schedule's worker must be numbers"),
         (lambda: sim.Schedule([0], [0], num_workers="1"), "num_workers must be an integer"),

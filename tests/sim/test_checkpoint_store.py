@@ -135,7 +135,7 @@ def test_a_second_process_is_told_so_and_a_killed_one_leaves_the_directory_free(
 
 def test_two_runs_of_one_process_do_not_share_a_directory_either(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "_PATIENCE_SECONDS", 0.0)
-    schedule = sim.make_schedule(None, 1, 4, seed=0, protocol=sim.PrescribedStaleness([0] * 4))
+    schedule = sim.Schedule.from_staleness([0] * 4)
 
     def train(progress=None):
         return calls.simulate(

@@ -345,6 +345,18 @@ def test_one_gradient_held_back(x64, case):
     assert_close(after, ((1 - alpha) ** tau - alpha) * case["w0"], atol=1e-15)
 
 
+def test_the_progress_of_a_round_is_bounded_once_the_stale_step_decides(x64):
+    alpha = 0.1
+    simulated = [-np.log(abs(descend(sim.held_back_schedule(tau), alpha)[-1])) for tau in (22, 29)]
+    assert simulated == pytest.approx([6.49, 2.94], abs=0.005)  # 22: the two terms nearly cancel
+    delays = np.arange(1, 500)
+    progress = -np.log(np.abs((1 - alpha) ** delays - alpha))
+    decides = 2 * (1 - alpha) ** delays <= alpha
+    assert delays[decides][0] == 29
+    assert progress[decides].max() <= np.log(2 / alpha) < progress[~decides].max()
+    assert progress[-1] == pytest.approx(np.log(1 / alpha))  # what is left of it in the end
+
+
 def test_the_slow_down_is_linear_in_the_delay(x64):
     alpha, target = 0.2, 1e-4
     needed = []

@@ -283,7 +283,7 @@ def test_bad_epochs_and_rows(schedules, rows, message):
 
 
 def test_bad_schedules_and_batches():
-    synchronous = sim.make_schedule(None, 4, 3, seed=0, protocol=sim.RecordedDelays([[0] * 4] * 3))
+    synchronous = sim.Schedule.from_delays([[0] * 4] * 3)
     with pytest.raises(ValueError, match=r"schedules\[1\] averages several pushes"):
         run([round_robin(), synchronous])
     broken = sim.make_schedule(

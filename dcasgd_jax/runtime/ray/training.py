@@ -31,7 +31,7 @@ def train(
     num_workers: int,
     num_updates: int,
     address: str | None = None,
-    protocol: protocols.ServerProtocol | None = None,
+    protocol: protocols.Protocol | None = None,
     num_shards: int = 1,
     wire_dtype: str | None = None,
     delays: laws.WorkerTimeLaw | None = None,
@@ -78,8 +78,8 @@ def train(
       num_workers: M ≥ 1.
       num_updates: Server updates in all ≥ 1.
       address: Of a running Ray cluster; None uses the one of this process, or starts one here.
-      protocol: `sim.Asynchronous()` (default), `DropStale`, `Buffered`, `StaleSynchronous` or
-        `Synchronous`, as in the simulator.
+      protocol: `sim.Asynchronous()` (default), `DropStale`, `Buffered`, `StaleSynchronous`,
+        `Synchronous` or a `sim.Protocol` of one's own, as in the simulator.
       num_shards: Servers among which the leaves are dealt out by size. Each orders the pushes for
         itself, so that a worker may read one leaf before and another after the same push.
       wire_dtype: "bfloat16" halves the messages; the server keeps what it has in the params' dtype.
