@@ -57,6 +57,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 napoleon_custom_sections = ["Source", ("Warns", "returns_style")]
 
 
@@ -97,12 +98,24 @@ def escape_bars(app, what, name, obj, options, lines: list[str]) -> None:
             lines[number] = "".join(parts)
 
 
+_of_attributes: dict[str, list[str]] = {}
+
+
+def hide_from_napoleon(app, what, name, obj, options, lines: list[str]) -> None:
+    """Napoleon takes what an attribute's text has before a colon for its type."""
+    if what in ("attribute", "data", "property"):
+        _of_attributes[name], lines[:] = list(lines), []
+
+
+def show_again(app, what, name, obj, options, lines: list[str]) -> None:
+    """Behind napoleon."""
+    lines[:] = _of_attributes.pop(name, lines)
+
+
 def skip_what_says_nothing(app, what, name, obj, skip: bool, options) -> bool | None:
-    """Fields without a text of their own, and what every protocol, law or engine has."""
-    text = getattr(obj, "__doc__", None) or ""
-    if text.startswith("Alias for field number") or name in {"events", "times", "run", "check"}:
-        return True
-    return None
+    """Fields of named tuples, and what every protocol, law or engine has."""
+    is_field = type(obj).__name__ == "_tuplegetter"  # the text of its class describes it
+    return True if is_field or name in {"schedule", "server", "times", "run", "check"} else None
 
 
 def show_default_curvature(app, what, name, obj, options, signature, returns):
@@ -115,6 +128,8 @@ def show_default_curvature(app, what, name, obj, options, signature, returns):
 def setup(app) -> None:
     """Called by Sphinx."""
     app.add_transform(LinkPublicNames)
+    app.connect("autodoc-process-docstring", hide_from_napoleon, priority=400)
+    app.connect("autodoc-process-docstring", show_again, priority=550)
     app.connect("autodoc-process-docstring", escape_bars, priority=600)
     app.connect("autodoc-process-signature", show_default_curvature)
     app.connect("autodoc-skip-member", skip_what_says_nothing)

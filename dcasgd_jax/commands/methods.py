@@ -53,7 +53,7 @@ class Method:
 
     name: str
     title: str
-    protocol: protocols.ServerProtocol
+    protocol: protocols.Protocol
     compensates: bool = False
     curvature: dc.curvatures.Curvature = SQUARED
     max_pull: float | None = None

@@ -2,14 +2,15 @@
 
 import functools
 
+import calls
 import compensations
 import numpy as np
 import optax
+import own_protocols
 import problems
 
 from dcasgd_jax import sim
 from dcasgd_jax.runtime import (
-    admission,
     bookkeeping,
     history,
     identity,
@@ -150,7 +151,7 @@ class Clients:
         )
         batches = [batches_fn(m, n) for k, (m, n, b) in enumerate(pushes) if b == k]
         loss_fn, per_push = self.loss_fn, self.settings.per_push
-        return sim.simulate(
+        return calls.simulate(
             loss_fn if self.wire_dtype is None else step.rounded_loss(loss_fn),
             self.params,
             self.settings.tx,
@@ -171,10 +172,11 @@ PROTOCOLS = [
     sim.Synchronous(backup_workers=1),
     sim.Buffered(2),
 ]
+OF_A_USER = [own_protocols.AtATime(2), own_protocols.Quorum(2)]
 
 
 def options_for(protocol):
     """Where a protocol mixes versions, each push is compensated before the mean."""
-    if admission.mixes(protocol):
+    if protocol.server(NUM_WORKERS).mixes_versions:
         return {"protocol": protocol, "tx": plain(), "per_push": before_the_mean()}
     return {"protocol": protocol}
