@@ -14,7 +14,7 @@ import one_ray
 import pytest
 
 import dcasgd_jax as dc
-from dcasgd_jax import diagnostics, rivals, sim
+from dcasgd_jax import diagnostics, digits, plots, rivals, sim
 
 PACKAGE = pathlib.Path(dc.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py"))
@@ -56,7 +56,7 @@ GROUND = (
     CHECKS,
     *(
         f"dcasgd_jax.{name}"
-        for name in ("extras", "files", "rows", "sums", "trees", "update_checks")
+        for name in ("extras", "field_docs", "files", "rows", "sums", "trees", "update_checks")
     ),
 )
 FORMULA = "dcasgd_jax.compensation"
@@ -89,7 +89,8 @@ def test_floors():
     for name in below(DIAGNOSTICS):
         assert not of_ours(name, *maths, DIAGNOSTICS), name
     for name in below(SCHEDULES):
-        assert not of_ours(name, CHECKS, TYPES, "dcasgd_jax.files", SCHEDULES), name
+        allowed = (CHECKS, TYPES, "dcasgd_jax.files", "dcasgd_jax.field_docs", SCHEDULES)
+        assert not of_ours(name, *allowed), name
     for name in below(SIM):
         assert not of_ours(name, *GROUND, FORMULA, TRANSFORMS, SCHEDULES, SIM), name
     for name in below(RUNTIME):
@@ -102,8 +103,7 @@ def test_floors():
 ON_THE_HOST = [
     CHECKS,
     *below(SCHEDULES),
-    "dcasgd_jax.files",
-    "dcasgd_jax.extras",
+    *(f"dcasgd_jax.{name}" for name in ("extras", "field_docs", "files")),
     *(f"{SIM}.shared_memory.{name}" for name in ("adversary", "generation", "operations", "reads")),
 ]
 
@@ -135,11 +135,34 @@ def test_a_file_holds_one_idea(path):
 
 
 def public(module):
-    return {
-        name: value
+    """What a module says is public: it has an `__all__`, and that is complete."""
+    named = {name: getattr(module, name) for name in module.__all__}
+    return {name: value for name, value in named.items() if not inspect.ismodule(value)}
+
+
+PUBLIC = (dc, dc.curvatures, dc.strengths, rivals, rivals.sends, sim, diagnostics, plots, digits)
+
+
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
+def test_what_is_public_is_what_all_lists(module):
+    assert module.__all__ == sorted(set(module.__all__), key=module.__all__.index)
+    given = {
+        name
         for name, value in vars(module).items()
         if not name.startswith("_") and not inspect.ismodule(value)
     }
+    if module.__file__.endswith(("__init__.py", "sends.py")) and module is not plots:
+        assert given == set(public(module))
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [v for m in PUBLIC for v in public(m).values() if hasattr(v, "_fields")],
+    ids=lambda cls: cls.__name__,
+)
+def test_fields_say_what_they_are(cls):
+    for field in cls._fields:
+        assert not getattr(cls, field).__doc__.startswith("Alias for field"), field
 
 
 def test_public_names_are_the_ones_promised():
@@ -169,6 +192,7 @@ def test_public_names_are_the_ones_promised():
         *("ParetoTime", "RecordedTime", "RoundRobin"),
         *("Crash", "DuplicatedPush", "LateJoin", "LostPush", "NaNGradient", "Restart", "SlowDown"),
         *("Schedule", "make_schedule", "Indexed", "ShardedEpochs"),
+        *("Problem", "Recording", "Server"),
         *("HostEngine", "LanesEngine", "ScanEngine", "Checkpoint"),
         *("Evaluations", "NonFinite", "SimResult", "SimState", "Trace", "simulate"),
         *("PerMember", "SweepResult", "grid", "sweep"),

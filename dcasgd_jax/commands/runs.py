@@ -75,10 +75,21 @@ def make_workload(setting: settings.Setting, seed: int) -> Workload:
             )
     return Workload(
         seed=seed,
-        params=digits.task(setting.model).init(seed),
+        params=digits.problem(setting.model, seed).params,
         rows=digits.batch_rows(digits.NUM_TRAIN, setting.batch_size, setting.num_pushes, seed),
         schedules=schedules,
     )
+
+
+def problem_of(setting: settings.Setting, workload: Workload) -> sim.Problem:
+    """What is trained; it is evaluated between runs, not in them."""
+    return digits.problem(setting.model)._replace(params=workload.params, eval_fn=None)
+
+
+def evaluation(setting: settings.Setting) -> Callable[[PyTree], digits.Evaluation]:
+    """How good some parameters are."""
+    evaluate: Any = digits.problem(setting.model).eval_fn
+    return evaluate
 
 
 def rows_of(workload: Workload, method: methods.Method) -> np.ndarray:
@@ -113,7 +124,7 @@ def train(
     curve: bool = True,
 ) -> Run:
     """Trains once; `progress` hears of pushes done, `curve=False` evaluates only both ends."""
-    evaluate = digits.task(setting.model).evaluate
+    evaluate = evaluation(setting)
     schedule = workload.schedules[method.protocol]
     length = segment_length(setting)
     stops = [*(range(length, len(schedule), length) if curve else ()), len(schedule)]
@@ -176,13 +187,13 @@ def final_outcomes(
         done = num_events
 
     result = sim.sweep(
-        digits.task(setting.model).loss_fn,
-        sim.PerMember(workload.params for workload in workloads),
-        methods.make_tx(method, num_server_updates(setting, method)),
+        problem_of(setting, workloads[0])._replace(
+            params=sim.PerMember(workload.params for workload in workloads)
+        ),
+        sim.Server(methods.make_tx(method, num_server_updates(setting, method)), send=method.send),
         sim.PerMember(workload.schedules[method.protocol] for workload in workloads),
         sim.PerMember(rows[id(workload)] for workload in workloads),
         hyperparams=hyperparams,
-        send=method.send,
         progress=advance,
     )
     params = jax.device_get(result.params)
@@ -192,7 +203,7 @@ def final_outcomes(
 
 def outcome(setting: settings.Setting, workload: Workload, params: PyTree) -> Outcome:
     """What the final parameters of a run on a workload are worth."""
-    evaluate = digits.task(setting.model).evaluate
+    evaluate = evaluation(setting)
     initial, final = float(evaluate(workload.params).train_loss), evaluate(params)
     loss = float(final.train_loss)
     if has_diverged(initial, loss):
@@ -217,19 +228,18 @@ def _segments(
     opt_state = methods.init_opt_state(tx, workload.params, hyperparameters)
     # Chunks as long as a segment, whatever the stops: one compiled program for all.
     engine = sim.ScanEngine(chunk_size=segment_length(setting))
+    recording = sim.Recording(metrics=["compensation_ratio"] if method.compensates else [])
     state = None
     for stop in stops:
         result = sim.simulate(
-            digits.task(setting.model).loss_fn,
-            workload.params,
-            tx,
+            problem_of(setting, workload),
+            sim.Server(tx, opt_state=opt_state),
             workload.schedules[method.protocol],
             rows_of(workload, method),
             engine=engine,
-            opt_state=opt_state,
+            recording=recording,
             state=state,
             stop=stop,
-            metrics=["compensation_ratio"] if method.compensates else [],
         )
         state = result.state
         yield result

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import calls
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +73,7 @@ def scan_rows(num_events: int = 4096, batch: int = 32, repeats: int = 9) -> list
 
     def ours(tx, **options):
         def run():
-            result = sim.simulate(mlp_loss, params, tx, schedule, (images, labels), **options)
+            result = calls.simulate(mlp_loss, params, tx, schedule, (images, labels), **options)
             jax.block_until_ready(result.params)
 
         return run
@@ -146,7 +147,7 @@ def host_rows(num_events: int = 60, batch: int = 32, width: int = 32, repeats: i
     snapshots = []
 
     def ours():
-        result = sim.simulate(conv_loss, params, tx, schedule, (images, labels))
+        result = calls.simulate(conv_loss, params, tx, schedule, (images, labels))
         snapshots.append(jax.block_until_ready(result.state.snapshots))
 
     def plain():

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import calls
 import jax
 from engines import compensated, mlp_loss, mlp_problem
 from timing import Row, alternate
@@ -51,7 +52,7 @@ def _measure(engine, name, arguments, repeats) -> list[Row]:
     ideal = exchange.wave_size * size
 
     def run(engine):
-        jax.block_until_ready(sim.simulate(*arguments, engine=engine).params)
+        jax.block_until_ready(calls.simulate(*arguments, engine=engine).params)
 
     ours, scan = alternate(lambda: run(engine), lambda: run(sim.ScanEngine()), repeats=repeats)
     rate = lambda seconds: f"{len(schedule) / seconds:,.0f}/s"

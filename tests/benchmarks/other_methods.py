@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import calls
 import engines
 import jax
 import jax.numpy as jnp
@@ -177,7 +178,7 @@ def hessian_rows(num_events: int = 4096, batch: int = 32, repeats: int = 5) -> l
     )
 
     def run(tx):
-        return lambda: sim.simulate(engines.mlp_loss, params, tx, schedule, batches).losses.sum()
+        return lambda: calls.simulate(engines.mlp_loss, params, tx, schedule, batches).losses.sum()
 
     seconds, plain_seconds = alternate(run(exact), run(plain), repeats=repeats)
     rate = lambda seconds: f"{num_events / seconds:,.0f}/s"

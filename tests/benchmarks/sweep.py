@@ -1,5 +1,6 @@
 """A sweep of members at once against the same members one `simulate` after another."""
 
+import calls
 import engines
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def rows(
     }
 
     def together():
-        result = sim.sweep(
+        result = calls.sweep(
             engines.mlp_loss, params, injected(), schedule, batches, hyperparams=numbers
         )
         jax.block_until_ready(result.params)
@@ -45,7 +46,7 @@ def rows(
             opt_state = tx.init(params)
             for name, values in numbers.items():
                 opt_state.hyperparams[name] = jnp.float32(values[i])
-            result = sim.simulate(
+            result = calls.simulate(
                 engines.mlp_loss, params, tx, schedule, batches, opt_state=opt_state
             )
             jax.block_until_ready(result.params)

@@ -217,7 +217,7 @@ def test_a_run_that_learnt_nothing_is_diverged(monkeypatch):
     setting = settings.Setting(num_workers=2, num_pushes=8, batch_size=4)
     workload = runs.make_workload(setting, seed=0)
     losses = iter([2.9, math.log(10)])
-    task = digits.task(setting.model)
+    task = digits.problem(setting.model)
     evaluate = lambda params: digits.Evaluation(next(losses), 0.9)
     monkeypatch.setattr(digits, "task", lambda model: task._replace(evaluate=evaluate))
     numbers = methods.Hyperparameters(0.1)

@@ -36,7 +36,7 @@ def test_every_epoch_is_a_fresh_permutation():
 
 @pytest.mark.parametrize("model", digits.MODELS)
 def test_loss_is_the_mean_cross_entropy(model):
-    task = digits.task(model)
+    task = digits.problem(model)
     data = digits.load()
     params = task.init(0)
     activations = data.train.images
@@ -48,11 +48,11 @@ def test_loss_is_the_mean_cross_entropy(model):
     rows = jnp.arange(len(losses))
     np.testing.assert_allclose(task.loss_fn(params, rows), losses.mean(), rtol=1e-5)
     np.testing.assert_allclose(task.evaluate(params).train_loss, losses.mean(), rtol=1e-5)
-    assert task.loss_fn is digits.task(model).loss_fn
+    assert task.loss_fn is digits.problem(model).loss_fn
 
 
 def test_evaluate_counts_wrong_test_images():
-    task = digits.task("softmax")
+    task = digits.problem("softmax")
     zeros = [{"weights": jnp.zeros((64, 10)), "biases": jnp.zeros(10).at[3].set(1.0)}]
     wrong = np.mean(digits.load().test.labels != 3)
     np.testing.assert_allclose(task.evaluate(zeros).test_error, wrong, rtol=1e-6)
@@ -91,7 +91,7 @@ def test_the_curve_does_not_change_the_run(pushes, name):
 
 
 def test_a_run_is_the_loop_that_anyone_would_write():
-    task, numbers = digits.task("softmax"), methods.Hyperparameters(0.2)
+    task, numbers = digits.problem("softmax"), methods.Hyperparameters(0.2)
     workload = runs.make_workload(SMALL, 1)
     run = runs.train(SMALL, methods.METHODS["asgd"], numbers, workload)
     schedule = workload.schedules[sim.Asynchronous()]

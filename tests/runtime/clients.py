@@ -2,6 +2,7 @@
 
 import functools
 
+import calls
 import compensations
 import jax
 import numpy as np
@@ -155,7 +156,7 @@ class Clients:
         )
         batches = [batches_fn(m, n) for k, (m, n, b) in enumerate(pushes) if b == k]
         loss_fn, per_push = self.loss_fn, self.settings.per_push
-        return sim.simulate(
+        return calls.simulate(
             loss_fn if self.wire_dtype is None else step.rounded_loss(loss_fn),
             self.params,
             self.settings.tx,

@@ -4,6 +4,7 @@ import pathlib
 import sys
 import time
 
+import calls
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,7 @@ def train(engine, directory, progress=None, **options):
         "x": normal(NUM_EVENTS, 8, SIZES[0]),
         "y": rng.integers(0, SIZES[-1], (NUM_EVENTS, 8)),
     }
-    return sim.simulate(
+    return calls.simulate(
         loss_fn,
         params,
         dc.dcasgd(0.05, num_workers=4, lambda0=0.5, momentum=0.9),

@@ -1,5 +1,6 @@
 """The lanes engine: equal to the scan engine, whatever the waves, the mesh and the server."""
 
+import calls
 import chex
 import compensations
 import jax
@@ -88,7 +89,7 @@ def schedule_for(law=None, num_workers=5, num_updates=NUM_EVENTS, seed=0, **opti
 
 def run(schedule, engine, tx=TX, dtype=np.float64, **options):
     batches = options.pop("batches", None)
-    return sim.simulate(
+    return calls.simulate(
         options.pop("loss_fn", loss_fn),
         make_params(dtype),
         tx,
@@ -381,7 +382,7 @@ def test_a_replicated_server_gathers_the_gradients_everywhere():
 
 def compiled(engine, problem):
     probe = lanes_module._Probe(engine)
-    sim.simulate(*problem, engine=probe)
+    calls.simulate(*problem, engine=probe)
     return probe.compiled
 
 

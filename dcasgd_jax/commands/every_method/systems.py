@@ -70,7 +70,7 @@ def _train_ssgd(setting, hyperparameters, workload):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _scan_ssgd(model, learning_rate, lambda0, params, rows):
-    gradients = jax.vmap(jax.grad(digits.task(model).loss_fn), (None, 0))
+    gradients = jax.vmap(jax.grad(digits.problem(model).loss_fn), (None, 0))
     optimizer = rivals.dc_ssgd(_decaying(learning_rate, len(rows)), lambda0)
     return _scan_rounds(optimizer, gradients, params, rows)
 
@@ -83,7 +83,7 @@ def _train_s3gd(momentum, setting, hyperparameters, workload):
 
 @functools.partial(jax.jit, static_argnames=("model", "momentum"))
 def _scan_s3gd(model, momentum, learning_rate, lambda0, params, rows):
-    gradients = jax.vmap(jax.grad(digits.task(model).loss_fn))
+    gradients = jax.vmap(jax.grad(digits.problem(model).loss_fn))
     inner = optax.sgd(_decaying(learning_rate, len(rows)), momentum)
     of_workers = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], rows.shape[1], 0), params)
     trained = _scan_rounds(rivals.dc_s3gd(inner, lambda0), gradients, of_workers, rows)
@@ -116,15 +116,17 @@ def _train_svrg(compensates, setting, hyperparameters, workload):
     plain = methods.METHODS["asgd"]
     tx = methods.make_tx(plain, num_epochs * num_pushes)
     rate_only = hyperparameters._replace(lambda0=None)
-    return sim.svrg(
-        digits.task(setting.model).loss_fn,
-        workload.params,
+    server = sim.Server(
         tx,
+        per_push=_compensation(hyperparameters.lambda0) if compensates else None,
+        opt_state=methods.init_opt_state(tx, workload.params, rate_only),
+    )
+    return sim.svrg(
+        runs.problem_of(setting, workload),
+        server,
         [make(seed=workload.seed * num_epochs + epoch) for epoch in range(num_epochs)],
         sim.Indexed(np.arange(digits.NUM_TRAIN), workload.rows),
-        per_gradient=_compensation(hyperparameters.lambda0) if compensates else None,
         full_batch_size=digits.NUM_TRAIN,
-        opt_state=methods.init_opt_state(tx, workload.params, rate_only),
     ).params
 
 
@@ -149,13 +151,12 @@ def _train_shared_memory(setting, hyperparameters, workload):
     tx = methods.make_tx(plain, setting.num_pushes)
     schedule = workload.schedules[plain.protocol]
     num_leaves = len(jax.tree.leaves(workload.params))
+    opt_state = methods.init_opt_state(tx, workload.params, hyperparameters)
     return sim.simulate_shared_memory(
-        digits.task(setting.model).loss_fn,
-        workload.params,
-        tx,
+        runs.problem_of(setting, workload),
+        sim.Server(tx, opt_state=opt_state),
         reads_of_leaves(schedule, num_leaves),
         workload.rows,
-        opt_state=methods.init_opt_state(tx, workload.params, hyperparameters),
     ).params
 
 

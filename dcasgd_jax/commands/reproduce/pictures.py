@@ -7,6 +7,7 @@ import numpy as np
 
 from dcasgd_jax import files
 from dcasgd_jax.commands.reproduce import results, table
+from dcasgd_jax.plots import axes
 
 _COLUMNS = (("epoch", "epochs"), ("simulated_seconds", "simulated seconds (log)"))
 
@@ -26,14 +27,14 @@ def save(path: str | os.PathLike, lines: Sequence[results.Line]) -> None:
     labels: dict = {}
     for count, pair in zip(counts, panels, strict=True):
         shown = [row for row in best if row.run.method == "sgd" or row.run.workers == count]
-        for axes, (column, label) in zip(pair, _COLUMNS, strict=True):
+        for ax, (column, label) in zip(pair, _COLUMNS, strict=True):
             if column == "simulated_seconds":
-                axes.set_xscale("log")
+                ax.set_xscale("log")
             for row in shown:
-                _draw(axes, row, column, labels)
-            axes.set_xlabel(label)
-            axes.grid(alpha=0.25, which="major")
-            axes.spines[["top", "right"]].set_visible(False)
+                _draw(ax, row, column, labels)
+            ax.set_xlabel(label)
+            ax.grid(alpha=0.25, which="major")
+            ax.spines[["top", "right"]].set_visible(False)
         pair[0].set_ylabel(f"M = {count}: test error (%)")
     if labels:
         picture.legend(
@@ -44,7 +45,7 @@ def save(path: str | os.PathLike, lines: Sequence[results.Line]) -> None:
         picture.savefig(stream, format="png")
 
 
-def _draw(axes, row: table.Row, column: str, labels: dict) -> None:
+def _draw(ax, row: table.Row, column: str, labels: dict) -> None:
     """Mean and range over the runs of one method."""
     if not row.finished:
         return
@@ -55,8 +56,8 @@ def _draw(axes, row: table.Row, column: str, labels: dict) -> None:
     colour = axes.COLOURS[row.run.method]
     label = f"{row.run.method} (lr {row.run.learning_rate:g}"
     label += ")" if row.run.lambda0 is None else f", λ0 {row.run.lambda0:g})"
-    (drawn,) = axes.plot(position, errors.mean(axis=0), color=colour, lw=1.6, marker=".", ms=4)
-    axes.fill_between(
+    (drawn,) = ax.plot(position, errors.mean(axis=0), color=colour, lw=1.6, marker=".", ms=4)
+    ax.fill_between(
         position, errors.min(axis=0), errors.max(axis=0), color=colour, alpha=0.18, lw=0
     )
     labels.setdefault(label, drawn)

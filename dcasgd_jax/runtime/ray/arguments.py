@@ -10,11 +10,19 @@ import numpy as np
 
 from dcasgd_jax import checks
 from dcasgd_jax.schedules import protocols
+from dcasgd_jax.sim import arguments as sim_arguments
 from dcasgd_jax.sim import preconditions
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
+from dcasgd_jax.sim.problem import Server
 from dcasgd_jax.typing import PyTree
 
 METRICS = ("compensation_ratio", "cosine", "below_eps")
+
+
+def check_problem(problem: Any, server: Server) -> None:
+    """Raises for what is no problem, and for what `sim.simulate` has and a live server has not."""
+    sim_arguments.check_problem_kind(problem)
+    sim_arguments.refuse_options("ray.train", problem, server, ("send", "opt_state"))
 
 
 def check_functions(**functions: Any) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import calls
 import numpy as np
 import pytest
 
@@ -100,12 +101,12 @@ def test_what_is_sent_follows_the_decay_of_the_rate():
     decay = methods.decay_schedule(160)
     tx, send = rivals.dana(lambda count: 0.2 * decay(count), 0.9, num_workers=4)
     schedule = WORKLOAD.schedules[sim.Asynchronous()]
-    task = digits.task("softmax")
+    task = digits.problem("softmax")
     of_schedule = lambda send: (
         runs.outcome(
             SETTING,
             WORKLOAD,
-            sim.simulate(
+            calls.simulate(
                 task.loss_fn, WORKLOAD.params, tx, schedule, WORKLOAD.rows, send=send
             ).params,
         ).train_loss
