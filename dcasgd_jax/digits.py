@@ -37,7 +37,7 @@ MODELS = {
 """Layer widths; softmax regression is a network without a hidden layer."""
 
 CHANCE_LOSS = math.log(10)
-"""Cross entropy of giving each of the ten digits the same probability: nothing was learnt."""
+"""Cross entropy of giving each of the ten digits the same probability, having learnt nothing."""
 
 
 @document_fields

@@ -107,7 +107,7 @@ class Schedule(Events):
 
     @property
     def num_slots(self) -> int:
-        """Snapshots kept at once: the memory of a run in copies of the params."""
+        """Snapshots kept at once, which is the memory of a run in copies of the params."""
         return self.slots.num_slots
 
     @functools.cached_property
