@@ -114,15 +114,10 @@ def show_again(app, what, name, obj, options, lines: list[str]) -> None:
 
 def skip_what_says_nothing(app, what, name, obj, skip: bool, options) -> bool | None:
     """Fields of named tuples, and what every protocol, law or engine has."""
-    is_field = type(obj).__name__ == "_tuplegetter"  # the text of its class describes it
-    return True if is_field or name in {"schedule", "server", "times", "run", "check"} else None
-
-
-def show_default_curvature(app, what, name, obj, options, signature, returns):
-    """The default of `curvature=` as one writes it, not as the source names it."""
-    return (signature or "").replace("compensating.ADAPTIVE", "ADAPTIVE").replace(
-        "ADAPTIVE", "adaptive()"
-    ) or None, returns
+    if type(obj).__name__ == "_tuplegetter":  # the text of its class describes it
+        return True
+    of_each = name in {"schedule", "server", "times", "run", "check"}
+    return True if of_each and not obj.__qualname__.startswith("Protocol.") else None
 
 
 def setup(app) -> None:

@@ -120,7 +120,7 @@ def make_program(params: PyTree, settings: Settings, layout: Layout) -> programs
         mixes=decides.mixes_versions,
         metrics=settings.metrics,
     )
-    program = step.with_memory(asked, layout, params, settings.num_workers)
+    program = step.with_memory(asked, layout, settings.num_workers)
     chain_order.check_all(params, (program.tx, None), (program.per_push, None))
     return program
 

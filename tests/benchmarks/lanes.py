@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import calls
 import jax
 from engines import compensated, mlp_loss, mlp_problem
 from timing import Row, alternate
@@ -36,7 +35,7 @@ def rows(num_events: int = 1024, batch: int = 32, repeats: int = 5, cases=CASES)
     }
     params, batches = mlp_problem(num_events, batch)
     mesh = jax.make_mesh((NUM_DEVICES,), ("workers",), axis_types=(jax.sharding.AxisType.Auto,))
-    problem = mlp_loss, params, compensated()
+    problem = sim.Problem(mlp_loss, params), compensated()
     found = []
     for server, name in cases:
         engine = sim.LanesEngine(mesh, server=server)
@@ -46,13 +45,14 @@ def rows(num_events: int = 1024, batch: int = 32, repeats: int = 5, cases=CASES)
 
 def _measure(engine, name, arguments, repeats) -> list[Row]:
     """One engine on one schedule."""
-    _, params, _, schedule, _ = arguments
+    of, _, schedule, _ = arguments
+    params = of.params
     exchange = engine.exchange(*arguments)
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     ideal = exchange.wave_size * size
 
     def run(engine):
-        jax.block_until_ready(calls.simulate(*arguments, engine=engine).params)
+        jax.block_until_ready(sim.simulate(*arguments, engine=engine).params)
 
     ours, scan = alternate(lambda: run(engine), lambda: run(sim.ScanEngine()), repeats=repeats)
     rate = lambda seconds: f"{len(schedule) / seconds:,.0f}/s"

@@ -222,7 +222,7 @@ def test_bad_input():
     problem = split(models.linen_loss)
     with pytest.raises(ValueError, match="it needs a key: pass key="):
         problem.loss_fn(problem.params, problem.model_state, batch)
-    with pytest.raises(ValueError, match="keep the problem.s model_state"):
+    with pytest.raises(ValueError, match=r"keep the problem.s model_state"):
         problem.loss_fn(problem.params, batch, KEY)
     no_loss = split(lambda model, batch: model(batch[0], train=False))
     with pytest.raises(TypeError, match=r"real scalar, got an array float32\[8, 3\]"):

@@ -4,6 +4,7 @@ import functools
 
 import calls
 import compensations
+import jax
 import numpy as np
 import optax
 import own_protocols
@@ -35,9 +36,16 @@ def backed_up(learning_rate=0.3, **options):
     return compensations.dcasgd(learning_rate, num_workers=NUM_WORKERS, momentum=0.5, **options)
 
 
+def split_for(params, wire_dtype):
+    leaves, structure = jax.tree.flatten(params)
+    shapes = tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
+    return split_of_shapes(structure, shapes, wire_dtype)
+
+
 @functools.cache
-def split_of_defaults(wire_dtype):
-    return shards.make_split(problems.softmax_params(), 1, wire_dtype)
+def split_of_shapes(structure, shapes, wire_dtype):
+    params = structure.unflatten([np.zeros(shape, dtype) for shape, dtype in shapes])
+    return shards.make_split(params, 1, wire_dtype)
 
 
 @functools.cache
@@ -71,10 +79,7 @@ class Clients:
         self.settings = bookkeeping.Settings(
             backed_up() if tx is None else tx, NUM_WORKERS, num_updates, **settings
         )
-        self.split = (
-            split_of_defaults(wire_dtype) if params is None
-            else shards.make_split(self.params, 1, wire_dtype)
-        )  # fmt: skip
+        self.split = split_for(self.params, wire_dtype)
         self.wire_dtype = wire_dtype
         self.server = self.new_server()
         self.replies, self.sent = {}, {}

@@ -349,7 +349,7 @@ def wide_problem(num_workers, law, **options):
         jnp.sum((leaf - batch) ** 2) for leaf in jax.tree.leaves(params)
     )
     batches = np.ones(len(schedule), np.float32)
-    return (loss, params, EVERYTHING, schedule, batches), 4 * (24 * 16 + 40 * 3)
+    return (sim.Problem(loss, params), EVERYTHING, schedule, batches), 4 * (24 * 16 + 40 * 3)
 
 
 @pytest.mark.parametrize("lanes_per_device", [1, 2])
@@ -370,7 +370,7 @@ def test_a_wave_exchanges_its_snapshots_and_its_gradients(lanes_per_device):
 def test_idle_lanes_count_in_the_exchange():
     problem, size = wide_problem(5, sim.ExponentialTime())
     measured = lanes().exchange(*problem)
-    assert measured.wave_size == len(problem[3]) / len(problem[3].waves) < 4
+    assert measured.wave_size == len(problem[2]) / len(problem[2].waves) < 4
     assert measured.all_to_all == 2 * 8 * size
 
 
@@ -382,7 +382,7 @@ def test_a_replicated_server_gathers_the_gradients_everywhere():
 
 def compiled(engine, problem):
     probe = lanes_module._Probe(engine)
-    calls.simulate(*problem, engine=probe)
+    sim.simulate(*problem, engine=probe)
     return probe.compiled
 
 
