@@ -117,7 +117,14 @@ def skip_what_says_nothing(app, what, name, obj, skip: bool, options) -> bool | 
     if type(obj).__name__ == "_tuplegetter":  # the text of its class describes it
         return True
     of_each = name in {"schedule", "server", "times", "run", "check"}
-    return True if of_each and not obj.__qualname__.startswith("Protocol.") else None
+    whose = getattr(obj, "__qualname__", "")
+    return True if of_each and whose and not whose.startswith("Protocol.") else None
+
+
+def show_default_curvature(app, what, name, obj, options, signature, returns):
+    """The default of `curvature=` as one writes it, not as the source names it."""
+    shown = re.sub(r"(compensating\.)?ADAPTIVE", "adaptive()", signature or "")
+    return shown or None, returns
 
 
 def setup(app) -> None:
