@@ -72,6 +72,8 @@ class LinkPublicNames(SphinxTransform):
         for literal in list(self.document.findall(nodes.literal)):
             named = re.match(r"([A-Za-z_][\w.]*)(\(.*\))?$", literal.astext())
             target = named and self.targets.get(named[1])
+            if named and not target:  # a method is described with its class
+                target = self.targets.get(named[1].rpartition(".")[0])
             unlinked = (nodes.reference, nodes.title, addnodes.pending_xref)
             if not target or isinstance(literal.parent, unlinked):
                 continue
@@ -124,6 +126,7 @@ def skip_what_says_nothing(app, what, name, obj, skip: bool, options) -> bool | 
 def show_default_curvature(app, what, name, obj, options, signature, returns):
     """The default of `curvature=` as one writes it, not as the source names it."""
     shown = re.sub(r"(compensating\.)?ADAPTIVE", "adaptive()", signature or "")
+    shown = shown.replace("=_SQUARED", "=squared_gradient()")
     return shown or None, returns
 
 
