@@ -85,8 +85,8 @@ class LinkPublicNames(SphinxTransform):
             link += literal
 
 
-def escape_bars(app, what, name, obj, options, lines: list[str]) -> None:
-    """Norms such as |g| in docstrings are no substitutions of reStructuredText."""
+def escape(app, what, name, obj, options, lines: list[str]) -> None:
+    """Norms such as |g| and plurals of code mean something else in reStructuredText."""
     math_indent = None
     for number, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
@@ -96,7 +96,9 @@ def escape_bars(app, what, name, obj, options, lines: list[str]) -> None:
             math_indent = indent
         if math_indent is None and not line.lstrip().startswith((">>>", "...")):
             parts = re.split(r"(`[^`]*`)", line)
-            parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+            between = [part.replace("|", "\\|") for part in parts[::2]]
+            # As in `Param`s: code ends only where no letter follows.
+            parts[::2] = between[:1] + [re.sub(r"^(?=\w)", "\\\\ ", part) for part in between[1:]]
             lines[number] = "".join(parts)
 
 
@@ -135,6 +137,6 @@ def setup(app) -> None:
     app.add_transform(LinkPublicNames)
     app.connect("autodoc-process-docstring", hide_from_napoleon, priority=400)
     app.connect("autodoc-process-docstring", show_again, priority=550)
-    app.connect("autodoc-process-docstring", escape_bars, priority=600)
+    app.connect("autodoc-process-docstring", escape, priority=600)
     app.connect("autodoc-process-signature", show_default_curvature)
     app.connect("autodoc-skip-member", skip_what_says_nothing)
