@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcasgd_jax import extras
 from dcasgd_jax.commands import (
+    catalogue,
     defaults,
     errors,
     figures,
@@ -21,7 +22,7 @@ from dcasgd_jax.commands import (
     terminal,
     tuning,
 )
-from dcasgd_jax.commands.every_method import catalogue, single, study
+from dcasgd_jax.commands.catalogue import single, study
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +45,9 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     """
     if options.ALL in arguments.methods:
         cell = single.make_cell(arguments)
-        study.run([cell], catalogue.names(), arguments.seeds, arguments.out, command)
+        study.run(
+            [cell], catalogue.names(), arguments.seeds, arguments.out, ["dcasgd-jax", *command]
+        )
         return
     started = time.perf_counter()
     job = options.make_job(arguments)

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=list(methods.METHODS),
         metavar="METHOD",
         help="which methods; default: the six listed below; `all`: every method of the package, "
-        "each tuned with the same effort, as `dcasgd-jax every-method` does in many settings",
+        "each tuned with the same effort",
     )
     parser.add_argument(
         "--momentum",

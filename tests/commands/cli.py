@@ -17,10 +17,10 @@ class Result(NamedTuple):
     err: str
 
 
-def call(*arguments) -> Result:
+def call(*arguments, program=main) -> Result:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(argument) for argument in arguments])
+        code = program([str(argument) for argument in arguments])
     return Result(code, out.getvalue(), err.getvalue())
 
 

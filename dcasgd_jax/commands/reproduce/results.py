@@ -85,7 +85,7 @@ def check_settings(folder: pathlib.Path, lines: list[Line], present: dict[str, A
         path = folder / SETTINGS
         before = [line["settings"] for line in lines]
         if path.exists():
-            before.insert(0, kept.read(path, "reproduce", {}))
+            before.insert(0, kept.read(path, "dcasgd-jax reproduce", {}))
         for settings_before in before:
             kept.check_same(f"the runs in {folder} have", settings_before, present)
         if not path.exists():
