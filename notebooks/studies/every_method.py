@@ -6,12 +6,25 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from dcasgd_jax import digits
-from dcasgd_jax.commands import catalogue, command_line, option_values, options, settings
-from dcasgd_jax.commands.catalogue import cells, study
+import every_method_report as report
+
+from dcasgd_jax import digits, extras
+from dcasgd_jax.commands import (
+    catalogue,
+    command_line,
+    digits_study,
+    errors,
+    options,
+    settings,
+    study,
+    terminal,
+    tuning,
+    values,
+)
 
 PROGRAM = "every_method.py"
 MOMENTUM = 0.9
+PICTURE, SUMMARY = "every-method.png", "every-method.csv"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,36 +32,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Trains on scikit-learn's digits with every method of this package, in every combination "
         "of model, number of workers, law of times, with and without momentum. Each method gets "
-        f"{catalogue.NUM_CONFIGURATIONS} configurations on seeds of their own, then fresh seeds. "
-        "What is finished is kept in --out: call it again to go on. Processes with different "
-        "--models can share one --out."
+        f"{tuning.NUM_CONFIGURATIONS} configurations on seeds of their own, then fresh seeds. "
+        "What is finished is kept in --out: call it again to go on. Several processes can share "
+        "one --out."
     )
-    models, laws = list(digits.MODELS), list(settings.LAWS)
-    parser.add_argument("--models", nargs="+", choices=models, default=models, metavar="MODEL")
-    parser.add_argument(
-        "--workers", nargs="+", type=options.integer_from(2), default=[4, 8, 16], metavar="M"
-    )
-    parser.add_argument(
-        "--laws", nargs="+", choices=laws, default=["gamma", "exponential"], metavar="LAW"
-    )
-    parser.add_argument(
-        "--momenta",
-        nargs="+",
-        type=option_values.momentum,
-        default=[None, MOMENTUM],
-        metavar="MU",
-        help=f"0 is none; default 0 and {MOMENTUM}",
-    )
-    names = list(catalogue.names())
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=names,
-        default=names,
-        metavar="METHOD",
-        help="which methods; default: all, %(default)s",
-    )
-    options.add_runs(parser, pathlib.Path("every-method-results"))
+    options.add(parser, "--model", nargs="+", default=list(digits.MODELS))
+    several = {"nargs": "+", "type": values.integer_from(2)}
+    options.add(parser, "--workers", **several, default=[4, 8, 16], help="numbers of workers")
+    options.add(parser, "--law", nargs="+", default=["gamma", "exponential"])
+    options.add(parser, "--momentum", nargs="+", default=[None, MOMENTUM], help="0 is none")
+    options.add_methods(parser, catalogue.names(), catalogue.names())
+    options.add(parser, "--updates")
+    options.add(parser, "--seeds")
+    options.add(parser, "--out", default=pathlib.Path("every-method-results"))
+    options.add_report_only(parser)
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
@@ -58,23 +55,52 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
       UsageError: If the options are wrong, a package is missing, `--out` cannot be written or
         holds results of other settings; before any training.
     """
-    todo = [
-        cells.Cell(_setting(arguments, model, workers, law), momentum)
-        for model, momentum, workers, law in itertools.product(
-            arguments.models, arguments.momenta, arguments.workers, arguments.laws
+    del command  # every option that matters is in the settings and the lines
+    extras.require_packages("sklearn", "matplotlib", "rich", "pandas")
+    values.check_seeds(arguments.seeds)
+    console = terminal.make_console()
+    if arguments.report_only:
+        lines, tunings = study.read_all(arguments.out, PROGRAM, digits_study.check)
+    else:
+        of_cells = digits_study.make(PROGRAM, _places(arguments), arguments.seeds)
+        results = study.run(of_cells, arguments.out, console)
+        lines, tunings = results.runs(), results.tunings()
+    table = report.rows(lines, tunings)
+    report.print_all(console, table)
+    report.save_picture(arguments.out / PICTURE, table)
+    report.summarise(table).to_csv(arguments.out / SUMMARY)
+    saved = f"Saved {arguments.out / PICTURE} and {SUMMARY} beside it."
+    terminal.print_text(console, saved, wrap=False)
+
+
+def _places(
+    arguments: argparse.Namespace,
+) -> list[tuple[settings.Setting, digits_study.Tried]]:
+    """The cells that some of the methods are for, each with what is tried there."""
+    found = []
+    for model, momentum, workers, law in itertools.product(
+        arguments.model, arguments.momentum, arguments.workers, arguments.law
+    ):
+        setting = settings.Setting(
+            model=model,
+            num_workers=workers,
+            law_name=law,
+            law=settings.LAWS[law](),
+            num_pushes=values.budget(arguments.updates, workers),
+            momentum=momentum,
         )
-    ]
-    study.run(todo, arguments.methods, arguments.seeds, arguments.out, [PROGRAM, *command])
-
-
-def _setting(arguments: argparse.Namespace, model, workers, law) -> settings.Setting:
-    return settings.Setting(
-        model=model,
-        num_workers=workers,
-        law_name=law,
-        law=settings.LAWS[law](),
-        num_pushes=options.budget(arguments.updates, workers),
-    )
+        tried = {
+            method: tuning.configurations(method, model, momentum)
+            for name, method in digits_study.methods_for(setting).items()
+            if name in arguments.methods
+        }
+        if tried:
+            found.append((setting, tried))
+    if not found:
+        raise errors.UsageError(
+            "--methods: none of these is for these cells, which have no momentum"
+        )
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,31 +7,7 @@ from typing import Any
 import optax
 
 import dcasgd_jax as dc
-from dcasgd_jax import sim
 from dcasgd_jax.commands import methods, strength_rules
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One setting.
-
-    Args:
-      title: For tables.
-      method: How to train; its name is that of the candidate.
-      number: What stands for λ0; `None` for a method without one.
-      is_control: Whether no curvature decides anything: to compare with, never to recommend.
-    """
-
-    title: str
-    method: methods.Method
-    number: float | None
-    is_control: bool = False
-
-    @property
-    def name(self) -> str:
-        """For files and options."""
-        return self.method.name
-
 
 Rule = Callable[[Any, optax.Schedule], Any]
 
@@ -44,31 +20,31 @@ def _candidate(
     *,
     max_pull: float | None = 1.0,
     curvature: dc.curvatures.Curvature = methods.ADAPTIVE,
-    is_control: bool = False,
-) -> Candidate:
-    method = methods.Method(
-        name,
-        title,
-        sim.Asynchronous(),
-        compensates=True,
-        max_pull=max_pull,
-        curvature=curvature,
-        rule=rule,
+) -> methods.Method:
+    return methods.Method(
+        name, title, numbers=(number,), max_pull=max_pull, curvature=curvature, rule=rule
     )
-    return Candidate(title, method, number, is_control)
 
 
-def _ratio_per_leaf(rho: Any, decay: optax.Schedule) -> Any:
-    del decay
+def _ratio_per_leaf(rho: Any, factor: optax.Schedule) -> Any:
+    del factor
     return dc.strengths.ratio(rho, per_leaf=True)
 
 
-def _ratio_unsmoothed(rho: Any, decay: optax.Schedule) -> Any:
-    del decay
+def _ratio_unsmoothed(rho: Any, factor: optax.Schedule) -> Any:
+    del factor
     return dc.strengths.ratio(rho, decay=0.0)
 
 
-UNTUNED = Candidate("asynchronous SGD", methods.METHODS["asgd"], None, is_control=True)
+UNTUNED = dataclasses.replace(methods.METHODS["asgd"], title="asynchronous SGD")
+
+TUNED = dataclasses.replace(
+    methods.METHODS["dcasgd-capped"],
+    name="tuned",
+    title="λ0 tuned",
+    numbers=(0.5, 1.0, 2.0, 4.0, 8.0, 32.0, 128.0),
+)
+"""What every candidate is compared with: λ0 and learning rate tuned, capped."""
 
 CANDIDATES = (
     _candidate("paper", "λ0 = 2, uncapped: the paper's", 2.0, max_pull=None),
@@ -92,10 +68,10 @@ CANDIDATES = (
     ),
     _candidate("least-squares", "least_squares()", 1.0, strength_rules.least_squares),
     # So strong that the cap decides everywhere: no curvature is left.
-    _candidate("uniform25", "uniform pull of 0.25", 1e30, max_pull=0.25, is_control=True),
-    _candidate("uniform50", "uniform pull of 0.5", 1e30, max_pull=0.5, is_control=True),
+    _candidate("uniform25", "uniform pull of 0.25", 1e30, max_pull=0.25),
+    _candidate("uniform50", "uniform pull of 0.5", 1e30, max_pull=0.5),
 )
 """All capped with `max_pull=1` unless the title says otherwise."""
 
-CONTROLS = frozenset(c.name for c in (UNTUNED, *CANDIDATES) if c.is_control)
-"""Names of what the verdict never recommends."""
+CONTROLS = frozenset({UNTUNED.name, "uniform25", "uniform50"})
+"""Names of what the verdict never recommends: no curvature decides anything there."""

@@ -8,7 +8,18 @@ from typing import NamedTuple
 
 from dcasgd_jax.__main__ import main
 
-TINY = ["--model", "softmax", "--workers", "4", "--updates", "64", "--batch", "4", "--seeds", "2"]
+TINY = [
+    "--model",
+    "softmax",
+    "--workers",
+    "4",
+    "--updates",
+    "64",
+    "--batch-size",
+    "4",
+    "--seeds",
+    "2",
+]
 
 
 class Result(NamedTuple):

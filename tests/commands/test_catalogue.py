@@ -1,12 +1,13 @@
 """Every method of the comparison trains, and each is tried as often as the others."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from dcasgd_jax import digits, rivals, sim
-from dcasgd_jax.commands import catalogue, methods, runs, settings
+from dcasgd_jax.commands import catalogue, methods, runs, settings, study, tuning
 from dcasgd_jax.commands.catalogue import systems
 
 SETTING = settings.Setting(
@@ -19,51 +20,49 @@ SETTING = settings.Setting(
 WORKLOAD = runs.make_workload(SETTING, 0)
 
 
-def entries(momentum=None):
-    return {entry.name: entry for entry in catalogue.entries(4, 160, momentum)}
+def those_with(momentum=None):
+    return catalogue.methods_for(4, 160, momentum)
 
 
 def train(name, rate, number=None, momentum=None):
-    hyperparameters = methods.Hyperparameters(rate, number)
-    return (
-        entries(momentum)[name]
-        .train(SETTING, [(hyperparameters, WORKLOAD)], lambda pushes: None)[0]
-        .train_loss
-    )
+    setting = dataclasses.replace(SETTING, momentum=momentum)
+    member = study.Member(methods.Hyperparameters(rate, number), 0)
+    (outcome,) = runs.train(setting, those_with(momentum)[name], [member])
+    return outcome["train_loss"]
 
 
 @pytest.mark.parametrize("name", catalogue.names())
 def test_learns(name):
-    momentum = None if name in entries() else 0.9
-    entry = entries(momentum)[name]
-    grid = catalogue.make_grid(entry, "softmax", momentum)
-    rate = grid.learning_rates[len(grid.learning_rates) // 3]
+    momentum = None if name in those_with() else 0.9
+    method = those_with(momentum)[name]
+    tried = tuning.configurations(method, "softmax", momentum)
+    numbers = methods.Hyperparameters(tried[len(tried) // 3].learning_rate, method.numbers[0])
     pushes = []
-    member = methods.Hyperparameters(rate, grid.lambda0s[0])
-    (found,) = entry.train(SETTING, [(member, WORKLOAD)], pushes.append)
-    assert found.train_loss < 1.5
-    assert 0 <= found.test_error < 0.5
+    (found,) = runs.train(SETTING, method, [study.Member(numbers, 0)], pushes.append)
+    assert found["train_loss"] < 1.5
+    assert 0 <= found["test_error"] < 0.5
+    assert found["highest_loss"] > 0.5 * found["initial_loss"]
     assert sum(pushes) == 160
 
 
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_all_get_as_many_configurations_over_the_same_range(momentum):
-    for entry in entries(momentum).values():
-        grid = catalogue.make_grid(entry, "mlp", momentum)
-        assert len(grid) == catalogue.NUM_CONFIGURATIONS, entry.name
-        rates = grid.learning_rates
-        assert math.isclose(rates[-1] / rates[0], catalogue.HIGHEST_BY_LOWEST, rel_tol=1e-3)
+    for method in those_with(momentum).values():
+        tried = tuning.configurations(method, "mlp", momentum)
+        assert len(set(tried)) == tuning.NUM_CONFIGURATIONS, method.name
+        rates = [numbers.learning_rate for numbers in tried]
+        assert math.isclose(max(rates) / min(rates), tuning.HIGHEST_BY_LOWEST, rel_tol=1e-3)
 
 
 def test_the_objects_stay_the_same():
     """So compiled programs are found again."""
-    assert catalogue.entries(4, 160, 0.9) is catalogue.entries(4, 160, 0.9)
+    assert catalogue.methods_for(4, 160, 0.9) is catalogue.methods_for(4, 160, 0.9)
 
 
 def test_methods_about_momentum_are_only_there_with_it():
-    assert set(catalogue.names()) == set(entries()) | set(entries(0.9))
-    assert "dana-zero" not in entries()
-    assert "dana-zero" in entries(0.9)
+    assert set(catalogue.names()) == set(those_with()) | set(those_with(0.9))
+    assert "dana-zero" not in those_with()
+    assert "dana-zero" in those_with(0.9)
 
 
 @pytest.mark.parametrize(
@@ -86,30 +85,24 @@ def test_dc_ssgd_without_its_number_is_ssgd_with_the_summed_step():
 def test_dc_s3gd_of_workers_that_agree_is_synchronous():
     """One worker's share of the work each, so only its first, undelayed round is the same."""
     one_round = settings.Setting(model="softmax", num_workers=4, num_pushes=4)
-    workload = runs.make_workload(one_round, 0)
-    member = [(methods.Hyperparameters(8.0, 0.0), workload)]
-    ignore = lambda pushes: None
-    decentralized = entries()["dc-s3gd"].train(one_round, member, ignore)[0]
-    synchronous = entries()["ssgd"].train(one_round, member, ignore)[0]
-    assert not math.isnan(decentralized.train_loss)
-    assert decentralized.train_loss == pytest.approx(synchronous.train_loss, rel=1e-5)
+    member = study.Member(methods.Hyperparameters(8.0, 0.0), 0)
+    of = lambda name: runs.train(one_round, those_with()[name], [member])[0]["train_loss"]
+    assert not math.isnan(of("dc-s3gd"))
+    assert of("dc-s3gd") == pytest.approx(of("ssgd"), rel=1e-5)
 
 
-def test_what_is_sent_follows_the_decay_of_the_rate():
-    """As DANA-Zero with the whole schedule does, and not as with the rate before decay."""
-    decay = methods.decay_schedule(160)
-    tx, send = rivals.dana(lambda count: 0.2 * decay(count), 0.9, num_workers=4)
-    schedule = WORKLOAD.schedules[sim.Asynchronous()]
+def test_what_is_sent_follows_the_factor_on_the_rate():
+    """As DANA-Zero with the whole schedule does, and not as with the rate alone."""
+    factor = methods.rate_factor(160)
+    tx, send = rivals.dana(lambda count: 0.2 * factor(count), 0.9, num_workers=4)
+    workload = runs.make_workload(dataclasses.replace(SETTING, momentum=0.9), 0)
+    schedule = workload.schedule(sim.Asynchronous())
     task = digits.task("softmax")
-    of_schedule = lambda send: (
-        runs.outcome(
-            SETTING,
-            WORKLOAD,
-            sim.simulate(
-                task.loss_fn, WORKLOAD.params, tx, schedule, WORKLOAD.rows, send=send
-            ).params,
-        ).train_loss
-    )
+
+    def of_schedule(send):
+        result = sim.simulate(task.loss_fn, workload.params, tx, schedule, workload.rows, send=send)
+        return float(task.evaluate(result.params).train_loss)
+
     found = train("dana-zero", 0.2, momentum=0.9)
     assert found == pytest.approx(of_schedule(send), rel=1e-5)
     assert found != pytest.approx(of_schedule(rivals.sends.dana_look_ahead(0.9, 0.2)), rel=1e-3)
@@ -122,7 +115,7 @@ def test_svrg_takes_as_many_gradients_as_the_others():
 
 
 def test_leaves_are_read_one_after_another_and_never_before_the_pull():
-    schedule = WORKLOAD.schedules[sim.Asynchronous()]
+    schedule = WORKLOAD.schedule(sim.Asynchronous())
     reads = systems.reads_of_leaves(schedule, 4).read_version
     np.testing.assert_array_equal(reads[:, 0], schedule.read_version)
     assert (np.diff(reads, axis=1) >= 0).all()

@@ -1,143 +1,120 @@
 """The study of strengths: one tiny study end to end, its report, and what is refused."""
 
+import dataclasses
 import json
 import math
-import os
+import shutil
 
 import pytest
 
-from dcasgd_jax.commands import kept, settings, tuning
+from dcasgd_jax.commands import ledger, methods, runs, settings, study, tuning
 
 from . import programs
+from .conftest import STUDIES
 
 strengths = programs.load("strengths")
-candidates, report, study = strengths.candidates, strengths.report, strengths.study
+candidates, report = strengths.candidates, strengths.report
 
 
-def cell(workers, **relative):
-    rows = [
-        {"name": name, "title": f"the {name}", "relative": value}
+def lines_of(workers, seeds=1, **relative):
+    """Runs in one cell, losses as multiples of those of the tuned strength; None: diverged."""
+    return [
+        {
+            "run": {"model": "mlp", "workers": workers, "method": name, "seed": seed},
+            "train_loss": value and value * 0.1,
+        }
         for name, value in {"tuned": 1.0, **relative}.items()
+        for seed in range(seeds)
     ]
-    return {"setting": {"model": "mlp", "workers": workers}, "rows": rows}
+
+
+def verdict(*cells):
+    return report.verdict(report.relative([line for cell in cells for line in cell]))
 
 
 def test_verdict_is_about_the_worst_cell():
-    cells = [cell(4, a=0.9, b=1.2), cell(8, a=1.04, b=0.5)]
-    assert report.verdict(cells).startswith("the a meets the goal of 1.05")
-    cells = [cell(4, a=0.9, b=1.2), cell(8, a=1.3, b=0.5)]
-    sentence = report.verdict(cells)
-    assert sentence.startswith("No setting meets")
-    assert sentence.endswith("the b, is at 1.20 in its worst cell.")
+    found = verdict(lines_of(4, paper=0.9, lambda4=1.2), lines_of(8, paper=1.04, lambda4=0.5))
+    assert found.startswith("λ0 = 2, uncapped: the paper's meets the goal of 1.05")
+    found = verdict(lines_of(4, paper=0.9, lambda4=1.2), lines_of(8, paper=1.3, lambda4=0.5))
+    assert found.startswith("No setting meets")
+    assert found.endswith("λ0 = 4, is at 1.20 in its worst cell.")
 
 
 def test_a_setting_that_diverged_anywhere_is_not_recommended():
-    cells = [cell(4, a=0.1, b=1.2), cell(8, a=None, b=1.2)]
-    assert "the b, is at 1.20" in report.verdict(cells)
-    assert math.isnan(report.relative(cells, "a")[1])
-    assert report.verdict([cell(4, a=None)]) == "Every setting diverged in some cell."
+    cells = lines_of(4, 2, paper=0.1, lambda4=1.2), lines_of(8, 2, paper=0.1, lambda4=1.2)
+    cells[1][-4 + 1]["train_loss"] = None  # one of two seeds of `paper`
+    assert "λ0 = 4, is at 1.20" in verdict(*cells)
+    assert math.isnan(report.relative([*cells[0], *cells[1]]).loc["paper", ("mlp", 8)])
+    assert verdict(lines_of(4, paper=None)) == "Every setting diverged in some cell."
 
 
 def test_a_control_is_never_recommended():
     assert {"asgd", "uniform25", "uniform50"} == candidates.CONTROLS
-    cells = [cell(4, asgd=1.02, ratio1=1.04, uniform50=0.9), cell(8, ratio1=1.0, uniform50=0.8)]
-    cells[1]["rows"].append({"name": "asgd", "title": "the asgd", "relative": 1.0})
-    sentence = report.verdict(cells)
-    assert sentence.startswith("the ratio1 meets the goal of 1.05 times")
-    assert sentence.endswith(
-        "at worst 1.04. The control the uniform50 does no worse, 0.90: there is no proof that the "
-        "curvature helps."
+    sentence = verdict(
+        lines_of(4, asgd=1.02, ratio1=1.04, uniform50=0.9),
+        lines_of(8, ratio1=1.0, uniform50=0.8, asgd=1.0),
     )
-    assert report.verdict([cell(4, asgd=2.0, ratio1=1.2)]).endswith("is at 1.20 in its worst cell.")
-    assert report.verdict([cell(4, asgd=1.0, uniform25=1.0)]) == "Only controls were tried."
+    assert sentence.startswith("ratio(1) meets the goal of 1.05 times")
+    assert sentence.endswith(
+        "at worst 1.04. The control uniform pull of 0.5 does no worse, 0.90: there is no proof "
+        "that the curvature helps."
+    )
+    assert verdict(lines_of(4, asgd=2.0, ratio1=1.2)).endswith("is at 1.20 in its worst cell.")
+    assert verdict(lines_of(4, asgd=1.0, uniform25=1.0)) == "Only controls were tried."
 
 
 def test_only_rows_of_all_cells_are_compared():
-    assert report.names([cell(4, a=1.0, b=1.0), cell(8, b=1.0)]) == {
-        "tuned": "the tuned",
-        "b": "the b",
-    }
+    table = report.relative(lines_of(4, paper=1.0, lambda4=1.0) + lines_of(8, lambda4=1.0))
+    assert list(table.index) == ["tuned", "lambda4"]
 
 
-def test_every_candidate_trains(monkeypatch):
-    """One short run each, by the sweep that the study uses."""
-    monkeypatch.setitem(tuning.LEARNING_RATES, "softmax", (0.4,))
-    monkeypatch.setitem(tuning.LAMBDA0S, "dcasgd-capped", (1.0,))
-    monkeypatch.setattr(tuning, "TUNING_SEEDS", (100,))
+@pytest.mark.parametrize("method", candidates.CANDIDATES, ids=lambda method: method.name)
+def test_every_candidate_trains(method):
     setting = settings.Setting(model="softmax", num_workers=4, num_pushes=160)
-    pushes = 0
-
-    def count(text, done):
-        nonlocal pushes
-        assert text.startswith("softmax M=4 ")
-        pushes += done
-
-    found = study.run_cell(setting, candidates.CANDIDATES, 1, count)
-    assert pushes == study.num_pushes(setting, candidates.CANDIDATES, 1)
-    names = [row["name"] for row in found["rows"]]
-    assert names == ["tuned", "asgd", *(c.name for c in candidates.CANDIDATES)]
-    for row in found["rows"]:
-        assert 0 < row["train_loss"][0] < 2.3, row["name"]
-    assert found["rows"][0]["relative"] == 1.0
+    member = study.Member(methods.Hyperparameters(0.4, method.numbers[0]), 0)
+    pushes = []
+    (found,) = runs.train(setting, method, [member], pushes.append)
+    assert sum(pushes) == 160
+    assert 0 < found["train_loss"] < 2.3
 
 
 def run(out, *options):
-    command = ["--models", "softmax", "--candidates", "ratio1", "lambda4"]
+    command = ["--model", "softmax", "--methods", "ratio1", "lambda4"]
     return strengths.main([*command, "--updates", "160", "--out", str(out), *options])
 
 
+def read(out):
+    return [json.loads(line) for line in (out / ledger.RESULTS).read_text().splitlines()]
+
+
 def test_end_to_end_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(tuning.LEARNING_RATES, "softmax", (0.4, 0.8))
-    monkeypatch.setitem(tuning.LAMBDA0S, "dcasgd-capped", (1.0, 4.0))
-    monkeypatch.setattr(tuning, "TUNING_SEEDS", (100,))
+    monkeypatch.setattr(tuning, "NUM_CONFIGURATIONS", 2)
+    fewer = dataclasses.replace(candidates.TUNED, numbers=(4.0,))
+    monkeypatch.setattr(candidates, "TUNED", fewer)
     assert run(tmp_path, "--workers", "4", "--seeds", "2") == 0
-    first = json.loads((tmp_path / "strengths.json").read_text())
+    first = read(tmp_path)
     assert run(tmp_path, "--workers", "4", "8", "--seeds", "2") == 0
-    content = json.loads((tmp_path / "strengths.json").read_text())
-    assert content["cells"][0] == first["cells"][0]
-    assert [cell["setting"]["workers"] for cell in content["cells"]] == [4, 8]
+    lines = read(tmp_path)
+    assert lines[: len(first)] == first
+    assert [line["run"]["workers"] for line in lines if "run" in line] == [4] * 8 + [8] * 8
     assert (tmp_path / "strengths.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["strengths.json", "strengths.png"]
     printed = capsys.readouterr().out
     assert "ratio(1)" in printed
     assert "M=8" in printed
-    before = (tmp_path / "strengths.json").read_text()
-    for options, message in (
-        (("--seeds", "3"), "have seeds [0, 1], not [0, 1, 2]: choose another --out, or the same"),
-        (("--seeds", "2", "--updates", "240"), "have updates 160, not 240: choose another --out"),
-        (
-            ("--seeds", "2", "--candidates", "ratio1"),
-            'have candidates ["lambda4", "ratio1"], not ["ratio1"]: choose another --out',
-        ),
-    ):
-        assert run(tmp_path, "--workers", "4", *options) == 2
-        assert message in capsys.readouterr().err
-        assert (tmp_path / "strengths.json").read_text() == before
-    with kept.held(tmp_path):
-        assert run(tmp_path, "--workers", "4", "--seeds", "2") == 2
-    assert f"process {os.getpid()} on" in capsys.readouterr().err
+    assert run(tmp_path, "--workers", "4", "--seeds", "2", "--updates", "240") == 2
+    assert "have updates 160, not 240: choose another --out" in capsys.readouterr().err
+    assert read(tmp_path) == lines
+    assert strengths.main(["--report-only", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.partition("softmax:")[2] in printed
 
 
-DAMAGE = {
-    "{": "(line 1: Expecting property name",
-    "[]": "([] is no JSON object)",
-    "{}": "(there is no cells)",
-    '{"cells": [3]}': "(in its cell 1 3 is no JSON object)",
-    '{"cells": [{"setting": {}, "seeds": [0]}]}': "(in its cell 1 there is no rows)",
-    '{"cells": [{"setting": {}, "seeds": [0], "rows": [{}]}]}': "(in its cell 1: row 1 there is no",
-    '{"cells": [{"setting": {"model": "mlp"}, "seeds": [0], "rows": []}]}': "there is no workers)",
-}
-
-
-@pytest.mark.parametrize("content", DAMAGE)
-def test_a_damaged_file_is_named_in_one_line(tmp_path, capsys, content):
-    (tmp_path / "strengths.json").write_text(content)
-    assert run(tmp_path, "--workers", "4", "--seeds", "2") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "strengths.json is no result of strengths.py, or damaged" in error
-    assert DAMAGE[content] in error
-    assert (tmp_path / "strengths.json").read_text() == content
+def test_the_committed_results_are_reported(tmp_path, capsys):
+    kept = STUDIES / "results" / "strengths"
+    for name in (ledger.RESULTS, ledger.SETTINGS):
+        shutil.copy(kept / name, tmp_path)
+    assert strengths.main(["--report-only", "--out", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "|g|, capped_share(0.02), is at 1.15 in its worst cell" in said
 
 
 @pytest.mark.parametrize(
@@ -145,7 +122,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, capsys, content):
     [
         (("--workers", "64"), "--updates 160: use at least 256 with 64 workers"),
         (("--workers", "0"), "is not an integer >= 1"),
-        (("--candidates", "magic"), "invalid choice: 'magic'"),
+        (("--methods", "magic"), "invalid choice: 'magic'"),
     ],
 )
 def test_bad_options(tmp_path, capsys, options, message):

@@ -5,25 +5,16 @@ import dataclasses
 import optax
 
 import dcasgd_jax as dc
-from dcasgd_jax import sim
 from dcasgd_jax.commands import methods, strength_rules
-from dcasgd_jax.commands.catalogue.entry import Entry, swept
 from dcasgd_jax.transforms import cap
 
-NUMBERS = {
-    "dcasgd-c": (1.0, 4.0, 16.0),
-    "dcasgd-a": (0.5, 2.0, 8.0),
-    "dcasgd-capped": (2.0, 4.0, 8.0),
-}
 EVERYWHERE_CAPPED = 1e30
 
-Tried = tuple[methods.Method, tuple[float | None, ...]]
 
-
-def choices(momentum: float | None) -> list[Entry]:
+def choices(momentum: float | None) -> list[methods.Method]:
     """The six methods of `compare`, then strengths, curvatures and the control."""
-    found = [(method, NUMBERS.get(method.name, (None,))) for method in methods.METHODS.values()]
-    found += [
+    found = [
+        *methods.METHODS.values(),
         _capped(
             "capped-annealed",
             "capped, λ0 falls with the rate",
@@ -57,36 +48,24 @@ def choices(momentum: float | None) -> list[Entry]:
         ),
         _control(momentum),
     ]
-    return [
-        swept(dataclasses.replace(method, momentum=momentum), numbers) for method, numbers in found
-    ]
+    return [dataclasses.replace(method, momentum=momentum) for method in found]
 
 
 def _capped(
     name, title, numbers, rule=None, *, curvature: dc.curvatures.Curvature = methods.ADAPTIVE
-) -> Tried:
-    return (
-        methods.Method(
-            name,
-            title,
-            sim.Asynchronous(),
-            compensates=True,
-            max_pull=1.0,
-            curvature=curvature,
-            rule=rule,
-        ),
-        numbers,
+) -> methods.Method:
+    return methods.Method(
+        name, title, numbers=numbers, max_pull=1.0, curvature=curvature, rule=rule
     )
 
 
-def _uncapped(name, title, numbers, curvature) -> Tried:
-    method = methods.Method(name, title, sim.Asynchronous(), compensates=True, curvature=curvature)
-    return method, numbers
+def _uncapped(name, title, numbers, curvature) -> methods.Method:
+    return methods.Method(name, title, numbers=numbers, curvature=curvature)
 
 
-def _control(momentum: float | None) -> Tried:
-    def recipe(learning_rate, pull, decay):
-        rate = lambda count: learning_rate * decay(count)
+def _control(momentum: float | None) -> methods.Method:
+    def recipe(learning_rate, pull, factor):
+        rate = lambda count: learning_rate * factor(count)
         return optax.chain(
             # So strong that the cap decides everywhere: no curvature is left.
             dc.compensate_delay(
@@ -99,7 +78,4 @@ def _control(momentum: float | None) -> Tried:
         )
 
     title = "control: the same pull everywhere"
-    method = methods.Method(
-        "uniform-pull", title, sim.Asynchronous(), compensates=True, recipe=recipe
-    )
-    return method, (0.25, 0.5, 0.8)
+    return methods.Method("uniform-pull", title, numbers=(0.25, 0.5, 0.8), recipe=recipe)

@@ -1,29 +1,29 @@
 """The rivals that `sim.sweep` can train: transformations, and what workers are sent."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
 
 import dcasgd_jax as dc
-from dcasgd_jax import rivals, sim
+from dcasgd_jax import rivals
 from dcasgd_jax.commands import methods
-from dcasgd_jax.commands.catalogue.entry import Entry, swept
 from dcasgd_jax.rivals import prediction
 
 REMEMBERED_ROUNDS = 8  # rounds of all workers whose step sizes `adaptive_step_sizes` remembers
 
 
-def choices(num_workers: int, num_pushes: int, momentum: float | None) -> list[Entry]:
+def choices(num_workers: int, num_pushes: int, momentum: float | None) -> list[methods.Method]:
     """Rivals of any optimizer, and with momentum those that are about it."""
     found = _of_any_optimizer(num_workers, num_pushes, momentum)
     if momentum is None:
         return found
-    return [*found, *_of_momentum(num_workers, momentum, methods.decay_schedule(num_pushes))]
+    return [*found, *_of_momentum(num_workers, momentum, methods.rate_factor(num_pushes))]
 
 
-def _of_any_optimizer(num_workers: int, num_pushes: int, momentum: float | None) -> list[Entry]:
+def _of_any_optimizer(
+    num_workers: int, num_pushes: int, momentum: float | None
+) -> list[methods.Method]:
     # The horizon of a prediction: the delay of workers that take turns.
     delay = num_workers - 1
     buffer_size = max(num_workers // 2, 1)
@@ -79,11 +79,11 @@ def _of_any_optimizer(num_workers: int, num_pushes: int, momentum: float | None)
     ]
 
 
-def _of_momentum(num_workers: int, momentum: float, decay: optax.Schedule) -> list[Entry]:
+def _of_momentum(num_workers: int, momentum: float, factor: optax.Schedule) -> list[methods.Method]:
     delay = num_workers - 1
     per_worker = lambda **options: rivals.per_worker_momentum(momentum, num_workers, **options)
     then = lambda *stages: lambda rate: [*stages, optax.scale_by_learning_rate(rate)]
-    look_ahead = _decayed(rivals.sends.dana_look_ahead(momentum), decay)
+    look_ahead = _decayed(rivals.sends.dana_look_ahead(momentum), factor)
     return [
         _rival("multi-asgd", "a momentum per worker", then(per_worker())),
         _rival("dana-zero", "multi-asgd, look-ahead sent", then(per_worker()), send=look_ahead),
@@ -93,13 +93,13 @@ def _of_momentum(num_workers: int, momentum: float, decay: optax.Schedule) -> li
             "velocity-prediction",
             "workers get w - (M - 1) rate velocity",
             then(optax.trace(momentum)),
-            send=_decayed(rivals.sends.velocity_prediction(delay), decay),
+            send=_decayed(rivals.sends.velocity_prediction(delay), factor),
         ),
         _rival(
             "msnag",
             "the same, with the velocity's decay",
             then(optax.trace(momentum)),
-            send=_decayed(rivals.sends.multi_step_nesterov(delay, momentum), decay),
+            send=_decayed(rivals.sends.multi_step_nesterov(delay, momentum), factor),
         ),
         _rival(
             "spike", "spike compensation", then(rivals.spike_compensation(momentum, delay))
@@ -127,55 +127,44 @@ def _rival(
     *,
     send: Callable | None = None,
     rate_scale: float = 1.0,
-) -> Entry:
-    def recipe(learning_rate, number, decay):
+) -> methods.Method:
+    def recipe(learning_rate, number, factor):
         del number
-        return optax.chain(*stages(lambda count: learning_rate * decay(count)))
+        return optax.chain(*stages(lambda count: learning_rate * factor(count)))
 
-    return swept(_method(name, title, recipe, send), rate_scale=rate_scale)
+    return methods.Method(name, title, rate_scale=rate_scale, recipe=recipe, send=send)
 
 
-def _wu(name, title, num_workers, direction, alpha) -> Entry:
-    def recipe(learning_rate, number, decay):
+def _wu(name, title, num_workers, direction, alpha) -> methods.Method:
+    def recipe(learning_rate, number, factor):
         del number
         remembered = REMEMBERED_ROUNDS * num_workers
         steps = rivals.adaptive_step_sizes(learning_rate, remembered, alpha=alpha)
-        return optax.chain(direction(), steps, optax.scale_by_schedule(decay))
+        return optax.chain(direction(), steps, optax.scale_by_schedule(factor))
 
     # The bound is shared by the gradients under way.
-    return swept(_method(name, title, recipe), rate_scale=num_workers)
+    return methods.Method(name, title, rate_scale=num_workers, recipe=recipe)
 
 
-def _decayed(send: prediction.Send, decay: optax.Schedule) -> prediction.Send:
-    """`send`, which knows only the injected learning rate, with the decay of that rate."""
+def _decayed(send: prediction.Send, factor: optax.Schedule) -> prediction.Send:
+    """`send`, which knows only the injected learning rate, with the factor on that rate."""
 
     def decayed(params, opt_state):
-        factor = decay(opt_state.count)
+        at_present = factor(opt_state.count)
         sent = send(params, opt_state)
         # What is added to the params is proportional to the learning rate.
-        return jax.tree.map(lambda w, w_sent: w + factor * (w_sent - w), params, sent)
+        return jax.tree.map(lambda w, w_sent: w + at_present * (w_sent - w), params, sent)
 
     return decayed
 
 
-def _dana_dc(per_worker, look_ahead) -> Entry:
-    def recipe(learning_rate, lambda0, decay):
+def _dana_dc(per_worker, look_ahead) -> methods.Method:
+    def recipe(learning_rate, lambda0, factor):
         return optax.chain(
             dc.compensate_delay(lambda0, curvature=methods.ADAPTIVE),
             per_worker(),
-            optax.scale_by_learning_rate(lambda count: learning_rate * decay(count)),
+            optax.scale_by_learning_rate(lambda count: learning_rate * factor(count)),
         )
 
-    method = methods.Method(
-        "dana-dc",
-        "dana-zero, compensated as dcasgd-a",
-        sim.Asynchronous(),
-        compensates=True,
-        recipe=recipe,
-        send=look_ahead,
-    )
-    return swept(method, (0.5, 2.0, 8.0))
-
-
-def _method(name: str, title: str, recipe: Any, send: Callable | None = None) -> methods.Method:
-    return methods.Method(name, title, sim.Asynchronous(), recipe=recipe, send=send)
+    title = "dana-zero, compensated as dcasgd-a"
+    return methods.Method("dana-dc", title, numbers=(0.5, 2.0, 8.0), recipe=recipe, send=look_ahead)

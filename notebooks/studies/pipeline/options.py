@@ -4,16 +4,8 @@ import argparse
 import dataclasses
 import pathlib
 
-from dcasgd_jax.commands import errors
-from dcasgd_jax.commands.options import integer_from
-from pipeline import (
-    delays,
-    methods,
-    optimizers,
-    settings,
-    study,
-    text,
-)
+from dcasgd_jax.commands import errors, options, values
+from pipeline import delays, methods, optimizers, settings, text
 
 DESCRIPTION = """\
 Trains a small transformer on the characters of a text with gradients that arrive late, as in an
@@ -26,9 +18,19 @@ _SIZES = {  # field of Setting -> help
     "blocks": "of the transformer; the pipeline has 2 more stages",
     "heads": "of attention, a divisor of --width",
     "context": "characters in a window",
-    "batch_size": "windows in a step",
-    "steps": f"of a run, a multiple of {settings.EVALUATIONS}",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to run, and where to put it."""
+
+    setting: settings.Setting
+    data: text.Text
+    optimizers: tuple[str, ...]
+    delays: tuple[str, ...]
+    methods: tuple[str, ...]
+    num_seeds: int
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,18 +42,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--generated", action="store_true", help="train on a small text made up on the spot"
     )
-    for option, values in (
-        ("--optimizers", tuple(optimizers.OPTIMIZERS)),
-        ("--methods", tuple(methods.METHODS)),
-    ):
-        parser.add_argument(
-            option,
-            nargs="+",
-            choices=values,
-            default=values,
-            metavar="NAME",
-            help=f"default: {' '.join(values)}",
-        )
+    names = tuple(optimizers.OPTIMIZERS)
+    parser.add_argument(
+        "--optimizers", nargs="+", choices=names, default=names, metavar="NAME",
+        help=f"default: {' '.join(names)}",
+    )  # fmt: skip
+    options.add_methods(parser, tuple(methods.METHODS), tuple(methods.METHODS))
     default = ("2", "4", "8", delays.TWO_BUFFERS, delays.STAGES)
     parser.add_argument(
         "--delays",
@@ -59,29 +55,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_delay,
         default=default,
         metavar="DELAY",
-        help="a number of steps, 2bw (1 step) or stages (D - 1 - stage of a pipeline of D stages); "
+        help="a number of updates, 2bw (1) or stages (D - 1 - stage of a pipeline of D stages); "
         f"default: {' '.join(default)}",
     )
-    count = integer_from(1)
-    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="default %(default)s")
+    options.add(parser, "--seeds", default=3)
+    default_setting = settings.Setting()
+    options.add(
+        parser, "--updates", default=default_setting.updates,
+        help=f"of a run, a multiple of {settings.EVALUATIONS}",
+    )  # fmt: skip
+    options.add(
+        parser, "--batch-size", default=default_setting.batch_size, help="windows per update"
+    )
     for field, words in _SIZES.items():
         parser.add_argument(
-            f"--{field.replace('_', '-')}",
-            type=count,
-            default=getattr(settings.Setting, field),
+            f"--{field}",
+            type=values.integer_from(1),
+            default=getattr(default_setting, field),
             metavar="N",
             help=f"{words}; default %(default)s",
         )
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=pathlib.Path("shakespeare-results"),
-        metavar="DIR",
-        help="folder for shakespeare.json and shakespeare.png; default %(default)s",
-    )
+    options.add(parser, "--out", default=pathlib.Path("shakespeare-results"))
+    options.add_report_only(parser)
 
 
-def make_job(arguments: argparse.Namespace) -> study.Job:
+def make_job(arguments: argparse.Namespace) -> Job:
     """Reads the text, and checks everything together.
 
     Raises:
@@ -90,17 +88,17 @@ def make_job(arguments: argparse.Namespace) -> study.Job:
     fields = {field.name for field in dataclasses.fields(settings.Setting)}
     setting = settings.Setting(**{name: getattr(arguments, name) for name in fields})
     chosen = tuple(dict.fromkeys(arguments.delays))
-    _check(setting, chosen, arguments.seeds)
+    values.check_seeds(arguments.seeds)
+    _check(setting, chosen)
     data = _text(arguments)
     text.check_length(data, setting.context)
-    return study.Job(
+    return Job(
         setting=setting,
         data=data,
         optimizers=tuple(dict.fromkeys(arguments.optimizers)),
         delays=chosen,
         methods=tuple(dict.fromkeys(arguments.methods)),
         num_seeds=arguments.seeds,
-        out=arguments.out,
     )
 
 
@@ -117,23 +115,19 @@ def _text(arguments: argparse.Namespace) -> text.Text:
     return text.read(arguments.data_file)
 
 
-def _check(setting: settings.Setting, chosen: tuple[str, ...], num_seeds: int) -> None:
+def _check(setting: settings.Setting, chosen: tuple[str, ...]) -> None:
     if setting.width % setting.heads:
         raise errors.UsageError(f"--heads {setting.heads}: must divide --width {setting.width}")
-    if setting.steps % settings.EVALUATIONS:
+    if setting.updates % settings.EVALUATIONS:
         raise errors.UsageError(
-            f"--steps {setting.steps}: must be a multiple of {settings.EVALUATIONS}"
+            f"--updates {setting.updates}: must be a multiple of {settings.EVALUATIONS}"
         )
     for name in chosen:
-        if setting.steps < 2 * delays.largest(name, setting.blocks):
+        if setting.updates < 2 * delays.largest(name, setting.blocks):
             raise errors.UsageError(
-                f"--delays {name}: more than half of --steps {setting.steps}; nothing would be "
+                f"--delays {name}: more than half of --updates {setting.updates}; nothing would be "
                 "learnt"
             )
-    if num_seeds > min(settings.TUNING_SEEDS):
-        raise errors.UsageError(
-            f"--seeds {num_seeds}: at most {min(settings.TUNING_SEEDS)}, the others are for tuning"
-        )
 
 
 def _delay(value: str) -> str:

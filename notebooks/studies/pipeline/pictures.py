@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dcasgd_jax import files
+from dcasgd_jax.commands import ledger
 from dcasgd_jax.plots import axes
-from pipeline import delays, methods, record, study, summary
+from pipeline import delays, methods, settings, summary
 
 COLOURS = {
     "uncorrected": axes.COLOURS["asgd"],
@@ -19,21 +20,34 @@ COLOURS = {
 
 def save(
     path: str | os.PathLike,
-    job: study.Job,
-    kept: record.Record,
+    lines: Sequence[ledger.Line],
     found: Sequence[summary.Summary],
+    setting: settings.Setting,
+    highest: float,
 ) -> None:
-    """Draws a row of two panels for each optimizer into a PNG."""
+    """Draws a row of two panels for each optimizer into a PNG.
+
+    Args:
+      path: Of the picture.
+      lines: Fresh runs.
+      found: What they come to.
+      setting: Of the transformer.
+      highest: Validation loss above which nothing is drawn.
+    """
     from matplotlib import figure
 
-    count = len(job.optimizers)
-    picture = figure.Figure(figsize=(11, 0.8 + 3.7 * count), dpi=130, layout="constrained")
-    panels = picture.subplots(count, 2, squeeze=False)
-    for optimizer, (gaps, curves) in zip(job.optimizers, panels, strict=True):
-        _draw_gaps(gaps, job, [s for s in found if s.optimizer == optimizer])
+    optimizers = list(dict.fromkeys(s.optimizer for s in found))
+    picture = figure.Figure(
+        figsize=(11, 0.8 + 3.7 * len(optimizers)), dpi=130, layout="constrained"
+    )
+    panels = picture.subplots(len(optimizers), 2, squeeze=False)
+    for optimizer, (gaps, curves) in zip(optimizers, panels, strict=True):
+        _draw_gaps(gaps, [s for s in found if s.optimizer == optimizer][1:])
         gaps.set_title(f"{optimizer}: loss gap to no delay, mean and std", fontsize=10)
-        shown = _delay_of_curves(job)
-        _draw_curves(curves, job, kept, optimizer, shown)
+        of_optimizer = [line for line in lines if line["run"]["optimizer"] == optimizer]
+        late = {line["run"]["delay"] for line in of_optimizer}
+        shown = max(sorted(late), key=lambda name: delays.largest(name, setting.blocks))
+        _draw_curves(curves, of_optimizer, shown, setting, highest)
         curves.set_title(f"{optimizer}: {delays.title(shown)}, mean and range", fontsize=10)
     handles, labels = panels[0][1].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
@@ -41,42 +55,38 @@ def save(
         picture.savefig(stream, format="png")
 
 
-def _draw_gaps(ax, job: study.Job, found: Sequence[summary.Summary]) -> None:
+def _draw_gaps(ax, found: Sequence[summary.Summary]) -> None:
     """A dot with an error bar each; a cross at the bottom where all runs diverged."""
-    for index, method in enumerate(job.methods):
-        shift = 0.15 * (index - (len(job.methods) - 1) / 2)
-        for position, delay in enumerate(job.delays):
-            (cell,) = [s for s in found if s.delay == delay and s.method == method]
-            style = {"color": COLOURS[method], "ms": 5}
-            if cell.gap is None:
-                ax.plot(position + shift, 0, "x", **style)
-            else:
-                std = cell.gap.std or 0.0
-                ax.errorbar(position + shift, cell.gap.mean, std, fmt="o", capsize=3, **style)
+    names = list(dict.fromkeys(s.method for s in found))
+    all_delays = list(dict.fromkeys(s.delay for s in found))
+    for cell in found:
+        shift = 0.15 * (names.index(cell.method) - (len(names) - 1) / 2)
+        position = all_delays.index(cell.delay) + shift
+        style = {"color": COLOURS[cell.method], "ms": 5}
+        if cell.gap is None:
+            ax.plot(position, 0, "x", **style)
+        else:
+            std = cell.gap.std or 0.0
+            ax.errorbar(position, cell.gap.mean, std, fmt="o", capsize=3, **style)
     ax.axhline(0, color="#000000", lw=0.8)
-    ax.set_xticks(range(len(job.delays)), [delays.title(delay) for delay in job.delays])
+    ax.set_xticks(range(len(all_delays)), [delays.title(delay) for delay in all_delays])
     axes.finish(ax, "", "validation loss gap")
 
 
-def _draw_curves(ax, job: study.Job, kept: record.Record, optimizer: str, delay: str) -> None:
-    cells = [(study.reference_of(optimizer), "no delay", "#000000")]
-    cells += [
-        (study.Cell(optimizer, delay, method), methods.METHODS[method].title, COLOURS[method])
-        for method in job.methods
-    ]
-    for cell, label, colour in cells:
-        lines = [kept.lines[run] for run in study.fresh_runs(cell, kept, job.num_seeds)]
-        losses = [line["validation_loss"] for line in lines if not record.diverged(line)]
+def _draw_curves(ax, lines: Sequence[ledger.Line], delay, setting, highest) -> None:
+    groups = {("no delay", "#000000"): (delays.REFERENCE, methods.REFERENCE)}
+    for name, colour in COLOURS.items():
+        groups[methods.METHODS[name].title, colour] = (delay, name)
+    tokens = np.array(setting.tokens) / 1000
+    for (label, colour), cell in groups.items():
+        of_cell = [line for line in lines if (line["run"]["delay"], line["run"]["method"]) == cell]
+        losses = [line["validation_loss"] for line in of_cell if not summary.diverged(line)]
         if not losses:
             continue
-        losses, tokens = np.array(losses, float), np.array(job.setting.tokens) / 1000
+        losses = np.array(losses, float)
         ax.plot(tokens, losses.mean(axis=0), color=colour, lw=1.6, label=label)
         ax.fill_between(
             tokens, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15, lw=0
         )
     axes.finish(ax, "thousand tokens", "validation loss")
-    ax.set_ylim(top=min(ax.get_ylim()[1], 1.1 * np.log(len(job.data.vocabulary))))
-
-
-def _delay_of_curves(job: study.Job) -> str:
-    return max(job.delays, key=lambda name: delays.largest(name, job.setting.blocks))
+    ax.set_ylim(top=min(ax.get_ylim()[1], highest))

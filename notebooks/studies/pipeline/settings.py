@@ -1,7 +1,7 @@
-"""What all runs of a folder share, and what makes one run."""
+"""What all runs of a folder share."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 EVALUATIONS = 16  # after the one at the start
 VALIDATION_WINDOWS = 64
@@ -19,7 +19,7 @@ class Setting:
     heads: int = 2
     context: int = 32
     batch_size: int = 8
-    steps: int = 320
+    updates: int = 320
 
     @property
     def num_stages(self) -> int:
@@ -34,7 +34,7 @@ class Setting:
     @property
     def tokens(self) -> list[int]:
         """Seen at each evaluation."""
-        every = self.steps // EVALUATIONS
+        every = self.updates // EVALUATIONS
         return [index * every * self.tokens_per_step for index in range(EVALUATIONS + 1)]
 
     def describe(self) -> dict[str, Any]:
@@ -46,15 +46,3 @@ class Setting:
             "warm_up": WARM_UP,
             "ms_decay": MS_DECAY,
         }
-
-
-class Run(NamedTuple):
-    """One training run."""
-
-    optimizer: str
-    delay: str
-    method: str
-    learning_rate: float
-    lambda0: float | None  # None: nothing is compensated
-    max_pull: float | None  # None: no cap
-    seed: int

@@ -1,25 +1,17 @@
 """What came of each cell, against the reference of its optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from pipeline import record, study
+from dcasgd_jax.commands import ledger, statistics
+from pipeline import delays, methods
 
 EXPLANATION = (
     "Gap: last validation loss minus that of the reference (delay 0, its own tuned learning rate) "
     "of the same seed. Overhead: how many more tokens this run took in all than the reference "
-    "needed for the same loss; 'not reached' if the reference never came as low. Means and sample "
-    "standard deviations over the seeds that did not diverge."
+    "needed for the same loss; never: runs as low as the reference never came. lr*: the smallest "
+    "or largest tried. Means and sample standard deviations over the seeds that did not diverge."
 )
-
-
-class Spread(NamedTuple):
-    """Over seeds."""
-
-    mean: float
-    std: float | None  # None for a single seed
 
 
 class Summary(NamedTuple):
@@ -33,16 +25,16 @@ class Summary(NamedTuple):
     max_pull: float | None
     num_runs: int
     num_diverged: int
-    validation_loss: Spread | None  # None: all runs diverged, here and below
-    train_loss: Spread | None
-    gap: Spread | None
-    overhead: Spread | None  # over the seeds for which the reference came as low
+    validation_loss: statistics.Statistic | None  # None: all runs diverged, here and below
+    train_loss: statistics.Statistic | None
+    gap: statistics.Statistic | None
+    overhead: statistics.Statistic | None  # over the seeds for which the reference came as low
     num_not_reached: int
 
     def describe(self) -> dict[str, Any]:
         """In JSON's types."""
         return {
-            name: value._asdict() if isinstance(value, Spread) else value
+            name: value._asdict() if isinstance(value, statistics.Statistic) else value
             for name, value in self._asdict().items()
         }
 
@@ -91,47 +83,57 @@ def token_overhead(
     return tokens[-1] / needed - 1 if needed else float("inf")
 
 
-def summarise(job: study.Job, kept: record.Record) -> list[Summary]:
-    """One summary for each cell of a job whose runs are all there."""
-    return [_summary(job, kept, cell) for cell in job.cells()]
+def diverged(line: Mapping[str, Any]) -> bool:
+    """Whether the last validation loss is not finite, or not below the first."""
+    first, last = line["validation_loss"][0], line["validation_loss"][-1]
+    return last is None or not last < first
 
 
-def _summary(job: study.Job, kept: record.Record, cell: study.Cell) -> Summary:
-    runs = study.fresh_runs(cell, kept, job.num_seeds)
-    lines = [kept.lines[run] for run in runs]
-    finished = [line for line in lines if not record.diverged(line)]
-    references = {
-        line["seed"]: line
-        for line in (
-            kept.lines[run]
-            for run in study.fresh_runs(study.reference_of(cell.optimizer), kept, job.num_seeds)
-        )
-        if not record.diverged(line)
-    }
-    pairs = [
-        (line["validation_loss"][-1], references[line["seed"]]["validation_loss"])
-        for line in finished
-        if line["seed"] in references
+def summarise(lines: Sequence[ledger.Line], tokens: Sequence[int]) -> list[Summary]:
+    """One summary for each cell.
+
+    Args:
+      lines: Fresh runs of all cells, the references among them.
+      tokens: Seen at each evaluation.
+    """
+    groups: dict[tuple[str, str, str], list[ledger.Line]] = {}
+    for line in lines:
+        cell = tuple(line["run"][name] for name in ("optimizer", "delay", "method"))
+        groups.setdefault(cell, []).append(line)
+    # Optimizers and delays as they were first run, methods in their order.
+    firsts = [list(dict.fromkeys(cell[part] for cell in groups)) for part in (0, 1)]
+    orders = [*firsts, list(methods.METHODS)]
+    place = lambda cell: [order.index(part) for order, part in zip(orders, cell, strict=True)]
+    return [
+        _summary(cell, groups[cell], groups[cell[0], delays.REFERENCE, methods.REFERENCE], tokens)
+        for cell in sorted(groups, key=place)
     ]
-    overheads = [token_overhead(job.setting.tokens, curve, loss) for loss, curve in pairs]
+
+
+def _summary(
+    cell: tuple[str, str, str],
+    lines: Sequence[ledger.Line],
+    references: Sequence[ledger.Line],
+    tokens: Sequence[int],
+) -> Summary:
+    finished = [line for line in lines if not diverged(line)]
+    of_seed = {line["run"]["seed"]: line for line in references if not diverged(line)}
+    pairs = [
+        (line["validation_loss"][-1], of_seed[line["run"]["seed"]]["validation_loss"])
+        for line in finished
+        if line["run"]["seed"] in of_seed
+    ]
+    overheads = [token_overhead(tokens, curve, loss) for loss, curve in pairs]
     reached = [overhead for overhead in overheads if overhead is not None]
+    last = lambda name: statistics.statistic(line[name][-1] for line in finished)
     return Summary(
-        **cell._asdict(),
-        learning_rate=runs[0].learning_rate,
-        lambda0=runs[0].lambda0,
-        max_pull=runs[0].max_pull,
+        *cell,
+        *(lines[0]["run"][name] for name in ("learning_rate", "lambda0", "max_pull")),
         num_runs=len(lines),
         num_diverged=len(lines) - len(finished),
-        validation_loss=_spread([line["validation_loss"][-1] for line in finished]),
-        train_loss=_spread([line["train_loss"][-1] for line in finished]),
-        gap=_spread([loss - curve[-1] for loss, curve in pairs]),
-        overhead=_spread(reached),
+        validation_loss=last("validation_loss"),
+        train_loss=last("train_loss"),
+        gap=statistics.statistic(loss - curve[-1] for loss, curve in pairs),
+        overhead=statistics.statistic(reached),
         num_not_reached=len(overheads) - len(reached),
     )
-
-
-def _spread(values: Sequence[float]) -> Spread | None:
-    if not values:
-        return None
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Spread(float(np.mean(values)), std)

@@ -39,7 +39,7 @@ class Text(NamedTuple):
     def describe(self) -> dict[str, Any]:
         """In JSON's types; says nothing about folders."""
         return {
-            "name": self.name,
+            "text": self.name,
             "sha256": self.sha256,
             "characters": len(self.tokens),
             "vocabulary": len(self.vocabulary),

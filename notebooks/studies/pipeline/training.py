@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import optax
 
 import dcasgd_jax as dc
 from dcasgd_jax import rivals
+from dcasgd_jax.commands import study
 from dcasgd_jax.transforms import delays as known_delays
 from dcasgd_jax.typing import PyTree
 from pipeline import delays, methods, optimizers, settings, text
@@ -66,10 +67,10 @@ class Workload:
         return dc_nnx.split_model(model, next_token_loss)
 
     def _draw_starts(self, seed: int) -> np.ndarray:
-        """Where the windows of each batch begin; [steps, batch]."""
+        """Where the windows of each batch begin; [updates, batch]."""
         last = len(self.data.train) - self.setting.context
         generator = np.random.default_rng(seed)
-        return generator.integers(last, size=(self.setting.steps, self.setting.batch_size))
+        return generator.integers(last, size=(self.setting.updates, self.setting.batch_size))
 
 
 def next_token_loss(model: Any, windows: jax.Array) -> jax.Array:
@@ -78,6 +79,7 @@ def next_token_loss(model: Any, windows: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
 
+@functools.lru_cache(maxsize=1)
 def make_program(workload: Workload, optimizer: str, delay: str) -> Program:
     """Compiles at its first call; reused for all methods, numbers and seeds.
 
@@ -88,12 +90,12 @@ def make_program(workload: Workload, optimizer: str, delay: str) -> Program:
 
     Returns:
       A function of the tokens [characters], and for each of `LANES` runs of the initial parameters,
-      the starts of its batches [steps, batch] and its `Numbers`.
+      the starts of its batches [updates, batch] and its `Numbers`.
     """
     setting = workload.setting
-    loss_fn = workload.problem(settings.TUNING_SEEDS[0]).loss_fn
+    loss_fn = workload.problem(0).loss_fn
     delay_of = delays.make_delay(delay, setting.blocks)
-    warm_up = math.ceil(settings.WARM_UP * setting.steps)
+    warm_up = math.ceil(settings.WARM_UP * setting.updates)
     validation = jnp.asarray(workload.windows)
 
     def train(tokens: jax.Array, params: PyTree, starts: jax.Array, numbers: Numbers) -> Curves:
@@ -138,13 +140,13 @@ def make_transformation(
     return dc.delay_gradients(optax.chain(compensate, optimize, rivals.remember_step()), delay)
 
 
-def numbers_of(run: settings.Run) -> Numbers:
+def numbers_of(method: str, numbers: methods.Numbers) -> Numbers:
     """As the program takes them."""
     return Numbers(
-        run.learning_rate,
-        0.0 if run.lambda0 is None else run.lambda0,
-        math.inf if run.max_pull is None else run.max_pull,
-        methods.METHODS[run.method].predicts,
+        numbers.learning_rate,
+        0.0 if numbers.lambda0 is None else numbers.lambda0,
+        math.inf if numbers.max_pull is None else numbers.max_pull,
+        methods.METHODS[method].send is not None,
     )
 
 
@@ -159,19 +161,41 @@ def predict(params: PyTree, state: PyTree, horizons: PyTree) -> PyTree:
     return jax.tree.map(choose, horizons, params, *moved)
 
 
-def train(workload: Workload, program: Program, runs: Sequence[settings.Run]) -> list[Curves]:
-    """Trains up to `LANES` runs of a program's optimizer and delay."""
-    lanes = [*runs, *[runs[-1]] * (LANES - len(runs))]  # the last once more where one is missing
-    params = [workload.problem(run.seed).params for run in lanes]
-    numbers = [numbers_of(run) for run in lanes]
+def train(
+    workload: Workload,
+    optimizer: str,
+    delay: str,
+    method: str,
+    members: Sequence[study.Member],
+    progress: study.Progress,
+) -> Iterator[study.Outcome]:
+    """Trains members, `LANES` at a time; yields the curves of each."""
+    program = make_program(workload, optimizer, delay)
+    for start in range(0, len(members), LANES):
+        some = members[start : start + LANES]
+        for curves in train_lanes(workload, program, method, some):
+            yield {
+                name: [float(f"{loss:.5g}") for loss in column]
+                for name, column in curves._asdict().items()
+            }
+        progress(len(some))
+
+
+def train_lanes(
+    workload: Workload, program: Program, method: str, members: Sequence[study.Member]
+) -> list[Curves]:
+    """Trains up to `LANES` members with a program of their optimizer and delay."""
+    lanes = [*members, *[members[-1]] * (LANES - len(members))]  # the last again where one lacks
+    params = [workload.problem(member.seed).params for member in lanes]
+    numbers = [numbers_of(method, member.numbers) for member in lanes]
     curves = program(
         jnp.asarray(workload.data.train),
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *params),
-        jnp.asarray(np.stack([workload.starts(run.seed) for run in lanes])),
+        jnp.asarray(np.stack([workload.starts(member.seed) for member in lanes])),
         jax.tree.map(lambda *leaves: jnp.asarray(leaves), *numbers),
     )
     host = jax.device_get(curves)
-    return [Curves(host.train_loss[i], host.validation_loss[i]) for i in range(len(runs))]
+    return [Curves(host.train_loss[i], host.validation_loss[i]) for i in range(len(members))]
 
 
 def _evenly_spaced(tokens: np.ndarray, context: int) -> np.ndarray:

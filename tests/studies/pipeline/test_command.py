@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,15 +13,18 @@ import pytest
 pytest.importorskip("flax")
 
 from commands import cli
-from pipeline import methods, record, settings, text, training
+from pipeline import methods, settings, text, training
+
+from dcasgd_jax.commands import ledger, study
 
 from .. import programs
+from ..conftest import STUDIES
 
 shakespeare = programs.load("shakespeare")
 
 TINY = [
     *("--width", "4", "--blocks", "1", "--heads", "1", "--context", "4", "--batch-size", "2"),
-    *("--steps", "16", "--seeds", "2", "--optimizers", "adam", "--delays", "2"),
+    *("--updates", "16", "--seeds", "2", "--optimizers", "adam", "--delays", "2"),
 ]
 BOTH = ["--methods", "uncorrected", "prediction"]
 
@@ -26,11 +32,9 @@ BOTH = ["--methods", "uncorrected", "prediction"]
 @pytest.fixture
 def few(monkeypatch):
     """Few configurations and a short text."""
-    monkeypatch.setattr(settings, "TUNING_SEEDS", (100,))
-    for name, method in methods.METHODS.items():
-        rates = method.rates[1::2] if method.strengths == (methods.NO_STRENGTH,) else (0.01,)
-        fewer = type(method)(method.title, rates, method.strengths, method.predicts)
-        monkeypatch.setitem(methods.METHODS, name, fewer)
+    monkeypatch.setattr(study, "TUNING_SEEDS", (100, 101))
+    monkeypatch.setattr(methods, "RATES", (0.001, 0.004, 0.016))
+    monkeypatch.setattr(methods, "FEWER_RATES", (0.01,))
     generate = functools.partial(text.generate, num_characters=2000)
     monkeypatch.setattr(text, "generate", generate)
 
@@ -39,12 +43,12 @@ def few(monkeypatch):
 def invented(few, monkeypatch):
     """No training: curves that fall faster for larger seeds and smaller learning rates."""
 
-    def train(workload, program, runs):
+    def train(workload, optimizer, delay, method, members, progress):
         falls = np.linspace(1, 0.5, settings.EVALUATIONS + 1)
-        curves = [4 * falls ** (1 + run.seed / 1000 - run.learning_rate) for run in runs]
-        return [training.Curves(curve[1:], curve) for curve in curves]
+        for numbers, seed in members:
+            curve = (4 * falls ** (1 + seed / 1000 - numbers.learning_rate)).tolist()
+            yield {"train_loss": curve[1:], "validation_loss": curve}
 
-    monkeypatch.setattr(training, "make_program", lambda *arguments: None)
     monkeypatch.setattr(training, "train", train)
 
 
@@ -62,38 +66,43 @@ def call(out, *options):
 
 
 def read(out):
-    return cli.strict_json(out / record.RESULTS)
+    return [json.loads(line) for line in (out / ledger.RESULTS).read_text().splitlines()]
+
+
+def without_times(lines):
+    return [{k: v for k, v in line.items() if k not in ("date", "seconds")} for line in lines]
 
 
 @pytest.mark.usefixtures("few", "compile_fast")
 def test_end_to_end(tmp_path):
     result = call(tmp_path)
     assert result.code == 0, result.err
-    content = read(tmp_path)
-    # 3 learning rates without delay; with it 3 + 2 + 2 + 3 configurations; then 2 seeds of 5 cells.
-    assert len(content["runs"]) == 3 + 10 + 5 * 2
-    assert f"{len(content['runs'])} runs to train, 0 in " in result.out
-    assert content["data"] == text.generate().describe()
-    assert content["data"]["name"] == "generated"
-    assert content["settings"]["steps"] == 16
-    assert content["tuning"]["seeds"] == [100]
-    assert {"jax", "flax", "optax"} <= set(content["versions"])
-    assert content["seconds"] > 0
-    for line in content["runs"]:
+    lines = read(tmp_path)
+    # 5 cells: without delay, and 4 methods with it; each is tuned, then run with 2 seeds.
+    assert len([line for line in lines if "tuned" in line]) == 5
+    runs = [line for line in lines if "run" in line]
+    assert len(runs) == 10
+    assert "10 runs, 0 of them in " in result.out
+    # 3 learning rates without delay; with it 3 + 2 + 2 + 3 configurations; 2 seeds of each.
+    assert "5 methods to tune first, 26 runs." in result.out
+    saved = cli.strict_json(tmp_path / ledger.SETTINGS)
+    assert text.generate().describe().items() <= saved.items()
+    assert (saved["text"], saved["updates"]) == ("generated", 16)
+    for line in runs:
         assert len(line["validation_loss"]) == len(line["train_loss"]) + 1 == 17
-    fresh = [line for line in content["runs"] if line["seed"] != 100]
-    starts = {line["seed"]: line["validation_loss"][0] for line in fresh}
+    starts = {line["run"]["seed"]: line["validation_loss"][0] for line in runs}
     assert len(set(starts.values())) == 2
-    for line in fresh:
-        assert line["validation_loss"][0] == starts[line["seed"]]
-    reference, *others = content["summaries"]
-    assert reference["gap"] == {"mean": 0.0, "std": 0.0}
-    assert [one["method"] for one in others] == list(methods.METHODS)
-    for method in methods.METHODS.values():
-        assert method.title in result.out
+    for line in runs:
+        assert line["validation_loss"][0] == starts[line["run"]["seed"]]
+    for name in methods.METHODS:
+        assert name in result.out
+    assert max(map(len, result.out.splitlines()[:-1])) <= 80
     assert (tmp_path / "shakespeare.png").read_bytes().startswith(b"\x89PNG")
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["shakespeare.json", "shakespeare.png"]
+    assert names == [ledger.RESULTS, ledger.SETTINGS, "shakespeare.png"]
+    tables = result.out.partition("adam without delay")[2]
+    again = cli.call("--report-only", "--out", tmp_path, program=shakespeare.main)
+    assert again.out.partition("adam without delay")[2] == tables
 
 
 @pytest.mark.usefixtures("invented")
@@ -110,27 +119,24 @@ def test_an_interrupted_call_ends_as_if_it_never_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train", train_a_few)
     assert call(tmp_path / "parts", *BOTH).code == 130
-    kept = read(tmp_path / "parts")["runs"]
-    assert 0 < len(kept) < len(expected["runs"])
+    kept = read(tmp_path / "parts")
+    assert 0 < len(kept) < len(expected)
     monkeypatch.setattr(training, "train", train)
     result = call(tmp_path / "parts", *BOTH)
     assert result.code == 0
-    missing = len(expected["runs"]) - len(kept)
-    assert f"{missing} runs to train, {len(kept)} in " in result.out
-    content = read(tmp_path / "parts")
-    for name in ("runs", "summaries", "settings", "data"):
-        assert content[name] == expected[name]
+    assert "6 runs, 2 of them in " in result.out
+    assert without_times(read(tmp_path / "parts")) == without_times(expected)
 
 
 @pytest.mark.usefixtures("invented")
 def test_more_seeds_and_methods_only_add_runs(tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert call(out, "--methods", "uncorrected").code == 0
-    before = read(out)["runs"]
+    before = read(out)
     assert call(out, *BOTH, "--seeds", "3").code == 0
-    after = read(out)["runs"]
+    after = read(out)
     assert after[: len(before)] == before
-    assert len(after) == len(before) + 3 + 3 * 3 - 2 * 2
+    assert len(after) == len(before) + 1 + 3 * 3 - 2 * 2
 
     def fail(*arguments):
         raise AssertionError("trained again")
@@ -138,7 +144,7 @@ def test_more_seeds_and_methods_only_add_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "train", fail)
     result = call(out, "--methods", "uncorrected")
     assert result.code == 0
-    assert "0 runs to train" in result.out
+    assert "4 runs, 4 of them" in result.out
 
 
 @pytest.mark.usefixtures("invented")
@@ -151,11 +157,30 @@ def test_the_folder_of_a_file_is_kept_nowhere(tmp_path):
     arguments = [*TINY, "--methods", "uncorrected", "--out", out]
     found = cli.call("--data-file", folder / "play.txt", *arguments, program=shakespeare.main)
     assert found.code == 0, found.err
-    assert read(out)["data"]["name"] == "play.txt"
-    assert "secret-place" not in (out / record.RESULTS).read_text()
+    for path in out.glob("*.json*"):
+        assert "secret-place" not in path.read_text()
     refused = call(out)
     assert refused.code == 2
-    assert 'have data name "play.txt", not "generated": choose another --out' in refused.err
+    assert 'have text "play.txt", not "generated": choose another --out' in refused.err
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+sys.path.append(sys.argv[1])
+import shakespeare
+threading.Timer(float(sys.argv[2]), os.kill, (os.getpid(), signal.SIGINT)).start()
+sys.exit(shakespeare.main(["--generated", "--out", sys.argv[3]]))
+"""
+
+
+@pytest.mark.parametrize("seconds", [9.0, 13.0])
+def test_an_interrupt_exits_and_does_not_crash(tmp_path, seconds):
+    """The device may be at work then; a thread of it left behind ended in a segmentation fault."""
+    command = [sys.executable, "-c", INTERRUPTED, str(STUDIES), str(seconds), str(tmp_path)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 130, done.stderr[-2000:]
+    assert done.stderr.splitlines()[-1] == "shakespeare.py: error: interrupted"
 
 
 @pytest.fixture
@@ -163,7 +188,7 @@ def no_training(monkeypatch):
     def fail(*arguments, **options):
         raise AssertionError("work began")
 
-    monkeypatch.setattr(training, "make_program", fail)
+    monkeypatch.setattr(training, "train", fail)
 
 
 BAD = {
@@ -177,14 +202,20 @@ BAD = {
     "short": (["--data-file", "short.txt"], "30 characters: its last tenth must be longer"),
     "long context": (["--generated", "--context", "30000"], "200000 characters"),
     "heads": (["--generated", "--heads", "3"], "--heads 3: must divide --width 32"),
-    "steps": (["--generated", "--steps", "100"], "--steps 100: must be a multiple of 16"),
-    "slow": (["--generated", "--steps", "16", "--delays", "9"], "--delays 9: more than half"),
-    "deep": (["--generated", "--steps", "16", "--blocks", "8"], "--delays stages: more than half"),
+    "steps": (["--generated", "--updates", "100"], "--updates 100: must be a multiple of 16"),
+    "slow": (["--generated", "--updates", "16", "--delays", "9"], "--delays 9: more than half"),
+    "deep": (
+        ["--generated", "--updates", "16", "--blocks", "8"],
+        "--delays stages: more than half",
+    ),
     "delay": (["--generated", "--delays", "fast"], "'fast' is no integer >= 1, 2bw or stages"),
     "no delay": (["--generated", "--delays", "0"], "'0' is no integer >= 1"),
     "method": (["--generated", "--methods", "magic"], "'magic'"),
     "optimizer": (["--generated", "--optimizers", "sgd"], "'sgd'"),
-    "seeds": (["--generated", "--seeds", "101"], "--seeds 101: at most 100"),
+    "seeds": (
+        ["--generated", "--seeds", "101"],
+        "--seeds 101: seeds from 100 on are for tuning, use at most 100",
+    ),
     "no seed": (["--generated", "--seeds", "0"], "--seeds"),
 }
 
@@ -211,22 +242,22 @@ def test_bad_input_is_one_line_before_any_work(case, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize(
-    "content", ["no JSON", "[]", "{}", json.dumps({"runs": [{"optimizer": "adam"}]})]
+    "content", ["no JSON\n", "[]\n", "{}\n", '{"run": {"optimizer": "adam"}}\n']
 )
 def test_a_file_that_is_not_ours_is_not_overwritten(tmp_path, content):
-    (tmp_path / record.RESULTS).write_text(content)
+    (tmp_path / ledger.RESULTS).write_text(content)
     result = cli.call("--generated", "--out", tmp_path, program=shakespeare.main)
     assert result.code == 2
-    assert "is no result of shakespeare.py" in result.err
+    assert "results.jsonl, line 1, is no result of shakespeare.py" in result.err
     assert result.err.count("\n") == 1
-    assert (tmp_path / record.RESULTS).read_text() == content
+    assert (tmp_path / ledger.RESULTS).read_text() == content
 
 
 @pytest.mark.usefixtures("invented")
 def test_runs_of_another_setting_are_not_mixed(tmp_path):
     assert call(tmp_path, "--methods", "uncorrected").code == 0
-    before = (tmp_path / record.RESULTS).read_text()
+    before = (tmp_path / ledger.RESULTS).read_text()
     result = call(tmp_path, "--methods", "uncorrected", "--batch-size", "4")
     assert result.code == 2
-    assert "have settings batch_size 2, not 4: choose another --out" in result.err
-    assert (tmp_path / record.RESULTS).read_text() == before
+    assert "have batch_size 2, not 4: choose another --out" in result.err
+    assert (tmp_path / ledger.RESULTS).read_text() == before

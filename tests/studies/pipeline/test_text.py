@@ -23,7 +23,7 @@ def test_characters_become_tokens_and_the_last_tenth_validates(tmp_path):
     assert len(found.validation) == len(content) // 10
     np.testing.assert_array_equal(np.concatenate([found.train, found.validation]), found.tokens)
     assert found.describe() == {
-        "name": "poem.txt",
+        "text": "poem.txt",
         "sha256": hashlib.sha256(content.encode()).hexdigest(),
         "characters": len(content),
         "vocabulary": len(set(content)),

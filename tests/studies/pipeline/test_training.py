@@ -23,9 +23,10 @@ from pipeline import (
 )
 
 import dcasgd_jax as dc
+from dcasgd_jax.commands import study
 from dcasgd_jax.transforms import delays as known_delays
 
-SETTING = settings.Setting(width=4, blocks=1, heads=2, context=4, batch_size=2, steps=16)
+SETTING = settings.Setting(width=4, blocks=1, heads=2, context=4, batch_size=2, updates=16)
 PLAIN = training.Numbers(0.02, 0.0, math.inf, False)
 
 
@@ -132,35 +133,36 @@ class Compiled(NamedTuple):
 @pytest.fixture(scope="module")
 def compiled(workload):
     loss_fn = workload.problem(0).loss_fn
-    tx = alone("adam", math.ceil(0.1 * SETTING.steps))
+    tx = alone("adam", math.ceil(0.1 * SETTING.updates))
     gradient = jax.jit(jax.value_and_grad(loss_fn))
     return Compiled(gradient, jax.jit(loss_fn), tx._replace(update=jax.jit(tx.update)))
 
 
-def runs(delay):
-    """One of every kind, on different seeds: lanes that mixed would show."""
-    run = functools.partial(settings.Run, "adam", delay)
-    return [
-        run("uncorrected", 0.02, None, None, 0),
-        run("dcasgd-a", 0.05, 40.0, None, 1),
-        run("prediction", 0.01, None, None, 2),
-    ]
+MEMBERS = {
+    "uncorrected": study.Member(methods.Numbers(0.02, None, None), 0),
+    "dcasgd-a": study.Member(methods.Numbers(0.05, 40.0, None), 1),
+    "prediction": study.Member(methods.Numbers(0.01, None, None), 2),
+}
+"""One of every kind, on different seeds: lanes that mixed would show."""
 
 
-def by_hand(workload, compiled, run):
+def by_hand(workload, compiled, delay, method, member):
     """Lists of everything that was; each leaf takes its own entry of them."""
-    start, starts = jax.device_get(workload.problem(run.seed).params), workload.starts(run.seed)
-    horizons = known_delays.delay_of_each_leaf(delays.make_delay(run.delay, SETTING.blocks), start)
+    start, starts = (
+        jax.device_get(workload.problem(member.seed).params),
+        workload.starts(member.seed),
+    )
+    horizons = known_delays.delay_of_each_leaf(delays.make_delay(delay, SETTING.blocks), start)
     slowest = max(jax.tree.leaves(horizons))
     state = compiled.tx.init(start)
     params, grads, losses = [start], [], []
     square = jax.tree.map(np.zeros_like, start)
-    scale = np.float32(run.learning_rate / 0.02)  # Adam's steps are proportional to it
+    scale = np.float32(member.numbers.learning_rate / 0.02)  # Adam's steps are proportional to it
     validation = [compiled.validate(start, workload.windows)]
-    for t in range(SETTING.steps):
+    for t in range(SETTING.updates):
         now, last = params[-1], params[max(t - 1, 0)]
         at = now
-        if run.method == "prediction":
+        if method == "prediction":
             at = jax.tree.map(lambda h, w, before: w + h * (w - before), horizons, now, last)
         tokens = workload.data.train
         windows = np.stack([tokens[s : s + SETTING.context + 1] for s in starts[t]])
@@ -171,10 +173,12 @@ def by_hand(workload, compiled, run):
         if t >= slowest:
             late = jax.tree.map(lambda h, *past, t=t: past[t - h], horizons, *grads)
             stale = jax.tree.map(lambda h, *past, t=t: past[t - h], horizons, *params)
-            if run.lambda0 is not None:
+            if member.numbers.lambda0 is not None:
                 square = jax.tree.map(lambda s, g: 0.95 * s + 0.05 * g**2, square, late)
                 late = jax.tree.map(
-                    lambda g, s, w, old: g + run.lambda0 / np.sqrt(s + 1e-7) * g**2 * (w - old),
+                    lambda g, s, w, old: (
+                        g + member.numbers.lambda0 / np.sqrt(s + 1e-7) * g**2 * (w - old)
+                    ),
                     *(late, square, now, stale),
                 )
             updates, state = jax.device_get(compiled.tx.update(late, state, now))
@@ -185,19 +189,32 @@ def by_hand(workload, compiled, run):
 
 @pytest.mark.parametrize("delay", ["2", delays.STAGES])
 def test_the_compiled_scan_is_the_loop_by_hand(workload, program_of, compiled, delay):
-    all_curves = training.train(workload, program_of(delay), runs(delay))
-    for run, curves in zip(runs(delay), all_curves, strict=True):
-        losses, validation = by_hand(workload, compiled, run)
+    for method, member in MEMBERS.items():
+        (curves,) = training.train_lanes(workload, program_of(delay), method, [member])
+        losses, validation = by_hand(workload, compiled, delay, method, member)
         np.testing.assert_allclose(curves.train_loss, losses, atol=2e-4)
         np.testing.assert_allclose(curves.validation_loss, validation, atol=2e-4)
         assert np.ptp(validation) > 0.01
 
 
 def test_fewer_runs_than_lanes_are_the_same_runs(workload, program_of):
-    together = training.train(workload, program_of("2"), runs("2"))
-    for run, expected in zip(runs("2"), together, strict=True):
-        (found,) = training.train(workload, program_of("2"), [run])
+    numbers = methods.Numbers(0.05, 40.0, None)
+    members = [study.Member(numbers._replace(lambda0=10.0 * n), n) for n in range(3)]
+    together = training.train_lanes(workload, program_of("2"), "dcasgd-a", members)
+    for member, expected in zip(members, together, strict=True):
+        (found,) = training.train_lanes(workload, program_of("2"), "dcasgd-a", [member])
         assert_equal(found, expected, rtol=1e-6)
+
+
+def test_members_come_in_order_a_few_at_a_time(workload):
+    numbers = methods.Numbers(0.02, None, None)
+    members = [study.Member(numbers, seed) for seed in range(training.LANES + 1)]
+    heard = []
+    found = list(training.train(workload, "adam", "2", "uncorrected", members, heard.append))
+    assert heard == [training.LANES, 1]
+    starts = [outcome["validation_loss"][0] for outcome in found]
+    assert len(set(starts)) == len(members)
+    assert len(found[0]["train_loss"]) == settings.EVALUATIONS
 
 
 def test_windows_are_of_their_part_of_the_text(workload):
@@ -207,16 +224,15 @@ def test_windows_are_of_their_part_of_the_text(workload):
         assert "".join(map(chr, window)) in validation
     assert workload.windows.shape == (settings.VALIDATION_WINDOWS, SETTING.context + 1)
     starts = workload.starts(0)
-    assert starts.shape == (SETTING.steps, SETTING.batch_size)
+    assert starts.shape == (SETTING.updates, SETTING.batch_size)
     assert starts.min() >= 0
     assert starts.max() + SETTING.context < len(data.train)
     assert not np.array_equal(starts, workload.starts(1))
 
 
 def test_a_cap_that_is_not_there_is_infinite():
-    run = runs("2")[0]
-    assert training.numbers_of(run) == (0.02, 0.0, math.inf, False)
-    capped = run._replace(method="capped", lambda0=5.0, max_pull=0.1)
-    assert training.numbers_of(capped) == (0.02, 5.0, 0.1, False)
-    assert training.numbers_of(run._replace(method="prediction")).predicts
-    assert [name for name, m in methods.METHODS.items() if m.predicts] == ["prediction"]
+    numbers = methods.Numbers(0.02, None, None)
+    assert training.numbers_of("uncorrected", numbers) == (0.02, 0.0, math.inf, False)
+    capped = methods.Numbers(0.02, 5.0, 0.1)
+    assert training.numbers_of("capped", capped) == (0.02, 5.0, 0.1, False)
+    assert training.numbers_of("prediction", numbers).predicts
