@@ -10,8 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dcasgd_jax import extras
+from dcasgd_jax import extras, sim
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree
+
+__all__ = [
+    "CHANCE_LOSS",
+    "MODELS",
+    "NUM_TEST",
+    "NUM_TRAIN",
+    "Dataset",
+    "Evaluation",
+    "Split",
+    "batch_rows",
+    "load",
+    "problem",
+]
 
 NUM_TRAIN = 1347
 NUM_TEST = 450
@@ -23,18 +37,30 @@ MODELS = {
 """Layer widths; softmax regression is a network without a hidden layer."""
 
 CHANCE_LOSS = math.log(10)
-"""Cross entropy of giving each of the ten digits the same probability: nothing was learnt."""
+"""Cross entropy of giving each of the ten digits the same probability, having learnt nothing."""
 
 
+@document_fields
 class Split(NamedTuple):
-    """Images and their classes."""
+    """Images and their classes.
 
-    images: np.ndarray  # [num_images, num_pixels], float32 in [0, 1]
-    labels: np.ndarray  # [num_images], int32
+    Attributes:
+      images: [num_images, num_pixels], float32 in [0, 1].
+      labels: [num_images], int32.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
 
 
+@document_fields
 class Dataset(NamedTuple):
-    """A data set split once and for all: no seed of an experiment moves an image."""
+    """A data set split once and for all: no seed of an experiment moves an image.
+
+    Attributes:
+      train: 1347 images.
+      test: 450 images.
+    """
 
     train: Split
     test: Split
@@ -80,33 +106,57 @@ def batch_rows(num_images: int, batch_size: int, num_batches: int, seed: int) ->
     return rows[:num_batches].astype(np.int32)
 
 
+@document_fields
 class Evaluation(NamedTuple):
-    """How good some parameters are; scalars."""
+    """How good some parameters are; scalars.
 
-    train_loss: jax.Array  # mean cross entropy over all training images
-    test_error: jax.Array  # fraction of test images
-
-
-class Task(NamedTuple):
-    """What an experiment needs of a model on a data set.
-
-    The functions are the same objects at every call of `task`, so compiled programs are
-    found again.
+    Attributes:
+      train_loss: Mean cross entropy over all training images.
+      test_error: Fraction of test images.
     """
 
-    init: Callable[[int], PyTree]  # seed -> params
-    loss_fn: Callable[[PyTree, jax.Array], jax.Array]  # params, rows of the training set
-    evaluate: Callable[[PyTree], Evaluation]
+    train_loss: jax.Array
+    test_error: jax.Array
 
 
-@functools.cache
-def task(model: str) -> Task:
-    """Classifies scikit-learn's digits with `model`, one of `MODELS`.
+def problem(model: str = "mlp", seed: int = 0) -> sim.Problem:
+    """Classifying the digits, as a problem for `sim.simulate`.
 
     `softmax` is linear; `mlp` has one hidden layer of 64 tanh units. Weights start normal with
     variance 1/fan-in, biases at zero. The loss is the mean cross entropy, without weight decay.
+
+    Args:
+      model: "softmax" or "mlp".
+      seed: Of the initial parameters, >= 0.
+
+    Returns:
+      A `sim.Problem`: `loss_fn(params, rows)`, where `rows` are numbers of training images, int32
+      `[batch_size]`, as `batch_rows` makes them; `eval_fn(params)` gives an `Evaluation`. The
+      functions are the same objects for all seeds, so compiled programs are found again.
+
+    Raises:
+      ValueError: For another model.
+      MissingExtraError: If scikit-learn is not installed.
+
+    Example:
+      >>> from dcasgd_jax import digits, sim
+      >>> import optax
+      >>> problem = digits.problem("softmax", seed=0)
+      >>> schedule = sim.make_schedule(sim.GammaTime(), 4, num_updates=200, seed=0)
+      >>> rows = digits.batch_rows(digits.NUM_TRAIN, 16, len(schedule), seed=0)
+      >>> result = sim.simulate(problem, optax.sgd(0.2), schedule, rows)
+      >>> bool(result.evaluations.values.test_error[-1] < 0.2)
+      True
     """
-    widths = MODELS[model]
+    if model not in MODELS:
+        raise ValueError(f"There is no model {model!r} of the digits: choose of {list(MODELS)}.")
+    loss_fn, evaluate = _functions(model)
+    return sim.Problem(loss_fn, _init(MODELS[model], seed), eval_fn=evaluate)
+
+
+@functools.cache
+def _functions(model: str) -> tuple[Callable[..., jax.Array], Callable[[PyTree], Evaluation]]:
+    """The loss and the evaluation; always the same objects."""
     data = jax.tree.map(jnp.asarray, load())
 
     def loss_fn(params: PyTree, rows: jax.Array) -> jax.Array:
@@ -120,7 +170,7 @@ def task(model: str) -> Task:
             test_error=jnp.mean(predictions != data.test.labels),
         )
 
-    return Task(init=lambda seed: _init(widths, seed), loss_fn=loss_fn, evaluate=evaluate)
+    return loss_fn, evaluate
 
 
 def _init(widths: tuple[int, ...], seed: int) -> PyTree:

@@ -2,6 +2,7 @@
 
 import functools
 
+import calls
 import compensations
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def schedule_for(protocol=None, law=None, num_updates=NUM_EVENTS, seed=0):
 
 def run(schedule, tx=None, **options):
     dtype = options.pop("dtype", np.float32)
-    return sim.simulate(
+    return calls.simulate(
         options.pop("loss_fn", softmax_loss),
         softmax_params(dtype),
         adaptive() if tx is None else tx,

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -13,7 +14,7 @@ import one_ray
 import pytest
 
 import dcasgd_jax as dc
-from dcasgd_jax import diagnostics, rivals, sim
+from dcasgd_jax import diagnostics, digits, plots, rivals, sim
 
 PACKAGE = pathlib.Path(dc.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py"))
@@ -55,7 +56,7 @@ GROUND = (
     CHECKS,
     *(
         f"dcasgd_jax.{name}"
-        for name in ("extras", "files", "rows", "sums", "trees", "update_checks")
+        for name in ("extras", "field_docs", "files", "rows", "sums", "trees", "update_checks")
     ),
 )
 FORMULA = "dcasgd_jax.compensation"
@@ -88,7 +89,8 @@ def test_floors():
     for name in below(DIAGNOSTICS):
         assert not of_ours(name, *maths, DIAGNOSTICS), name
     for name in below(SCHEDULES):
-        assert not of_ours(name, CHECKS, TYPES, "dcasgd_jax.files", SCHEDULES), name
+        allowed = (CHECKS, TYPES, "dcasgd_jax.files", "dcasgd_jax.field_docs", SCHEDULES)
+        assert not of_ours(name, *allowed), name
     for name in below(SIM):
         assert not of_ours(name, *GROUND, FORMULA, TRANSFORMS, SCHEDULES, SIM), name
     for name in below(RUNTIME):
@@ -101,8 +103,7 @@ def test_floors():
 ON_THE_HOST = [
     CHECKS,
     *below(SCHEDULES),
-    "dcasgd_jax.files",
-    "dcasgd_jax.extras",
+    *(f"dcasgd_jax.{name}" for name in ("extras", "field_docs", "files")),
     *(f"{SIM}.shared_memory.{name}" for name in ("adversary", "generation", "operations", "reads")),
 ]
 
@@ -134,11 +135,34 @@ def test_a_file_holds_one_idea(path):
 
 
 def public(module):
-    return {
-        name: value
+    """What a module says is public: it has an `__all__`, and that is complete."""
+    named = {name: getattr(module, name) for name in module.__all__}
+    return {name: value for name, value in named.items() if not inspect.ismodule(value)}
+
+
+PUBLIC = (dc, dc.curvatures, dc.strengths, rivals, rivals.sends, sim, diagnostics, plots, digits)
+
+
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
+def test_what_is_public_is_what_all_lists(module):
+    assert module.__all__ == sorted(set(module.__all__), key=module.__all__.index)
+    given = {
+        name
         for name, value in vars(module).items()
         if not name.startswith("_") and not inspect.ismodule(value)
     }
+    if module.__file__.endswith(("__init__.py", "sends.py")) and module is not plots:
+        assert given == set(public(module))
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [v for m in PUBLIC for v in public(m).values() if hasattr(v, "_fields")],
+    ids=lambda cls: cls.__name__,
+)
+def test_fields_say_what_they_are(cls):
+    for field in cls._fields:
+        assert not getattr(cls, field).__doc__.startswith("Alias for field"), field
 
 
 def test_public_names_are_the_ones_promised():
@@ -162,12 +186,13 @@ def test_public_names_are_the_ones_promised():
         *("dana_look_ahead", "momentum_compensation", "coordinate_compensation"),
     }
     assert set(public(sim)) == {
-        *("Asynchronous", "Buffered", "DropStale", "PrescribedStaleness", "RecordedDelays"),
-        *("Replay", "Sequential", "StaleSynchronous", "Synchronous", "Events"),
+        *("Asynchronous", "Buffered", "DropStale", "Sequential", "StaleSynchronous"),
+        *("Synchronous", "Protocol", "ProtocolServer"),
         *("ConstantTime", "ExponentialTime", "GammaTime", "LognormalTime", "MarkovTime"),
         *("ParetoTime", "RecordedTime", "RoundRobin"),
         *("Crash", "DuplicatedPush", "LateJoin", "LostPush", "NaNGradient", "Restart", "SlowDown"),
         *("Schedule", "make_schedule", "Indexed", "ShardedEpochs"),
+        *("Problem", "Recording", "Server"),
         *("HostEngine", "LanesEngine", "ScanEngine", "Checkpoint"),
         *("Evaluations", "NonFinite", "SimResult", "SimState", "Trace", "simulate"),
         *("PerMember", "SweepResult", "grid", "sweep"),
@@ -200,6 +225,23 @@ def test_public_functions_say_what_they_take_return_and_show(function):
         assert section in text, section
     for argument in inspect.signature(function).parameters:
         assert re.search(rf"^  {argument}:", text, re.MULTILINE), argument
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        c
+        for c in public(sim).values()
+        if c.__module__.startswith(SCHEDULES) and dataclasses.is_dataclass(c)
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_values_that_make_schedules_say_what_their_fields_are(value):
+    text = inspect.getdoc(value)
+    assert len(text.splitlines()[0]) <= 100
+    for field in dataclasses.fields(value):
+        if not field.name.startswith("_"):
+            assert re.search(rf"^  {field.name}:", text, re.MULTILINE), field.name
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("__main__")])

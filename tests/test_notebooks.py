@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,12 @@ import pytest
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 300_000
-# What the first cell installs, if not the usual.
-EXTRAS = {"04_cifar10": "reproduce", "07_ray": "commands,ray"}
+# What the second cell installs, if not the usual.
+EXTRAS = {
+    "02_optax_and_flax": "commands,flax",
+    "04_cifar10": "reproduce",
+    "07_ray": "commands,ray",
+}
 # In a process of its own: what zmq and asyncio warn of is theirs, and no warning of ours is hidden.
 EXECUTE = """
 import sys
@@ -73,20 +78,49 @@ def test_ends_in_an_assert(path):
     assert isinstance(ast.parse(code_cells(path)[-1].source).body[-1], ast.Assert)
 
 
-@each_notebook
-@pytest.mark.parametrize("place", ["installed", "checkout", "elsewhere"])
-def test_first_cell_installs_what_is_missing(path, place, tmp_path, monkeypatch):
-    if place == "checkout":
-        (tmp_path / "pyproject.toml").touch()
-    directory = tmp_path / "notebooks"
-    directory.mkdir()
+def install(path, monkeypatch, directory, *, anything_missing):
+    """Runs the second cell in `directory`; returns what it would have pip install."""
     installed = []
     monkeypatch.chdir(directory)
     monkeypatch.setattr(subprocess, "check_call", installed.append)
-    if place != "installed":
+    if anything_missing:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    first = nbformat.read(path, as_version=4).cells[0]
-    exec(compile(first.source, path.name, "exec"), {})
-    package = {"checkout": [str(tmp_path)], "elsewhere": ["dcasgd-jax"], "installed": []}[place]
-    extras = EXTRAS.get(path.stem, "commands,flax")
-    assert [command[-1] for command in installed] == [f"{p}[{extras}]" for p in package]
+    cell = nbformat.read(path, as_version=4).cells[1]
+    exec(compile(cell.source, path.name, "exec"), {})
+    return [command[-1] for command in installed]
+
+
+@each_notebook
+def test_begins_with_its_title_and_installs_nothing_that_is_there(path, tmp_path, monkeypatch):
+    title, cell, *_ = nbformat.read(path, as_version=4).cells
+    assert title.cell_type == "markdown"
+    assert title.source.startswith("# ")
+    assert cell.cell_type == "code"
+    assert install(path, monkeypatch, tmp_path, anything_missing=False) == []
+
+
+@each_notebook
+def test_installs_what_is_missing_from_its_own_checkout(path, monkeypatch):
+    checkout = path.parents[1]
+    extras = EXTRAS.get(path.stem, "commands")
+    installed = install(path, monkeypatch, path.parent, anything_missing=True)
+    assert installed == [f"{checkout}[{extras}]"]
+
+
+@each_notebook
+@pytest.mark.parametrize("place", ["elsewhere", "another project"])
+def test_never_installs_a_package_by_name(path, place, tmp_path, monkeypatch):
+    """The name is not registered: from an index it would be somebody else's."""
+    if place == "another project":
+        (tmp_path / "pyproject.toml").write_text('[project]\nname = "theirs"\n')
+    directory = tmp_path / "notebooks"
+    directory.mkdir()
+    with pytest.raises(ModuleNotFoundError, match=r"Not installed here: dcasgd_jax.*checkout"):
+        install(path, monkeypatch, directory, anything_missing=True)
+
+
+@each_notebook
+def test_uses_what_is_public(path):
+    found = re.findall(r"(?:from|import) +(dcasgd_jax[\w.]*)", path.read_text(encoding="utf-8"))
+    public = ("dcasgd_jax", "dcasgd_jax.integrations", "dcasgd_jax.runtime")
+    assert set(found) <= set(public)

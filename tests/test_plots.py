@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import calls
 import compensations
 import jax.numpy as jnp
 import matplotlib as mpl
@@ -255,7 +256,7 @@ def test_compensation_refuses_what_was_not_measured(missing):
 
 def test_everything_draws_into_the_axes_it_is_given():
     schedule = sim.make_schedule(sim.ExponentialTime(), 4, 40, seed=0)
-    result = sim.simulate(
+    result = calls.simulate(
         lambda w, target: jnp.sum((w - target) ** 2),
         jnp.zeros(2),
         optax.chain(compensations.explicit(0.1, ms_decay=0.9), optax.sgd(0.1)),

@@ -7,6 +7,7 @@ index, the port of process 0, and the directory for what comes out.
 import pathlib
 import sys
 
+import calls
 import compensations
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,8 @@ def simulate(engine):
         optax.sgd(0.2, momentum=0.5),
     )
     schedule = sim.make_schedule(sim.GammaTime(), 5, 60, seed=0)
-    first = sim.simulate(loss_fn, params, tx, schedule, batches, **options, stop=30)
-    second = sim.simulate(loss_fn, params, tx, schedule, batches, **options, state=first.state)
+    first = calls.simulate(loss_fn, params, tx, schedule, batches, **options, stop=30)
+    second = calls.simulate(loss_fn, params, tx, schedule, batches, **options, state=first.state)
     return first, second
 
 

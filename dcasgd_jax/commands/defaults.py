@@ -2,8 +2,8 @@
 
 That file holds what these two commands chose, and all that they tried:
 
-    dcasgd-jax compare --tune --model mlp --out mlp
-    dcasgd-jax compare --tune --model softmax --out softmax
+    dcasgd-jax compare --tune --model mlp --lambda0 0.5,1,2,4,8,16,32,64 --out mlp
+    dcasgd-jax compare --tune --model softmax --lambda0 0.5,1,2,4,8,16,32,64 --out softmax
     python -m dcasgd_jax.commands.defaults mlp/compare.json softmax/compare.json
 """
 

@@ -51,14 +51,14 @@ class Method:
       momentum: μ of heavy ball after the compensation; `None` for none.
       recipe: Makes the optimizer of the learning rate, the number and the factor on the rate, in
         the place of everything from `curvature` to `momentum`.
-      send: As in `sim.simulate`.
+      send: As in `sim.Server`.
       train: Trains without `sim.simulate`: of a setting, hyperparameters and a workload, the
         final params and the loss of each gradient.
     """
 
     name: str
     title: str
-    protocol: protocols.ServerProtocol = ASYNCHRONOUS
+    protocol: protocols.Protocol = ASYNCHRONOUS
     numbers: tuple[float | None, ...] = (None,)
     rate_scale: float = 1.0
     curvature: dc.curvatures.Curvature = SQUARED

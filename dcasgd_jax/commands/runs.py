@@ -23,9 +23,9 @@ class Workload(NamedTuple):
     """What a seed decides, the same for every method."""
 
     seed: int
-    params: PyTree
+    problem: sim.Problem
     rows: np.ndarray  # [num_pushes, batch_size], training images of each push
-    schedule: Callable[[protocols.ServerProtocol], sim.Schedule]
+    schedule: Callable[[protocols.Protocol], sim.Schedule]
 
 
 @functools.lru_cache(maxsize=32)
@@ -33,7 +33,7 @@ def make_workload(setting: settings.Setting, seed: int) -> Workload:
     """Initial parameters, batches, and a schedule for each protocol; always the same objects."""
 
     @functools.cache
-    def schedule(protocol: protocols.ServerProtocol) -> sim.Schedule:
+    def schedule(protocol: protocols.Protocol) -> sim.Schedule:
         updates = num_server_updates(setting, protocol)
         return sim.make_schedule(
             setting.law, setting.num_workers, updates, seed=seed, protocol=protocol
@@ -41,16 +41,15 @@ def make_workload(setting: settings.Setting, seed: int) -> Workload:
 
     return Workload(
         seed=seed,
-        params=digits.task(setting.model).init(seed),
+        problem=digits.problem(setting.model, seed),
         rows=digits.batch_rows(digits.NUM_TRAIN, setting.batch_size, setting.num_pushes, seed),
         schedule=schedule,
     )
 
 
-def num_server_updates(setting: settings.Setting, protocol: protocols.ServerProtocol) -> int:
+def num_server_updates(setting: settings.Setting, protocol: protocols.Protocol) -> int:
     """Server updates that the budget of pushes makes."""
-    averages = isinstance(protocol, sim.Synchronous)
-    return setting.num_pushes // setting.num_workers if averages else setting.num_pushes
+    return setting.num_pushes // protocol.server(setting.num_workers).pushes_per_update
 
 
 def train(
@@ -103,14 +102,13 @@ def train_with_curves(
     if method.train is not None:
         return train(setting, method, members, progress)
     workloads = [make_workload(setting, member.seed) for member in members]
-    nudged = [w._replace(params=jax.tree.map(_next_float, w.params)) for w in workloads]
+    nudged = [w._replace(problem=_nudged(w.problem)) for w in workloads]
     schedules = [workload.schedule(method.protocol) for workload in workloads]
     stops = curve_stops(schedules[0])
     result = _sweep(
         setting, method, [*members, *members], [*workloads, *nudged],
         lambda num_pushes: progress(num_pushes / 2),
-        eval_fn=digits.task(setting.model).evaluate, eval_versions=stops,
-        metrics=["compensation_ratio"] if method.compensates else [],
+        sim.Recording(["compensation_ratio"] if method.compensates else [], eval_versions=stops),
     )  # fmt: skip
     assert result.evaluations is not None
     params, ratios = jax.device_get(result.params), result.trace.compensation_ratio
@@ -148,7 +146,8 @@ def curve_stops(schedule: sim.Schedule) -> list[int]:
     return np.unique(np.ceil(points).astype(int)).tolist()
 
 
-def _sweep(setting, method, members, workloads, progress, **options) -> Any:
+def _sweep(setting, method, members, workloads, progress, recording=None) -> Any:
+    """Evaluates where the `recording` says, without one nowhere."""
     numbers = [member.numbers for member in members]
     hyperparams = {"learning_rate": np.array([n.learning_rate for n in numbers])}
     if method.compensates:
@@ -163,16 +162,21 @@ def _sweep(setting, method, members, workloads, progress, **options) -> Any:
     schedules = [workload.schedule(method.protocol) for workload in workloads]
     # Rounds of a barrier may leave some of the budget over; shared rows are given once.
     rows = {id(w): w.rows[: len(s)] for w, s in zip(workloads, schedules, strict=True)}
+    of_one = workloads[0].problem
     return sim.sweep(
-        digits.task(setting.model).loss_fn,
-        sim.PerMember(workload.params for workload in workloads),
-        methods.make_tx(method, num_server_updates(setting, method.protocol)),
+        sim.Problem(
+            of_one.loss_fn,
+            sim.PerMember(workload.problem.params for workload in workloads),
+            eval_fn=None if recording is None else of_one.eval_fn,
+        ),
+        sim.Server(
+            methods.make_tx(method, num_server_updates(setting, method.protocol)), send=method.send
+        ),
         sim.PerMember(schedules),
         sim.PerMember(rows[id(workload)] for workload in workloads),
         hyperparams=hyperparams,
-        send=method.send,
+        recording=recording,
         progress=advance,
-        **options,
     )
 
 
@@ -184,8 +188,8 @@ def _outcome(
     The highest loss is that of as many gradients after one another as there are workers, which is
     less noisy than that of one.
     """
-    evaluate = digits.task(setting.model).evaluate
-    initial, final = float(evaluate(workload.params).train_loss), evaluate(params)
+    evaluate: Any = workload.problem.eval_fn
+    initial, final = float(evaluate(workload.problem.params).train_loss), evaluate(params)
     loss, error = float(final.train_loss), float(final.test_error)
     if has_diverged(initial, loss):
         loss, error = math.nan, math.nan
@@ -217,5 +221,7 @@ def _course(schedule: sim.Schedule, stops: Sequence[int], ratios: Any) -> dict[s
     }
 
 
-def _next_float(leaf: jax.Array) -> jax.Array:
-    return jnp.nextafter(leaf, jnp.inf)
+def _nudged(problem: sim.Problem) -> sim.Problem:
+    """With every initial weight at the next larger float."""
+    up = lambda leaf: jnp.nextafter(leaf, jnp.inf)
+    return problem._replace(params=jax.tree.map(up, problem.params))

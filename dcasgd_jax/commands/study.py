@@ -208,7 +208,7 @@ def run(study: Study, out: pathlib.Path, console: "Console") -> Results:
         terminal.print_text(console, f"{len(tunings)} methods to tune first, {num_tried} runs.")
     with terminal.progress_bar(total) as progress:
         compiled_for = None
-        for task, seeds in _order(study):
+        for task, seeds in in_order(study):
             if compiled_for not in (None, task.programs):
                 # A process that keeps a thousand programs runs out of memory maps, and crashes.
                 jax.clear_caches()
@@ -223,7 +223,8 @@ def run(study: Study, out: pathlib.Path, console: "Console") -> Results:
     return results
 
 
-def _order(study: Study) -> Iterator[tuple[Task, Sequence[int]]]:
+def in_order(study: Study) -> Iterator[tuple[Task, Sequence[int]]]:
+    """Tasks, and the seeds to run them with, one after the other."""
     groups = [[seed] for seed in study.seeds] if study.seeds_first else [study.seeds]
     for seeds in groups:
         for task in study.tasks:

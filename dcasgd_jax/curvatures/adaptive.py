@@ -7,14 +7,21 @@ import jax.numpy as jnp
 
 from dcasgd_jax import checks, compensation, rows, trees, update_checks
 from dcasgd_jax.curvatures.curvature import Curvature, elementwise
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree, Scalar
 
 
+@document_fields
 class AdaptiveState(NamedTuple):
-    """State of `adaptive`; each field a `rows.PerWorker` if every worker has its own."""
+    """State of `adaptive`; each field a `rows.PerWorker` if every worker has its own.
 
-    mean_square: Any  # like params, at least float32
-    weight: Any  # what `bias_correction` divides by, a scalar; None without
+    Attributes:
+      mean_square: Like params, at least float32.
+      weight: What `bias_correction` divides by, a scalar; None without.
+    """
+
+    mean_square: Any
+    weight: Any
 
 
 def adaptive(

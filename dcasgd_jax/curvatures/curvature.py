@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dcasgd_jax import compensation
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class Curvature(NamedTuple):
     r"""A guess at the Hessian, and how it is capped; goes where `curvature` goes.
 

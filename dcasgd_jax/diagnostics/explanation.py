@@ -8,23 +8,36 @@ import jax.numpy as jnp
 
 from dcasgd_jax import compensation, curvatures, trees, update_checks
 from dcasgd_jax.diagnostics import samples, vectors
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree, Scalar
 
 CURVATURES = ("squared_gradient", "adaptive", "absolute", "fisher", "hessian", "uniform")
 """Those of `dc.curvatures`, and as a control the bare displacement: the same in every direction."""
 
 
+@document_fields
 class Explanation(NamedTuple):
-    """What the best multiple of one compensation does; scalars, or trees of one per leaf."""
+    """What the best multiple of one compensation does; scalars, or trees of one per leaf.
 
-    r_squared: Any  # share of the change of the gradient that it explains, in [0, 1]
-    lambda0: Any  # that multiple, by least squares
-    cosine_stale: Any  # of the stale and the true gradient
-    cosine_compensated: Any  # of the compensated (with lambda0, at least 0) and the true gradient
-    ratio: Any  # |compensation| / |stale gradient| at lambda0
-    below_eps: Any  # share of the coordinates whose mean square is below eps; nan unless adaptive
-    change_norm: Any  # |d|, of the change of the gradient
-    term_norm: Any  # |t|, of the compensation that λ0 = 1 would add
+    Attributes:
+      r_squared: Share of the change of the gradient that it explains, in [0, 1].
+      lambda0: That multiple, by least squares.
+      cosine_stale: Of the stale and the true gradient.
+      cosine_compensated: Of the compensated (with lambda0, at least 0) and the true gradient.
+      ratio: |compensation| / |stale gradient| at lambda0.
+      below_eps: Share of the coordinates whose mean square is below eps; nan unless adaptive.
+      change_norm: |d|, of the change of the gradient.
+      term_norm: |t|, of the compensation that λ0 = 1 would add.
+    """
+
+    r_squared: Any
+    lambda0: Any
+    cosine_stale: Any
+    cosine_compensated: Any
+    ratio: Any
+    below_eps: Any
+    change_norm: Any
+    term_norm: Any
 
 
 def explain(

@@ -10,24 +10,41 @@ from jax.typing import ArrayLike
 
 from dcasgd_jax import trees
 from dcasgd_jax.diagnostics import samples, vectors
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree
 
 _COLUMNS_AT_ONCE = 64  # of the Hessian: bounds the memory
 
 
+@document_fields
 class OuterProductError(NamedTuple):
-    """Errors of λG as an estimate of the Hessian H, relative to |H|²: 1 is the error of λ = 0."""
+    """Errors of λG as an estimate of the Hessian H, relative to |H|²: 1 is the error of λ = 0.
 
-    mse: jax.Array  # [num_strengths], mean over the samples of |λG - H|²
-    bias_square: jax.Array  # [num_strengths], |λ mean(G) - H|²
-    variance: jax.Array  # [num_strengths], λ² times the mean of |G - mean(G)|²
-    best_strength: jax.Array  # the λ with the least mse, a scalar
-    least_mse: jax.Array  # at that λ, a scalar
-    hessian_square: jax.Array  # |H|², what the errors are divided by
+    Attributes:
+      mse: [num_strengths], mean over the samples of |λG - H|².
+      bias_square: [num_strengths], |λ mean(G) - H|².
+      variance: [num_strengths], λ² times the mean of |G - mean(G)|².
+      best_strength: The λ with the least mse, a scalar.
+      least_mse: At that λ, a scalar.
+      hessian_square: |H|², what the errors are divided by.
+    """
+
+    mse: jax.Array
+    bias_square: jax.Array
+    variance: jax.Array
+    best_strength: jax.Array
+    least_mse: jax.Array
+    hessian_square: jax.Array
 
 
+@document_fields
 class OuterProductErrors(NamedTuple):
-    """For the whole matrices, and for their diagonals alone, which are what DC-ASGD uses."""
+    """For the whole matrices, and for their diagonals alone, which are what DC-ASGD uses.
+
+    Attributes:
+      full: Of the whole matrices.
+      diagonal: Of their diagonals.
+    """
 
     full: OuterProductError
     diagonal: OuterProductError

@@ -11,8 +11,10 @@ from flax import linen as nn
 from flax.training import train_state
 
 from dcasgd_jax import sim
-from dcasgd_jax.integrations import problem as problems
+from dcasgd_jax.integrations import losses
 from dcasgd_jax.typing import PyTree
+
+__all__ = ["TrainState", "join_variables", "split_variables"]
 
 # What transformations of ours, the simulator's and optax's ask for by name.
 _EXTRA_ARGS = frozenset(
@@ -104,7 +106,7 @@ def split_variables(
     variables: Mapping[str, Any],
     loss: Callable[..., jax.Array],
     evaluate: Callable[[Any], PyTree] | None = None,
-) -> problems.Problem:
+) -> sim.Problem:
     """Makes of a Linen module, its variables and its loss what `sim.simulate` takes.
 
     The collection "params" are the parameters, all others, such as "batch_stats", the model state.
@@ -121,8 +123,7 @@ def split_variables(
         random: `model(x, train=False)`. Becomes `eval_fn`.
 
     Returns:
-      A `Problem`: `loss_fn`, `params`, `model_state` (`None` for a module without) and `eval_fn`
-      for `sim.simulate`, which its method `simulate(tx, schedule, batches, ...)` calls.
+      A `sim.Problem` for `sim.simulate`; without a model state if the model has none.
 
     Raises:
       TypeError: If the loss takes other arguments or returns no scalar, or the module cannot be
@@ -140,12 +141,12 @@ def split_variables(
       >>> problem = dc_linen.split_variables(module, variables, loss)
       >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=200, seed=0)
       >>> batches = jax.random.normal(jax.random.key(0), (200, 8, 2))
-      >>> result = problem.simulate(optax.sgd(0.1), schedule, batches)
+      >>> result = sim.simulate(problem, optax.sgd(0.1), schedule, batches)
       >>> variables = dc_linen.join_variables(result)
       >>> print(jnp.round(module.apply(variables, jnp.ones((1, 2))), 2))
       [[3.]]
     """
-    problems.loss_takes_key(loss)  # raises now rather than at the first event
+    losses.loss_takes_key(loss)  # raises now rather than at the first event
     model_state = core.unfreeze(dict(variables))
     params = model_state.pop("params", {})
     model_state.pop("intermediates", None)  # records of a single call
@@ -160,7 +161,7 @@ def split_variables(
         collections=tuple(sorted(model_state)) if has_state else (),
         model_state=jax.tree.structure(model_state) if has_state else None,
     )
-    return problems.Problem(
+    return sim.Problem(
         loss_fn=_make_loss_fn(structure, loss),
         params=params,
         model_state=model_state if has_state else None,
@@ -189,26 +190,26 @@ def join_variables(result: sim.SimResult) -> dict[str, Any]:
       >>> problem = dc_linen.split_variables(
       ...     module, variables, lambda model, batch: jnp.mean(model(batch)))
       >>> schedule = sim.make_schedule(sim.RoundRobin(), 2, num_updates=4, seed=0)
-      >>> result = problem.simulate(optax.sgd(0.1), schedule, jnp.ones((4, 2, 3)))
+      >>> result = sim.simulate(problem, optax.sgd(0.1), schedule, jnp.ones((4, 2, 3)))
       >>> sorted(dc_linen.join_variables(result))
       ['batch_stats', 'params']
     """
     return {"params": result.params, **(result.model_state or {})}
 
 
-@problems.same_function_again
+@losses.same_function_again
 def _make_loss_fn(structure: _Structure, loss: Callable) -> Callable[..., Any]:
     def run(params, model_state, batch, key=None):
-        key_of_model, key_of_loss = problems.keys_of_event(key)
+        key_of_model, key_of_loss = losses.keys_of_event(key)
         variables = {"params": params, **model_state}
         model = _Model(structure.module, variables, structure.collections, key_of_model)
-        value = problems.call_loss(loss, model, batch, key_of_loss)
+        value = losses.call_loss(loss, model, batch, key_of_loss)
         return value, {name: model.variables[name] for name in structure.collections}
 
-    return problems.as_loss_fn(run, structure.model_state)
+    return losses.as_loss_fn(run, structure.model_state)
 
 
-@problems.same_function_again
+@losses.same_function_again
 def _make_eval_fn(structure: _Structure, evaluate: Callable) -> Callable[..., PyTree]:
     def eval_fn(params, model_state=None):
         variables = {"params": params, **(model_state or {})}

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 
 from dcasgd_jax import sim
-from dcasgd_jax.integrations import problem as problems
+from dcasgd_jax.integrations import losses
 from dcasgd_jax.sim import leaves
 from dcasgd_jax.typing import PyTree
+
+__all__ = ["split_model", "update_model"]
 
 # Everything that training changes besides the parameters, except random streams, which are made
 # anew at every event, and records of a single call.
@@ -42,7 +44,7 @@ def split_model(
     model: nnx.Module,
     loss: Callable[..., jax.Array],
     evaluate: Callable[[Any], PyTree] | None = None,
-) -> problems.Problem:
+) -> sim.Problem:
     """Makes of a module and its loss what `sim.simulate` takes.
 
     Parameters are the `nnx.Param`s. The statistics of `nnx.BatchNorm` and all other variables are
@@ -59,8 +61,7 @@ def split_model(
         of arrays. Becomes `eval_fn`.
 
     Returns:
-      A `Problem`: `loss_fn`, `params`, `model_state` (`None` for a model without) and `eval_fn`
-      for `sim.simulate`, which its method `simulate(tx, schedule, batches, ...)` calls.
+      A `sim.Problem` for `sim.simulate`; without a model state if the model has none.
 
     Raises:
       TypeError: If the model is no module, the loss takes other arguments or returns no scalar,
@@ -78,13 +79,13 @@ def split_model(
       >>> tx = optax.chain(dc.compensate_delay(lambda0=0.1), optax.sgd(0.1))
       >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=200, seed=0)
       >>> batches = jax.random.normal(jax.random.key(0), (200, 8, 2))
-      >>> dc_nnx.update_model(model, problem.simulate(tx, schedule, batches))
+      >>> dc_nnx.update_model(model, sim.simulate(problem, tx, schedule, batches))
       >>> print(jnp.round(model(jnp.ones((1, 2))), 2))
       [[3.]]
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"split_model needs an nnx.Module, got {type(model).__name__}.")
-    problems.loss_takes_key(loss)  # raises now rather than at the first event
+    losses.loss_takes_key(loss)  # raises now rather than at the first event
     copy = nnx.clone(model)
     copy.train()
     nnx.pop(copy, nnx.Intermediate)
@@ -102,7 +103,7 @@ def split_model(
         ),
         model_state=jax.tree.structure(model_state) if has_state else None,
     )
-    return problems.Problem(
+    return sim.Problem(
         loss_fn=_make_loss_fn(structure, loss),
         params=params,
         model_state=model_state if has_state else None,
@@ -133,7 +134,7 @@ def update_model(model: nnx.Module, result: sim.SimResult) -> None:
       >>> model = nnx.Linear(1, 1, use_bias=False, rngs=nnx.Rngs(0))
       >>> problem = dc_nnx.split_model(model, lambda model, x: jnp.mean((model(x) - 2 * x) ** 2))
       >>> schedule = sim.make_schedule(sim.RoundRobin(), 2, num_updates=20, seed=0)
-      >>> result = problem.simulate(optax.sgd(0.2), schedule, jnp.ones((20, 4, 1)))
+      >>> result = sim.simulate(problem, optax.sgd(0.2), schedule, jnp.ones((20, 4, 1)))
       >>> dc_nnx.update_model(model, result)
       >>> print(jnp.round(model.kernel[...], 2))
       [[2.]]
@@ -156,20 +157,20 @@ def update_model(model: nnx.Module, result: sim.SimResult) -> None:
         nnx.update(model, given)
 
 
-@problems.same_function_again
+@losses.same_function_again
 def _make_loss_fn(structure: _Structure, loss: Callable) -> Callable[..., Any]:
     def run(params, model_state, batch, key=None):
-        key_of_model, key_of_loss = problems.keys_of_event(key)
+        key_of_model, key_of_loss = losses.keys_of_event(key)
         model, counts = _make_model(structure, params, model_state, key_of_model)
-        value = problems.call_loss(loss, model, batch, key_of_loss)
+        value = losses.call_loss(loss, model, batch, key_of_loss)
         if key is None:
             _check_nothing_was_drawn(model, counts)
         return value, nnx.to_pure_dict(nnx.state(model, _MODEL_STATE))
 
-    return problems.as_loss_fn(run, structure.model_state)
+    return losses.as_loss_fn(run, structure.model_state)
 
 
-@problems.same_function_again
+@losses.same_function_again
 def _make_eval_fn(structure: _Structure, evaluate: Callable) -> Callable[..., PyTree]:
     def eval_fn(params, model_state=None):
         model, _ = _make_model(structure, params, model_state or {}, None)

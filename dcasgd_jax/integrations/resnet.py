@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+__all__ = ["BottleneckResNet", "CifarResNet", "resnet20", "resnet50"]
+
 
 def _he_normal(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
     """Drawn in one dimension: in four XLA compiles random numbers several times longer."""

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+__all__ = ["Transformer"]
+
 
 class _Attention(nnx.Module):
     """Every position looks at itself and at those before it."""

@@ -16,6 +16,8 @@ from dcasgd_jax.plots import axes, curves
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+__all__ = ["plot_compensation", "plot_loss", "plot_staleness", "plot_timeline"]
+
 AGAINST = {  # what losses are drawn against: column of the trace, label
     "updates": ("version", "server updates"),
     "samples": ("samples", "examples seen by all workers"),
@@ -54,8 +56,8 @@ def plot_loss(
       >>> from dcasgd_jax import sim
       >>> from dcasgd_jax import plots
       >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=50, seed=0)
-      >>> result = sim.simulate(lambda w, b: jnp.sum((w - b) ** 2), jnp.zeros(2), optax.sgd(0.1),
-      ...                       schedule, jnp.ones((50, 2)))
+      >>> problem = sim.Problem(lambda w, b: jnp.sum((w - b) ** 2), jnp.zeros(2))
+      >>> result = sim.simulate(problem, optax.sgd(0.1), schedule, jnp.ones((50, 2)))
       >>> ax = plots.plot_loss({"asgd": result}, against="seconds")
       >>> ax.get_xlabel()
       'simulated seconds'
@@ -232,8 +234,9 @@ def plot_compensation(
       >>> from dcasgd_jax import plots
       >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=50, seed=0)
       >>> tx = optax.chain(dc.compensate_delay(0.1), optax.sgd(0.1))
-      >>> result = sim.simulate(lambda w, b: jnp.sum((w - b) ** 2), jnp.zeros(2), tx, schedule,
-      ...                       jnp.ones((50, 2)), metrics=('compensation_ratio', 'cosine'))
+      >>> problem = sim.Problem(lambda w, b: jnp.sum((w - b) ** 2), jnp.zeros(2))
+      >>> recording = sim.Recording(metrics=["compensation_ratio", "cosine"])
+      >>> result = sim.simulate(problem, tx, schedule, jnp.ones((50, 2)), recording=recording)
       >>> plots.plot_compensation(result).get_ylabel()
       '|compensation| / |gradient|'
     """

@@ -1,37 +1,61 @@
 """Other published ways of living with stale gradients, as optax transformations."""
 
-from dcasgd_jax.rivals import sends as sends
-from dcasgd_jax.rivals.acceleration import AccelerateState as AccelerateState
-from dcasgd_jax.rivals.acceleration import accelerate as accelerate
-from dcasgd_jax.rivals.acceleration import nesterov_coefficient as nesterov_coefficient
-from dcasgd_jax.rivals.adaptive_steps import AdaptiveStepSizesState as AdaptiveStepSizesState
-from dcasgd_jax.rivals.adaptive_steps import adaptive_step_sizes as adaptive_step_sizes
-from dcasgd_jax.rivals.buffering import FedBuffState as FedBuffState
-from dcasgd_jax.rivals.buffering import fedbuff as fedbuff
-from dcasgd_jax.rivals.coordinates import AccelerateCoordinatesState as AccelerateCoordinatesState
-from dcasgd_jax.rivals.coordinates import accelerate_coordinates as accelerate_coordinates
-from dcasgd_jax.rivals.dana import Dana as Dana
-from dcasgd_jax.rivals.dana import PerWorkerMomentumState as PerWorkerMomentumState
-from dcasgd_jax.rivals.dana import dana as dana
-from dcasgd_jax.rivals.dana import per_worker_momentum as per_worker_momentum
-from dcasgd_jax.rivals.decentralized import DCS3GDState as DCS3GDState
-from dcasgd_jax.rivals.decentralized import dc_s3gd as dc_s3gd
-from dcasgd_jax.rivals.dropping import DropStaleState as DropStaleState
-from dcasgd_jax.rivals.dropping import drop_stale as drop_stale
-from dcasgd_jax.rivals.nesterov import DelayedNesterovState as DelayedNesterovState
-from dcasgd_jax.rivals.nesterov import delayed_nesterov as delayed_nesterov
-from dcasgd_jax.rivals.ordered import OrderedMomentumState as OrderedMomentumState
-from dcasgd_jax.rivals.ordered import ordered_momentum as ordered_momentum
-from dcasgd_jax.rivals.pipemare import PipeMareRescaleState as PipeMareRescaleState
-from dcasgd_jax.rivals.pipemare import pipemare_rescale as pipemare_rescale
-from dcasgd_jax.rivals.prediction import RememberStepState as RememberStepState
-from dcasgd_jax.rivals.prediction import remember_step as remember_step
-from dcasgd_jax.rivals.spikes import SpikeCompensationState as SpikeCompensationState
-from dcasgd_jax.rivals.spikes import spike_compensation as spike_compensation
-from dcasgd_jax.rivals.staleness import delay_adaptive as delay_adaptive
-from dcasgd_jax.rivals.staleness import inverse_one_plus_staleness as inverse_one_plus_staleness
-from dcasgd_jax.rivals.staleness import inverse_staleness as inverse_staleness
-from dcasgd_jax.rivals.staleness import polynomial_staleness as polynomial_staleness
-from dcasgd_jax.rivals.staleness import scale_by_staleness as scale_by_staleness
-from dcasgd_jax.rivals.synchronous import DCSSGDState as DCSSGDState
-from dcasgd_jax.rivals.synchronous import dc_ssgd as dc_ssgd
+from dcasgd_jax.rivals import sends
+from dcasgd_jax.rivals.acceleration import AccelerateState, accelerate, nesterov_coefficient
+from dcasgd_jax.rivals.adaptive_steps import AdaptiveStepSizesState, adaptive_step_sizes
+from dcasgd_jax.rivals.buffering import FedBuffState, fedbuff
+from dcasgd_jax.rivals.coordinates import AccelerateCoordinatesState, accelerate_coordinates
+from dcasgd_jax.rivals.dana import Dana, PerWorkerMomentumState, dana, per_worker_momentum
+from dcasgd_jax.rivals.decentralized import DCS3GDState, dc_s3gd
+from dcasgd_jax.rivals.dropping import DropStaleState, drop_stale
+from dcasgd_jax.rivals.nesterov import DelayedNesterovState, delayed_nesterov
+from dcasgd_jax.rivals.ordered import OrderedMomentumState, ordered_momentum
+from dcasgd_jax.rivals.pipemare import PipeMareRescaleState, pipemare_rescale
+from dcasgd_jax.rivals.prediction import RememberStepState, remember_step
+from dcasgd_jax.rivals.spikes import SpikeCompensationState, spike_compensation
+from dcasgd_jax.rivals.staleness import (
+    delay_adaptive,
+    inverse_one_plus_staleness,
+    inverse_staleness,
+    polynomial_staleness,
+    scale_by_staleness,
+)
+from dcasgd_jax.rivals.synchronous import DCSSGDState, dc_ssgd
+
+__all__ = [
+    "AccelerateCoordinatesState",
+    "AccelerateState",
+    "AdaptiveStepSizesState",
+    "DCS3GDState",
+    "DCSSGDState",
+    "Dana",
+    "DelayedNesterovState",
+    "DropStaleState",
+    "FedBuffState",
+    "OrderedMomentumState",
+    "PerWorkerMomentumState",
+    "PipeMareRescaleState",
+    "RememberStepState",
+    "SpikeCompensationState",
+    "accelerate",
+    "accelerate_coordinates",
+    "adaptive_step_sizes",
+    "dana",
+    "dc_s3gd",
+    "dc_ssgd",
+    "delay_adaptive",
+    "delayed_nesterov",
+    "drop_stale",
+    "fedbuff",
+    "inverse_one_plus_staleness",
+    "inverse_staleness",
+    "nesterov_coefficient",
+    "ordered_momentum",
+    "per_worker_momentum",
+    "pipemare_rescale",
+    "polynomial_staleness",
+    "remember_step",
+    "scale_by_staleness",
+    "sends",
+    "spike_compensation",
+]

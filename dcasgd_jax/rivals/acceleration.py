@@ -9,21 +9,31 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.rivals import prediction, sending
 from dcasgd_jax.typing import PyTree, Scalar
 
 Coefficient = Callable[[chex.Numeric], Any] | Scalar
 
 
+@document_fields
 class AccelerateState(NamedTuple):
-    """State of `accelerate`."""
+    """State of `accelerate`.
 
-    num_updates: chex.Array  # int32 scalar
-    step: PyTree  # like params, at least float32: x_k - x_{k-1}
+    Attributes:
+      num_updates: Int32 scalar.
+      step: Like params, at least float32: x_k - x_{k-1}.
+    """
+
+    num_updates: chex.Array
+    step: PyTree
 
 
 def nesterov_coefficient(count: chex.Numeric) -> jax.Array:
     r"""Nesterov's coefficients for convex problems, :math:`a_k = k / (k + 3)`.
+
+    The usual closed form, not Nesterov's recursion :math:`a_k = (t_{k+1} - 1) / t_{k+2}` with
+    :math:`t_{k+1} = (1 + \sqrt{1 + 4 t_k^2}) / 2`, which tends to it.
 
     Args:
       count: k, updates so far.
@@ -122,9 +132,9 @@ def momentum_compensation(
       >>> from dcasgd_jax import rivals, sim
       >>> schedule = sim.make_schedule(sim.RoundRobin(), 4, num_updates=100, seed=0)
       >>> tx = optax.chain(optax.scale_by_learning_rate(0.02), rivals.accelerate())
-      >>> result = sim.simulate(
-      ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), tx, schedule,
-      ...     batches=jnp.ones((100, 3)), send=rivals.sends.momentum_compensation(delay=3))
+      >>> problem = sim.Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3))
+      >>> server = sim.Server(tx, send=rivals.sends.momentum_compensation(delay=3))
+      >>> result = sim.simulate(problem, server, schedule, jnp.ones((100, 3)))
       >>> print(jnp.round(result.params, 1))
       [1. 1. 1.]
     """

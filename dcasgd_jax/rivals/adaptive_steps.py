@@ -7,13 +7,19 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree, Scalar
 
 
+@document_fields
 class AdaptiveStepSizesState(NamedTuple):
-    """State of `adaptive_step_sizes`."""
+    """State of `adaptive_step_sizes`.
 
-    step_sizes: jax.Array  # float [max(max_delay, 1)]: the last ones, newest first
+    Attributes:
+      step_sizes: Float [max(max_delay, 1)]: the last ones, newest first.
+    """
+
+    step_sizes: jax.Array
 
     @property
     def step_size(self) -> jax.Array:

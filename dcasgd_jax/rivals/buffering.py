@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.rivals import gate, versions
 from dcasgd_jax.rivals import staleness as rules
 from dcasgd_jax.typing import PyTree
@@ -15,12 +16,20 @@ from dcasgd_jax.typing import PyTree
 _HALF_POWER = rules.polynomial_staleness(0.5)
 
 
+@document_fields
 class FedBuffState(NamedTuple):
-    """State of `fedbuff`."""
+    """State of `fedbuff`.
 
-    versions: versions.Versions  # its version is the number of updates that were made
-    num_buffered: chex.Array  # int32 scalar in [0, buffer_size)
-    total: PyTree  # like params, at least float32: the weighted sum; outdated if none is buffered
+    Attributes:
+      versions: Its version is the number of updates that were made.
+      num_buffered: Int32 scalar in [0, buffer_size).
+      total: Like params, at least float32: the weighted sum; outdated if none is buffered.
+      inner_state: State of the wrapped transformation.
+    """
+
+    versions: versions.Versions
+    num_buffered: chex.Array
+    total: PyTree
     inner_state: optax.OptState
 
 
@@ -38,7 +47,7 @@ def fedbuff(
 
     The weights are not normalised: a buffer of stale pushes makes a smaller step. While the buffer
     fills the updates are zero and `inner` is left alone. In the simulator use instead the protocol
-    `sim.Buffered(K)` with `per_push=scale_by_staleness(rule)`, which is the same.
+    `sim.Buffered(K)` with `sim.Server(tx, per_push=scale_by_staleness(rule))`: the same.
 
     Args:
       inner: The server's optimizer, for example `optax.sgd(server_learning_rate)`.

@@ -10,16 +10,24 @@ import numpy as np
 import optax
 
 from dcasgd_jax import checks, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.rivals import prediction, sending
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class AccelerateCoordinatesState(NamedTuple):
-    """State of `accelerate_coordinates`."""
+    """State of `accelerate_coordinates`.
 
-    num_updates: chex.Array  # int32 scalar
-    theta: chex.Array  # float scalar: θ of the next update
-    lead: PyTree  # like params, at least float32: z - x
+    Attributes:
+      num_updates: Int32 scalar.
+      theta: Float scalar: θ of the next update.
+      lead: Like params, at least float32: z - x.
+    """
+
+    num_updates: chex.Array
+    theta: chex.Array
+    lead: PyTree
 
 
 def accelerate_coordinates(
@@ -126,9 +134,9 @@ def coordinate_compensation(delay: int) -> prediction.Send:
       >>> from dcasgd_jax import rivals, sim
       >>> schedule = sim.make_schedule(sim.RoundRobin(), 4, num_updates=400, seed=0)
       >>> tx = optax.chain(optax.scale_by_learning_rate(0.1), rivals.accelerate_coordinates())
-      >>> result = sim.simulate(
-      ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), tx, schedule,
-      ...     batches=jnp.ones((400, 3)), send=rivals.sends.coordinate_compensation(delay=3))
+      >>> problem = sim.Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3))
+      >>> server = sim.Server(tx, send=rivals.sends.coordinate_compensation(delay=3))
+      >>> result = sim.simulate(problem, server, schedule, jnp.ones((400, 3)))
       >>> print(jnp.round(result.params, 1))
       [1. 1. 1.]
     """

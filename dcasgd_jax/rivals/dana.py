@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, curvatures, rows, transforms, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.rivals import prediction, sending
 from dcasgd_jax.transforms import cap
 from dcasgd_jax.typing import PyTree, Scalar
@@ -15,13 +16,21 @@ from dcasgd_jax.typing import PyTree, Scalar
 _SQUARED = curvatures.squared_gradient()
 
 
+@document_fields
 class PerWorkerMomentumState(NamedTuple):
-    """State of `per_worker_momentum`."""
+    """State of `per_worker_momentum`.
 
-    written: rows.PerWorker  # of at least float32; the pending worker's row is outdated
-    latest: PyTree  # like params: the velocity of the last update, not written yet
-    pending_worker: chex.Array  # int32 scalar: whose it is
-    total: PyTree | None  # like params: the sum of all velocities; None with nesterov
+    Attributes:
+      written: Of at least float32; the pending worker's row is outdated.
+      latest: Like params: the velocity of the last update, not written yet.
+      pending_worker: Int32 scalar: whose it is.
+      total: Like params: the sum of all velocities; None with nesterov.
+    """
+
+    written: rows.PerWorker
+    latest: PyTree
+    pending_worker: chex.Array
+    total: PyTree | None
 
     @property
     def velocities(self) -> PyTree:
@@ -151,8 +160,14 @@ def dana_look_ahead(
     return send
 
 
+@document_fields
 class Dana(NamedTuple):
-    """What `dana` returns: `sim.simulate(..., tx=dana.tx, send=dana.send)`."""
+    """What `dana` returns: `sim.Server(dana.tx, send=dana.send)`.
+
+    Attributes:
+      tx: The transformation of the server.
+      send: What workers are sent.
+    """
 
     tx: optax.GradientTransformationExtraArgs
     send: prediction.Send
@@ -197,9 +212,9 @@ def dana(
       >>> from dcasgd_jax import rivals, sim
       >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=200, seed=0)
       >>> tx, send = rivals.dana(0.01, decay=0.9, num_workers=4, lambda0=2.0)
-      >>> result = sim.simulate(
-      ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), tx, schedule,
-      ...     batches=jnp.ones((200, 3)), send=send)
+      >>> problem = sim.Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3))
+      >>> server = sim.Server(tx, send=send)
+      >>> result = sim.simulate(problem, server, schedule, jnp.ones((200, 3)))
       >>> print(jnp.round(result.params, 1))
       [1. 1. 1.]
     """

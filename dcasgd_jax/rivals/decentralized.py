@@ -8,14 +8,22 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, compensation, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree, Scalar
 
 
+@document_fields
 class DCS3GDState(NamedTuple):
-    """State of `dc_s3gd`; every leaf has a leading axis of workers."""
+    """State of `dc_s3gd`; every leaf has a leading axis of workers.
 
-    last_steps: PyTree  # [num_workers, ...], at least float32: what is being averaged
-    strengths: chex.Array  # float [num_workers]: λ of the last update
+    Attributes:
+      last_steps: [num_workers, ...], at least float32: what is being averaged.
+      strengths: Float [num_workers]: λ of the last update.
+      inner_state: State of the wrapped transformation.
+    """
+
+    last_steps: PyTree
+    strengths: chex.Array
     inner_state: optax.OptState
 
 

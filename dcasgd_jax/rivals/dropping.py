@@ -7,15 +7,23 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.rivals import gate, versions
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class DropStaleState(NamedTuple):
-    """State of `drop_stale`."""
+    """State of `drop_stale`.
 
-    versions: versions.Versions  # its version is the number of gradients that were applied
-    applied: chex.Array  # bool scalar: whether the last gradient was
+    Attributes:
+      versions: Its version is the number of gradients that were applied.
+      applied: Bool scalar: whether the last gradient was.
+      inner_state: State of the wrapped transformation.
+    """
+
+    versions: versions.Versions
+    applied: chex.Array
     inner_state: optax.OptState
 
 

@@ -9,15 +9,23 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree, Scalar
 
 
+@document_fields
 class DelayedNesterovState(NamedTuple):
-    """State of `delayed_nesterov`, the learning rate's aside."""
+    """State of `delayed_nesterov`, the learning rate's aside.
 
-    num_buffered: chex.Array  # int32 scalar in [0, num_steps): pushes since the last milestone
-    total: PyTree  # like params, at least float32: their sum; outdated if there are none
-    velocity: PyTree  # like params, at least float32
+    Attributes:
+      num_buffered: Int32 scalar in [0, num_steps): pushes since the last milestone.
+      total: Like params, at least float32: their sum; outdated if there are none.
+      velocity: Like params, at least float32.
+    """
+
+    num_buffered: chex.Array
+    total: PyTree
+    velocity: PyTree
 
 
 def delayed_nesterov(

@@ -7,16 +7,25 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, rows, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree, Scalar
 
 
+@document_fields
 class OrderedMomentumState(NamedTuple):
-    """State of `ordered_momentum`."""
+    """State of `ordered_momentum`.
 
-    velocity: PyTree  # like params, at least float32
-    bucket: chex.Array  # int32 scalar: the one that is open
-    next_number: chex.Array  # int32 scalar: of the next gradient to be handed out
-    numbers: rows.PerWorker  # int32 [num_workers]: of the gradient that each worker works on
+    Attributes:
+      velocity: Like params, at least float32.
+      bucket: Int32 scalar: the one that is open.
+      next_number: Int32 scalar: of the next gradient to be handed out.
+      numbers: Int32 [num_workers]: of the gradient that each worker works on.
+    """
+
+    velocity: PyTree
+    bucket: chex.Array
+    next_number: chex.Array
+    numbers: rows.PerWorker
 
 
 def ordered_momentum(

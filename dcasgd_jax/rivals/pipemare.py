@@ -7,14 +7,20 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class PipeMareRescaleState(NamedTuple):
-    """State of `pipemare_rescale`."""
+    """State of `pipemare_rescale`.
 
-    num_updates: chex.Array  # int32 scalar
+    Attributes:
+      num_updates: Int32 scalar.
+    """
+
+    num_updates: chex.Array
 
 
 def pipemare_rescale(delay: delays.Delay, num_steps: int) -> optax.GradientTransformationExtraArgs:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.rivals import sending, spikes
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -45,10 +46,10 @@ def velocity_prediction(horizon: int, learning_rate: optax.ScalarOrSchedule | No
       >>> import jax.numpy as jnp, optax
       >>> from dcasgd_jax import rivals, sim
       >>> schedule = sim.make_schedule(sim.RoundRobin(), 4, num_updates=100, seed=0)
-      >>> result = sim.simulate(
-      ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3),
-      ...     optax.sgd(0.01, momentum=0.9), schedule, batches=jnp.ones((100, 3)),
-      ...     send=rivals.sends.velocity_prediction(horizon=3, learning_rate=0.01))
+      >>> problem = sim.Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3))
+      >>> send = rivals.sends.velocity_prediction(horizon=3, learning_rate=0.01)
+      >>> server = sim.Server(optax.sgd(0.01, momentum=0.9), send=send)
+      >>> result = sim.simulate(problem, server, schedule, jnp.ones((100, 3)))
       >>> print(jnp.round(result.params, 1))
       [1. 1. 1.]
     """
@@ -108,10 +109,15 @@ def multi_step_nesterov(
     return send
 
 
+@document_fields
 class RememberStepState(NamedTuple):
-    """State of `remember_step`."""
+    """State of `remember_step`.
 
-    step: PyTree  # like params, at least float32: the last updates that came through
+    Attributes:
+      step: Like params, at least float32: the last updates that came through.
+    """
+
+    step: PyTree
 
 
 def remember_step() -> optax.GradientTransformationExtraArgs:
@@ -168,10 +174,10 @@ def step_prediction(horizon: int, *, future_rates: optax.ScalarOrSchedule | None
       >>> import jax.numpy as jnp, optax
       >>> from dcasgd_jax import rivals, sim
       >>> schedule = sim.make_schedule(sim.RoundRobin(), 4, num_updates=100, seed=0)
-      >>> result = sim.simulate(
-      ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3),
-      ...     optax.chain(optax.adam(0.1), rivals.remember_step()), schedule,
-      ...     batches=jnp.ones((100, 3)), send=rivals.sends.step_prediction(horizon=3))
+      >>> problem = sim.Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3))
+      >>> tx = optax.chain(optax.adam(0.1), rivals.remember_step())
+      >>> server = sim.Server(tx, send=rivals.sends.step_prediction(horizon=3))
+      >>> result = sim.simulate(problem, server, schedule, jnp.ones((100, 3)))
       >>> print(jnp.round(result.params, 1))
       [1. 1. 1.]
     """

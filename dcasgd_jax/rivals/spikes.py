@@ -5,14 +5,20 @@ from typing import Any, NamedTuple
 import optax
 
 from dcasgd_jax import checks, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree, Scalar
 
 
+@document_fields
 class SpikeCompensationState(NamedTuple):
-    """State of `spike_compensation`."""
+    """State of `spike_compensation`.
 
-    velocity: PyTree  # like params, at least float32
+    Attributes:
+      velocity: Like params, at least float32.
+    """
+
+    velocity: PyTree
 
 
 def spike_compensation(

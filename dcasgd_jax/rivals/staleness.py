@@ -21,7 +21,7 @@ def scale_by_staleness(rule: StalenessRule) -> optax.GradientTransformationExtra
     Chain it last: after a momentum it scales the whole step, history included, as the papers on
     plain SGD would have it; before one, only what this gradient adds to the history. Where a
     server averages pushes of several versions (softsync, FedBuff), scale each push: in the
-    simulator `per_push=scale_by_staleness(...)` with the protocol `sim.Buffered`.
+    simulator `sim.Server(tx, per_push=scale_by_staleness(...))` with `sim.Buffered`.
 
     Args:
       rule: s(τ): takes τ as an int32 scalar, returns a scalar ≥ 0. Ready-made:

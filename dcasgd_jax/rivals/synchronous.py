@@ -8,13 +8,19 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, compensation, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class DCSSGDState(NamedTuple):
-    """State of `dc_ssgd`."""
+    """State of `dc_ssgd`.
 
-    num_updates: chex.Array  # int32 scalar: rounds so far, what schedules are read at
+    Attributes:
+      num_updates: Int32 scalar: rounds so far, what schedules are read at.
+    """
+
+    num_updates: chex.Array
 
 
 def dc_ssgd(

@@ -17,7 +17,7 @@ class Settings(NamedTuple):
     tx: optax.GradientTransformation
     num_workers: int
     num_updates: int
-    protocol: protocols.ServerProtocol = protocols.Asynchronous()
+    protocol: protocols.Protocol = protocols.Asynchronous()
     per_push: optax.GradientTransformation | None = None
     metrics: tuple[str, ...] = ()
 

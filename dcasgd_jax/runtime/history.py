@@ -5,24 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dcasgd_jax.schedules.events import COLUMNS
 from dcasgd_jax.schedules.schedule import Schedule
 
-_DTYPES = {
-    "worker": np.int32,
-    "read_version": np.int32,
-    "version": np.int32,
-    "time": np.float64,
-    "applied": np.bool_,
-    "batch": np.int32,
-    "corrupt": np.bool_,
-    "read_time": np.float64,
-    "number": np.int64,
-    "loss": np.float64,
-}
+_DTYPES = {**COLUMNS, "number": np.int64, "loss": np.float64}
 
 
 class Event(NamedTuple):
-    """One push; the fields up to `read_time` mean what they mean in `Schedule`."""
+    """One push; one row of the columns of a `Schedule`, and two more."""
 
     worker: int
     read_version: int
@@ -106,6 +96,5 @@ def recorded(
         raise ValueError("No push has been applied yet, so there is nothing to record.")
     until = len(arrays["applied"]) if whole else used[-1] + 1
     kept = {name: column[:until] for name, column in arrays.items()}
-    of_schedule = [name for name in _DTYPES if name not in ("number", "loss")]
-    schedule = Schedule(**{name: kept[name] for name in of_schedule}, num_workers=num_workers)
+    schedule = Schedule(**{name: kept[name] for name in COLUMNS}, num_workers=num_workers)
     return Recorded(schedule, kept["number"], kept["loss"])

@@ -54,6 +54,11 @@ class Layout:
         """Whether a leaf travels in another dtype than it has."""
         return any(leaf.dtype != leaf.wire_dtype for leaf in self.leaves)
 
+    def shapes(self) -> PyTree:
+        """The tree, as shapes and dtypes."""
+        leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves]
+        return self.structure.unflatten(leaves)
+
     def to_wire(self, tree: PyTree) -> list[jax.Array]:
         """The leaves of a tree in the dtypes of the wire; traceable."""
         leaves = zip(self.leaves, self.structure.flatten_up_to(tree), strict=True)

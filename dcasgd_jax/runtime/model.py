@@ -111,15 +111,16 @@ def check(params: PyTree, settings: Settings, layout: Layout) -> None:
 
 def make_program(params: PyTree, settings: Settings, layout: Layout) -> programs.Program:
     """What the compiled step of a server does; raises what `Model` does."""
+    decides = settings.protocol.server(settings.num_workers)
     asked = programs.Program(
         loss_fn=_no_loss,
         tx=settings.tx,
         per_push=settings.per_push,
-        flow="mean" if admission.averages(settings.protocol) else "each",
-        mixes=admission.mixes(settings.protocol),
+        flow="mean" if decides.pushes_per_update > 1 else "each",
+        mixes=decides.mixes_versions,
         metrics=settings.metrics,
     )
-    program = step.with_memory(asked, layout, params, settings.num_workers)
+    program = step.with_memory(asked, layout, settings.num_workers)
     chain_order.check_all(params, (program.tx, None), (program.per_push, None))
     return program
 

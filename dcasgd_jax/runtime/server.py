@@ -15,6 +15,7 @@ from dcasgd_jax.runtime.layout import Layout, Message, make_layout
 from dcasgd_jax.runtime.messages import Outcome, Push, Reply, unpack_push
 from dcasgd_jax.runtime.model import Model
 from dcasgd_jax.runtime.refusals import MOST_REFUSALS, NOTED_REFUSALS, GivenUp
+from dcasgd_jax.schedules import servers
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
 
@@ -244,10 +245,9 @@ class ParameterServer:
 
     def _receive(self, gradient: list[np.ndarray], push: Push, version: int) -> dict[str, float]:
         """Hands an applied push over; the protocol has said whether an update is due."""
-        updates = self.version > version
-        num_pushes = self._num_pushes
-        if updates:
-            self._num_pushes = 0
+        num_pushes, updates = self._num_pushes, self.version > version
+        servers.check_pushes(self._protocol, num_pushes + (not updates))
+        self._num_pushes = 0 if updates else num_pushes
         staleness = version - push.read_version
         return self.model.receive(gradient, push.worker, staleness, num_pushes, updates=updates)
 

@@ -72,9 +72,8 @@ params_are_finite = jax.jit(
 to_wire = jax.jit(lambda layout, params: layout.to_wire(params), static_argnums=0)
 
 
-def with_memory(
-    program: programs.Program, layout: Layout, params: PyTree, num_workers: int
-) -> programs.Program:
+@functools.lru_cache(maxsize=64)  # also: equal programs of equal ones, which share compiled code
+def with_memory(program: programs.Program, layout: Layout, num_workers: int) -> programs.Program:
     """The program, whose compensating transformation is told what each worker pulled.
 
     A server sends params away and keeps none, so `remember_pulls` stands around what compensates:
@@ -84,6 +83,7 @@ def with_memory(
       ValueError: If averaged pushes of several versions are to be compensated after the mean, or a
         transformation asks for what a server does not have.
     """
+    params = layout.shapes()
     name = "tx"
     if program.flow == "mean":
         name = "tx" if program.per_push is None else "per_push"

@@ -15,20 +15,17 @@ _CHECKSUM = "checksum"
 
 def save(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays with a checksum of their names and values."""
-    first, *others = arrays.items()
-    # Not at an end: bytes that hide neighbours in the file's table of contents hide more with it.
-    content: dict[str, Any] = dict([first, (_CHECKSUM, np.uint32(_checksum(arrays))), *others])
+    content: dict[str, Any] = {**arrays, _CHECKSUM: np.uint32(_checksum(arrays))}
     with files.replacing(path) as stream:
         np.savez_compressed(stream, **content)
 
 
-def load(path: str | os.PathLike, required: set[str], optional: set[str]) -> dict[str, np.ndarray]:
+def load(path: str | os.PathLike, names: set[str]) -> dict[str, np.ndarray]:
     """Reads what `save` wrote.
 
     Args:
       path: The file.
-      required: Names that must be there.
-      optional: Names that may be there, all or none in files without a checksum (older releases).
+      names: Of the arrays that must be there, and no others.
 
     Raises:
       ValueError: Whatever is wrong with the content; does not name the file.
@@ -40,17 +37,13 @@ def load(path: str | os.PathLike, required: set[str], optional: set[str]) -> dic
             arrays = {name: stored[name] for name in stored.files}
     except Exception as error:  # whatever a damaged file makes zipfile, zlib and NumPy raise
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    checksum = arrays.pop(_CHECKSUM, None)
-    names = set(arrays)
-    missing, foreign = sorted(required - names), sorted(names - required - optional)
+    expected = {*names, _CHECKSUM}
+    missing, foreign = sorted(expected - set(arrays)), sorted(set(arrays) - expected)
     if missing or foreign:
         lacks = f"has no {', '.join(missing)}" if missing else f"has {', '.join(foreign)}"
         raise ValueError(f"it {lacks}")
-    if checksum is None:
-        if names not in (required, required | optional):
-            absent = sorted(optional - names)
-            raise ValueError(f"it has no {', '.join(absent)}, but other columns that came with it")
-    elif checksum.shape or int(checksum) != _checksum(arrays):
+    checksum = arrays.pop(_CHECKSUM)
+    if checksum.shape or int(checksum) != _checksum(arrays):
         raise ValueError("its arrays are not those that were saved")
     return arrays
 

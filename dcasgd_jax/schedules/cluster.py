@@ -1,6 +1,5 @@
 """The cluster that a protocol runs on: how long everything takes, and what goes wrong."""
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,18 +31,19 @@ class Durations:
 
 
 class Cluster:
-    """What `make_schedule` hands to a protocol.
+    """What `make_schedule` hands to `Protocol.schedule`.
 
     A worker's cycle: it pulls, the parameters travel down, it computes, the gradient travels up.
 
     Attributes:
       num_workers: M ≥ 1.
+      compute: The compute times, `Durations`.
       faults: What goes wrong, a `FaultPlan`; `faults.any` says whether anything does.
     """
 
     def __init__(
         self,
-        law: laws.WorkerTimeLaw | None,
+        law: laws.WorkerTimeLaw,
         num_workers: int,
         seed: int,
         *,
@@ -51,22 +51,15 @@ class Cluster:
         download: laws.WorkerTimeLaw | None = None,
         faults: Sequence[object] = (),
     ):
-        for name, given in (("law", law), ("upload", upload), ("download", download)):
+        laws.check_law("law", law)
+        for name, given in (("upload", upload), ("download", download)):
             if given is not None:
                 laws.check_law(name, given)
         self.num_workers = num_workers
         self.faults = faults_.FaultPlan(faults, num_workers)
-        self._law = law
-        self._seed = seed
+        self.compute = Durations(law, num_workers, [seed])
         self._upload = None if upload is None else Durations(upload, num_workers, [seed, 1])
         self._download = None if download is None else Durations(download, num_workers, [seed, 2])
-
-    @functools.cached_property
-    def compute(self) -> Durations:
-        """Compute times; a protocol that never asks needs no law."""
-        if self._law is None:
-            raise ValueError("This protocol needs a worker-time law, such as sim.GammaTime().")
-        return Durations(self._law, self.num_workers, [self._seed])
 
     def download(self, worker: int, count: int) -> np.ndarray:
         """Seconds from each pull to the start of the computation; float64 [count]."""
@@ -85,10 +78,3 @@ class Cluster:
         """Seconds from each pull to the arrival of the push; float64 [count]."""
         computed = self.until_computed(worker, count)
         return computed + self.upload(worker, count) if self._upload else computed
-
-    def refuse_times_and_faults(self, protocol: str) -> None:
-        """Raises ValueError if there are network times or faults, for a protocol without either."""
-        if self._upload or self._download or self.faults.any:
-            raise ValueError(
-                f"{protocol} decides every event itself: it takes no upload, download or faults."
-            )

@@ -13,10 +13,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dcasgd_jax.schedules import faults
+from dcasgd_jax.schedules import faults, servers
 from dcasgd_jax.schedules.cluster import Cluster
-from dcasgd_jax.schedules.events import Events
-from dcasgd_jax.schedules.servers import Server
+from dcasgd_jax.schedules.schedule import Schedule
 
 _LIFE, _ARRIVAL, _PULL = range(3)
 
@@ -24,11 +23,11 @@ _LIFE, _ARRIVAL, _PULL = range(3)
 def play(
     cluster: Cluster,
     num_updates: int,
-    server: Server,
+    server: servers.ProtocolServer,
     *,
     workers: Iterable[int] | None = None,
     overlap: bool = False,
-) -> Events:
+) -> Schedule:
     """Plays a server on a cluster until it has made its updates.
 
     Args:
@@ -39,16 +38,17 @@ def play(
       overlap: Whether a worker pulls at the end of its computation, not at the push's arrival.
 
     Returns:
-      The events, up to the push that makes the last update.
+      The schedule, up to the push that makes the last update.
 
     Raises:
-      ValueError: If all workers have crashed for good before that.
+      ValueError: If all workers have crashed for good before that, or the server averages pushes
+        but does not say so.
 
     Example:
       >>> from dcasgd_jax.sim import ConstantTime
       >>> from dcasgd_jax.schedules import cluster, event_loop, servers
       >>> both = cluster.Cluster(ConstantTime([1.0, 2.5]), 2, seed=0)
-      >>> event_loop.play(both, 4, servers.Server()).worker.tolist()
+      >>> event_loop.play(both, 4, servers.ProtocolServer()).worker.tolist()
       [0, 0, 1, 0]
     """
     return _Play(cluster, num_updates, server, workers, overlap).run()
@@ -60,7 +60,7 @@ class _Play:
     def __init__(self, cluster, num_updates, server, workers, overlap):
         self._cluster: Cluster = cluster
         self._num_updates: int = num_updates
-        self._server: Server = server
+        self._server: servers.ProtocolServer = server
         self._overlap: bool = overlap
         takes_part = set(range(cluster.num_workers) if workers is None else workers)
         self._lives = [life for life in cluster.faults.life if life.worker in takes_part]
@@ -84,7 +84,7 @@ class _Play:
         self._batch: list[int] = []
         self._corrupt: list[int] = []  # events
 
-    def run(self) -> Events:
+    def run(self) -> Schedule:
         server, heap, lives = self._server, self._heap, self._life
         num_updates = self._num_updates
         while server.version < num_updates:
@@ -100,7 +100,7 @@ class _Play:
                 self._admit(time)
             else:
                 self._arrive(time, worker, (read_version, read_time))
-        return self._events()
+        return self._schedule()
 
     def _arrive(self, time: float, worker: int, read: tuple[int, float]) -> None:
         """A gradient arrives, or would."""
@@ -175,13 +175,14 @@ class _Play:
             f"{self._server.version} of {self._num_updates} updates; let one restart (sim.Restart)."
         )
 
-    def _events(self) -> Events:
+    def _schedule(self) -> Schedule:
         end = len(self._worker)
         while not self._applied[end - 1]:  # only after an update that a crash has brought about
             end -= 1
         corrupt = np.zeros(len(self._worker), bool)
         corrupt[self._corrupt] = True
-        return Events(
+        schedule = Schedule(
+            num_workers=self._cluster.num_workers,
             worker=np.array(self._worker[:end]),
             read_version=np.array(self._read_version[:end]),
             version=np.array(self._version[:end]),
@@ -191,6 +192,8 @@ class _Play:
             corrupt=corrupt[:end],
             read_time=np.array(self._read_time[:end]),
         )
+        servers.check_pushes(self._server, int(schedule.num_pushes.max()))
+        return schedule
 
 
 class _Stopwatch:

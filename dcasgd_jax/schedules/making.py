@@ -9,12 +9,12 @@ from dcasgd_jax.schedules.schedule import Schedule
 
 
 def make_schedule(
-    law: laws.WorkerTimeLaw | None,
+    law: laws.WorkerTimeLaw,
     num_workers: int,
     num_updates: int,
     *,
     seed: int,
-    protocol: protocols.ServerProtocol | None = None,
+    protocol: protocols.Protocol | None = None,
     upload: laws.WorkerTimeLaw | None = None,
     download: laws.WorkerTimeLaw | None = None,
     faults: Sequence[object] = (),
@@ -26,13 +26,13 @@ def make_schedule(
     worker index, each followed by the pulls that it allows.
 
     Args:
-      law: A worker-time law, such as `GammaTime(shape=100, mean=1.0)`. `PrescribedStaleness`,
-        `RecordedDelays` and `Replay` do not use it; there it may be None.
+      law: A worker-time law, such as `GammaTime(shape=100, mean=1.0)`.
       num_workers: M ≥ 1.
       num_updates: Server updates ≥ 1. Events (pushes) are as many, or more where an update is the
         mean of several pushes or pushes are dropped.
       seed: Integer ≥ 0. The same seed gives every protocol the same compute times.
-      protocol: Default: `Asynchronous()`.
+      protocol: Who waits for whom, such as `Synchronous()`, or a `Protocol` of one's own. Default:
+        `Asynchronous()`.
       upload: Law of the times that gradients travel. Default: none.
       download: Law of the times that parameters travel. Default: none.
       faults: What goes wrong: `Crash`, `Restart`, `LateJoin`, `SlowDown`, `LostPush`,
@@ -61,11 +61,6 @@ def make_schedule(
     seed = checks.check_count("seed", seed, least=0)
     cluster = Cluster(law, num_workers, seed, upload=upload, download=download, faults=faults)
     protocol = protocols.Asynchronous() if protocol is None else protocol
-    checks.check_kind(
-        "protocol",
-        protocol,
-        checks.has_methods("events"),
-        "a protocol, such as sim.Synchronous()",
-    )
-    events = protocol.events(cluster, num_updates)
-    return Schedule(**events._asdict(), num_workers=num_workers)
+    is_protocol = lambda value: isinstance(value, protocols.Protocol)
+    checks.check_kind("protocol", protocol, is_protocol, "a protocol, such as sim.Synchronous()")
+    return protocol.schedule(cluster, num_updates)

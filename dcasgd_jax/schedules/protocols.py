@@ -1,36 +1,84 @@
-"""Protocols: who pushes when, and which version each push was computed from.
+"""Protocols: who waits for whom, and which pushes a server uses.
 
-A protocol is a value given to `make_schedule`: any object with the method of `ServerProtocol`. It
-turns the times of a cluster into events, in NumPy, and knows nothing of gradients.
+A protocol is a value given to `make_schedule` or to a live run. It turns the times of a cluster
+into a schedule, in NumPy, and knows nothing of gradients.
 
 Pushes that arrive at the same instant are served by worker index; each worker's pull, where it need
 not wait, comes right after its push.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
 from dcasgd_jax import checks
 from dcasgd_jax.schedules import event_loop, servers
 from dcasgd_jax.schedules.cluster import Cluster
-from dcasgd_jax.schedules.events import Events
+from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.schedules.waves import previous_push
 
 
-class ServerProtocol(Protocol):
-    """What `make_schedule` needs of a protocol."""
+class Protocol(abc.ABC):
+    """A rule of who waits for whom; one of your own is a frozen dataclass that inherits from this.
 
-    def events(self, cluster: Cluster, num_updates: int) -> Events:
-        """The pushes that make the first `num_updates` server updates."""
-        ...
+    It makes a server, which decides everything. `make_schedule` plays it event by event, and
+    `runtime.ray.train` asks the same server in a live run, whose checkpoints know the protocol by
+    its `repr`.
+
+    Example:
+      At most so many workers compute at a time, the others stand in a queue:
+
+      >>> import dataclasses
+      >>> from dcasgd_jax import sim
+      >>> class QueueServer(sim.ProtocolServer):
+      ...     def __init__(self, places):
+      ...         super().__init__()
+      ...         self.places, self.queue, self.computing = places, [], set()
+      ...     def finish(self, worker, applied):
+      ...         self.computing.discard(worker)
+      ...         self.queue.append(worker)
+      ...     def join(self, worker):
+      ...         self.queue.append(worker)
+      ...     def leave(self, worker):
+      ...         self.computing.discard(worker)
+      ...         self.queue = [waiting for waiting in self.queue if waiting != worker]
+      ...     def admit(self):
+      ...         free = self.places - len(self.computing)
+      ...         admitted, self.queue = self.queue[:free], self.queue[free:]
+      ...         self.computing.update(admitted)
+      ...         return admitted
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class AtATime(sim.Protocol):
+      ...     num_workers: int
+      ...     def server(self, num_workers):
+      ...         return QueueServer(min(self.num_workers, num_workers))
+      >>> schedule = sim.make_schedule(sim.ConstantTime(), 4, 8, seed=0, protocol=AtATime(2))
+      >>> schedule.worker.tolist(), schedule.staleness.tolist()
+      ([0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 1, 1, 1, 1, 1, 1])
+    """
+
+    @property
+    def runs_live(self) -> bool:
+        """Whether live workers can follow it: all take part, and each pulls after its push."""
+        return True
+
+    @abc.abstractmethod
+    def server(self, num_workers: int) -> servers.ProtocolServer:
+        """A fresh server for `num_workers` workers; ValueError if it cannot serve so many."""
+
+    def schedule(self, cluster: Cluster, num_updates: int) -> Schedule:
+        """The pushes that make the first `num_updates` updates, simulated on a cluster.
+
+        Plays the server event by event; a protocol may replace this by something faster.
+        """
+        return event_loop.play(cluster, num_updates, self.server(cluster.num_workers))
 
 
 @dataclasses.dataclass(frozen=True)
-class Asynchronous:
+class Asynchronous(Protocol):
     """Every push is one update; the worker pulls right after it and is never idle.
 
     Args:
@@ -41,23 +89,35 @@ class Asynchronous:
 
     overlap: bool = False
 
-    def events(self, cluster: Cluster, num_updates: int) -> Events:
-        """See `ServerProtocol.events`."""
+    @property
+    def runs_live(self) -> bool:
+        """Not with overlap: a live worker pulls when its push has arrived."""
+        return not self.overlap
+
+    def server(self, num_workers: int) -> servers.ProtocolServer:
+        """See `Protocol.server`."""
+        del num_workers
+        return servers.ProtocolServer()
+
+    def schedule(self, cluster: Cluster, num_updates: int) -> Schedule:
+        """See `Protocol.schedule`."""
         if cluster.faults.any:
-            return event_loop.play(cluster, num_updates, servers.Server(), overlap=self.overlap)
+            server = self.server(cluster.num_workers)
+            return event_loop.play(cluster, num_updates, server, overlap=self.overlap)
         if self.overlap:
-            return _overlapping_events(cluster, num_updates)
+            return _overlapping_schedule(cluster, num_updates)
         worker, time = _first_pushes(cluster, num_updates)
-        return Events(
+        return Schedule(
             worker=worker,
             read_version=previous_push(worker) + 1,
             version=np.arange(num_updates, dtype=np.int32),
             time=time,
+            num_workers=cluster.num_workers,
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Buffered:
+class Buffered(Protocol):
     """An update with the mean of every few pushes, whatever versions they read; nobody waits.
 
     Args:
@@ -69,21 +129,27 @@ class Buffered:
     def __post_init__(self):
         checks.check_fields(self, num_pushes=1)
 
-    def events(self, cluster: Cluster, num_updates: int) -> Events:
-        """See `ServerProtocol.events`."""
+    def server(self, num_workers: int) -> servers.BufferedServer:
+        """See `Protocol.server`."""
+        del num_workers
+        return servers.BufferedServer(self.num_pushes)
+
+    def schedule(self, cluster: Cluster, num_updates: int) -> Schedule:
+        """See `Protocol.schedule`."""
         if cluster.faults.any:
-            return event_loop.play(cluster, num_updates, servers.BufferedServer(self.num_pushes))
+            return super().schedule(cluster, num_updates)
         worker, time = _first_pushes(cluster, num_updates * self.num_pushes)
-        return Events(
+        return Schedule(
             worker=worker,
             read_version=(previous_push(worker) + 1) // self.num_pushes,
             version=np.arange(len(worker)) // self.num_pushes,
             time=time,
+            num_workers=cluster.num_workers,
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class DropStale:
+class DropStale(Protocol):
     """Every push is one update, unless it is too stale: that one is ignored (Ringmaster ASGD).
 
     A worker pulls the current version right after its push, used or not.
@@ -97,10 +163,15 @@ class DropStale:
     def __post_init__(self):
         checks.check_fields(self, bound=1)
 
-    def events(self, cluster: Cluster, num_updates: int) -> Events:
-        """See `ServerProtocol.events`."""
+    def server(self, num_workers: int) -> servers.DroppingServer:
+        """See `Protocol.server`."""
+        del num_workers
+        return servers.DroppingServer(self.bound)
+
+    def schedule(self, cluster: Cluster, num_updates: int) -> Schedule:
+        """See `Protocol.schedule`."""
         if cluster.faults.any:
-            return event_loop.play(cluster, num_updates, servers.DroppingServer(self.bound))
+            return super().schedule(cluster, num_updates)
         num_pushes = num_updates
         while True:
             worker, time = _first_pushes(cluster, num_pushes)
@@ -108,9 +179,8 @@ class DropStale:
             enough = int(np.searchsorted(np.cumsum(applied), num_updates)) + 1
             if enough <= num_pushes:
                 kept = slice(enough)
-                return Events(
-                    worker[kept], read_version[kept], version[kept], time[kept], applied[kept]
-                )
+                columns = (worker, read_version, version, time, applied)
+                return Schedule(*(c[kept] for c in columns), num_workers=cluster.num_workers)
             num_pushes *= 2
 
     def _drop(self, workers: list[int], num_workers: int) -> tuple[np.ndarray, ...]:
@@ -129,24 +199,36 @@ class DropStale:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequential:
+class Sequential(Protocol):
     """Worker 0 does everything, every gradient is fresh: plain SGD on one machine."""
 
-    def events(self, cluster: Cluster, num_updates: int) -> Events:
-        """See `ServerProtocol.events`."""
+    @property
+    def runs_live(self) -> bool:
+        """No: a live run has work for all of its workers."""
+        return False
+
+    def server(self, num_workers: int) -> servers.ProtocolServer:
+        """See `Protocol.server`."""
+        del num_workers
+        return servers.ProtocolServer()
+
+    def schedule(self, cluster: Cluster, num_updates: int) -> Schedule:
+        """See `Protocol.schedule`."""
         if cluster.faults.any:
-            return event_loop.play(cluster, num_updates, servers.Server(), workers=[0])
+            server = self.server(cluster.num_workers)
+            return event_loop.play(cluster, num_updates, server, workers=[0])
         version = np.arange(num_updates)
-        return Events(
+        return Schedule(
             worker=np.zeros(num_updates, np.int64),
             read_version=version,
             version=version,
             time=np.cumsum(cluster.cycle(0, num_updates)),
+            num_workers=cluster.num_workers,
         )
 
 
-def _overlapping_events(cluster: Cluster, num_updates: int) -> Events:
-    """Events of workers that pull when a computation ends."""
+def _overlapping_schedule(cluster: Cluster, num_updates: int) -> Schedule:
+    """Pushes of workers that pull when a computation ends."""
 
     def arrivals(worker: int, count: int) -> np.ndarray:
         computed = np.cumsum(cluster.until_computed(worker, count))
@@ -158,12 +240,13 @@ def _overlapping_events(cluster: Cluster, num_updates: int) -> Events:
         mine = np.flatnonzero(worker == m)
         if len(mine):
             read_time[mine[1:]] = np.cumsum(cluster.until_computed(m, len(mine)))[:-1]
-    return Events(
+    return Schedule(
         worker=worker,
         read_version=np.searchsorted(time, read_time, "right"),
         version=np.arange(num_updates),
         time=time,
         read_time=read_time,
+        num_workers=cluster.num_workers,
     )
 
 

@@ -59,7 +59,7 @@ class RecordedTime:
             hint = ""
             finite = np.isfinite(table.values).all()
             if finite and np.all((table.values >= 0) & (table.values == np.floor(table.values))):
-                hint = " (these look like delays in versions; see sim.RecordedDelays.from_csv)"
+                hint = " (these look like delays in versions; see sim.Schedule.from_delays_csv)"
             raise ValueError(
                 f"{path}: line {table.lines[row]}, column {column + 1} is "
                 f"{table.values[row, column]:g}; compute times must be positive and finite{hint}."

@@ -3,27 +3,17 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from dcasgd_jax import checks
-from dcasgd_jax.schedules import archives, slots, validation, waves
-
-# In this order, because the default of one may need those before it.
-_DTYPES = {
-    "worker": np.int32,
-    "read_version": np.int32,
-    "applied": np.bool_,
-    "version": np.int32,
-    "time": np.float64,
-    "batch": np.int32,
-    "corrupt": np.bool_,
-    "read_time": np.float64,
-}
+from dcasgd_jax.schedules import archives, rebuilding, slots, tables, validation, waves
+from dcasgd_jax.schedules.events import COLUMNS, Events
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Schedule:
+class Schedule(Events):
     """Who pushes, which version its gradient was taken at, and when: plain NumPy.
 
     Event k is a push of `worker[k]` that arrives at `time[k]`, when the server has applied
@@ -37,7 +27,6 @@ class Schedule:
       version: `[num_events]`, versions; from 0, up by at most 1 from push to push, and only after
         a push that is applied. Default: every applied push is one update.
       time: `[num_events]`, simulated seconds, never decreasing. Default: one second per event.
-      num_workers: M ≥ 1. Default: the largest worker plus one.
       applied: `[num_events]`, bool; whether the server uses the push. One that is too stale, late
         behind a barrier or lost is computed but changes nothing. Default: all are used.
       batch: `[num_events]`, the event whose batch and random key the gradient is taken with:
@@ -45,6 +34,7 @@ class Schedule:
       corrupt: `[num_events]`, bool; whether the gradient arrives as NaN. Default: none does.
       read_time: `[num_events]`, simulated seconds at which the worker pulled; in `[0, time]`.
         Default: when the worker's previous push arrived, 0 at first.
+      num_workers: M ≥ 1. Default: the largest worker plus one.
 
     Raises:
       ValueError: If the schedule is impossible; names the first impossible event.
@@ -58,53 +48,18 @@ class Schedule:
       Schedule: 4 events, 4 updates, 2 workers, staleness mean 0.75 max 1, ...
     """
 
-    worker: np.ndarray
-    read_version: np.ndarray
-    version: np.ndarray = None  # type: ignore[assignment]
-    time: np.ndarray = None  # type: ignore[assignment]
     num_workers: int = None  # type: ignore[assignment]
-    applied: np.ndarray = None  # type: ignore[assignment]
-    batch: np.ndarray = None  # type: ignore[assignment]
-    corrupt: np.ndarray = None  # type: ignore[assignment]
-    read_time: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self):
-        for name, dtype in _DTYPES.items():
-            values = getattr(self, name)
-            if values is None:
-                values = getattr(self, f"_default_{name}")()
-            object.__setattr__(self, name, _frozen(name, values, dtype))
+        super().__post_init__()
         if self.num_workers is None:
             object.__setattr__(self, "num_workers", int(self.worker.max(initial=0)) + 1)
         checks.check_fields(self, num_workers=1)
         self.validate()
 
-    def _default_applied(self):
-        return np.ones(len(self.worker), bool)
-
-    def _default_corrupt(self):
-        return np.zeros(len(self.worker), bool)
-
-    def _default_batch(self):
-        return np.arange(len(self.worker))
-
-    def _default_version(self):
-        return np.cumsum(self.applied) - self.applied
-
-    def _default_time(self):
-        return np.arange(1.0, len(self.worker) + 1)
-
-    def _default_read_time(self):
-        if not len(self.worker) == len(self.time) == len(self.batch):
-            return np.zeros(len(self.worker))  # `validate` says which one has another length
-        read_time = np.where(self.previous_push < 0, 0.0, self.time[self.previous_push])
-        # A repeated delivery was read when the first one was.
-        original = np.clip(self.batch, 0, len(self.worker) - 1)
-        return read_time[original]
-
     def validate(self) -> None:
         """Raises ValueError, naming the first impossible event, if this cannot have happened."""
-        validation.check_schedule(self)
+        validation.check_events(self, self.num_workers)
 
     def __len__(self) -> int:
         """Number of events."""
@@ -150,14 +105,9 @@ class Schedule:
         """Whether each push is a second delivery of an earlier one; bool [num_events]."""
         return self.batch != np.arange(len(self))
 
-    @functools.cached_property
-    def previous_push(self) -> np.ndarray:
-        """Event of the same worker's previous push, -1 if there is none; int64 [num_events]."""
-        return waves.previous_push(self.worker)
-
     @property
     def num_slots(self) -> int:
-        """Snapshots kept at once: the memory of a run in copies of the params."""
+        """Snapshots kept at once, which is the memory of a run in copies of the params."""
         return self.slots.num_slots
 
     @functools.cached_property
@@ -170,17 +120,27 @@ class Schedule:
         """First events of the waves, whose gradients can be computed at once; int64 [num_waves]."""
         return waves.assign_waves(self.worker, self.read_version, self.version)
 
+    def first(self, num_updates: int) -> "Schedule":
+        """The events of the first `num_updates` updates, ≥ 1: the same run, stopped then."""
+        num_updates = checks.check_count("num_updates", num_updates)
+        if num_updates > self.num_updates:
+            raise ValueError(
+                f"The schedule holds {self.num_updates} updates, but num_updates is {num_updates}; "
+                "ask for fewer."
+            )
+        until = int(np.flatnonzero(self.updates)[num_updates - 1]) + 1
+        return dataclasses.replace(self, **{name: getattr(self, name)[:until] for name in COLUMNS})
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes the schedule to an npz file, whole or not at all."""
-        arrays = {name: getattr(self, name) for name in _DTYPES}
-        archives.save(path, {**arrays, "num_workers": np.asarray(self.num_workers, np.int64)})
+        num_workers = np.asarray(self.num_workers, np.int64)
+        archives.save(path, {**_columns(self), "num_workers": num_workers})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Schedule":
         """Reads what `save` wrote; ValueError names a file that is damaged or no schedule."""
-        required = {"worker", "read_version", "version", "time", "num_workers"}
         try:
-            arrays = archives.load(path, required, set(_DTYPES) - required)
+            arrays = archives.load(path, {*COLUMNS, "num_workers"})
             if arrays["num_workers"].shape or arrays["num_workers"].dtype.kind not in "iu":
                 raise ValueError("its num_workers is no integer")
             return cls(**{**arrays, "num_workers": int(arrays["num_workers"])})
@@ -190,19 +150,82 @@ class Schedule:
                 "again and save it."
             ) from None
 
+    @classmethod
+    def from_staleness(
+        cls, staleness: Sequence[int] | np.ndarray, num_workers: int | None = None
+    ) -> "Schedule":
+        """A schedule in which push k is `staleness[k]` versions old and makes update k.
 
-def _frozen(name: str, values, dtype) -> np.ndarray:
-    """A read-only copy of `values`, which must be one-dimensional and fit `dtype` exactly."""
-    given = np.asarray(values)
-    kind = "booleans" if dtype == np.bool_ else "numbers"
-    numeric = lambda array: array.dtype.kind in "biuf"
-    checks.check_kind(f"The schedule's {name}", given, numeric, f"{kind} [num_events]")
-    if given.ndim != 1:
-        raise ValueError(f"The schedule's {name} must be one-dimensional, got {given.ndim} axes.")
-    array = given.astype(dtype)
-    exact = dtype == np.float64 or given.dtype == dtype or np.array_equal(array, given)
-    if not exact:
-        kind = "booleans" if dtype == np.bool_ else "32-bit integers"
-        raise ValueError(f"The schedule's {name} must hold {kind}.")
-    array.setflags(write=False)
-    return array
+        One second each. A worker is busy from the version it reads to its push. Each read is given
+        to the free worker with the lowest index, which needs as few workers as possible.
+
+        Args:
+          staleness: `[num_updates]`, versions, each in `[0, k]`.
+          num_workers: M, at least the number of gradients that are under way at once, which is the
+            default.
+
+        Raises:
+          ValueError: If a push cannot be that stale, the first one is named; or too few workers.
+
+        Example:
+          >>> from dcasgd_jax import sim
+          >>> sim.Schedule.from_staleness([0, 1, 0, 3, 1]).worker.tolist()
+          [0, 1, 0, 2, 0]
+        """
+        events = rebuilding.events_of_staleness("Schedule.from_staleness", staleness)
+        needed = int(events.worker.max()) + 1
+        if num_workers is not None and needed > checks.check_count("num_workers", num_workers):
+            raise ValueError(
+                f"Schedule.from_staleness needs at least {needed} workers: so many gradients are "
+                f"under way at once, but num_workers is {num_workers}."
+            )
+        return cls(**_columns(events), num_workers=num_workers or needed)
+
+    @classmethod
+    def from_delays(cls, delays: rebuilding.Delays) -> "Schedule":
+        """A run rebuilt from recorded delays, one second per update.
+
+        With one column per worker, row t holds how many versions old the newest gradient of each
+        worker is at update t. A worker has pushed for update t if its gradient was taken at another
+        version than that of row t-1; all have for row 0, which is all zero. Pushes for the same
+        update are averaged.
+
+        A single column holds the staleness of each update, as in `from_staleness`.
+
+        Args:
+          delays: `[num_updates, num_workers]`, or `[num_updates]`; versions.
+
+        Raises:
+          ValueError: If this cannot be a record; names row and column, from 0.
+
+        Example:
+          >>> from dcasgd_jax import sim
+          >>> schedule = sim.Schedule.from_delays([[0, 0], [0, 1], [1, 1]])
+          >>> schedule.worker.tolist(), schedule.version.tolist(), schedule.read_version.tolist()
+          ([0, 1, 0, 1], [0, 0, 1, 2], [0, 0, 1, 1])
+        """
+        events, num_workers = rebuilding.events_of_delays("Schedule.from_delays", delays)
+        return cls(**_columns(events), num_workers=num_workers)
+
+    @classmethod
+    def from_delays_csv(cls, path: str | os.PathLike, num_rows: int | None = None) -> "Schedule":
+        """Reads delays in versions: one row per update, one column per worker, header optional.
+
+        The first row is a header if each of its cells is a name: a letter first, and nothing that
+        looks like a mistyped number (O.5, l0, x1.5).
+
+        Args:
+          path: The file.
+          num_rows: Updates that must be there, to notice a file that was cut off between two rows.
+            Default: any number; how many were read is in the `repr` of the result.
+
+        Raises:
+          ValueError: If the file is no such table; names the file.
+        """
+        caller, values = f"{path}: Schedule.from_delays", tables.read_table(path, num_rows).values
+        events, num_workers = rebuilding.events_of_delays(caller, values)
+        return cls(**_columns(events), num_workers=num_workers)
+
+
+def _columns(events: Events) -> dict[str, np.ndarray]:
+    return {name: getattr(events, name) for name in COLUMNS}

@@ -1,20 +1,36 @@
 """Servers: what becomes of a push and who may pull, one class per protocol.
 
-`event_loop.play` tells a server what happens; a server knows versions and workers, but no times.
+The simulated event loop and the live runtime tell the same server what happens; it knows versions
+and workers, but no times and no gradients.
 """
 
 from collections.abc import Iterable
 
 
-class Server:
-    """Plain asynchronous training: every push is one update, and nobody waits."""
+class ProtocolServer:
+    """What a protocol decides at the server; as it stands: every push is one update, nobody waits.
+
+    Made by `Protocol.server`, for one run. Of each gradient that arrives it is told in this order:
+    `push`, `finish`, `admit`; of one that is lost on its way, `finish` and `admit` only. After
+    `join` and after `leave` comes `admit`. A server of one's own is a subclass that replaces what
+    differs.
+
+    Attributes:
+      version: Updates so far; a subclass adds 1 in `push` or in `admit` when an update is due.
+      pushes_per_update: Pushes that an update waits for while all workers live. More than 1: an
+        update is the mean of the pushes applied since the last one.
+      mixes_versions: Whether the pushes of one update may have read different versions.
+    """
+
+    pushes_per_update: int = 1
+    mixes_versions: bool = False
 
     def __init__(self):
-        self.version = 0
+        self.version: int = 0
         self._asking: list[int] = []
 
     def push(self, worker: int, read_version: int) -> bool:
-        """A gradient arrives; returns whether it is applied."""
+        """A gradient arrives, taken at `read_version`; returns whether it is applied."""
         del worker, read_version
         self.version += 1
         return True
@@ -29,7 +45,7 @@ class Server:
         self._asking.append(worker)
 
     def leave(self, worker: int) -> None:
-        """A worker crashes."""
+        """A worker crashes; it wants nothing any more, until it joins again."""
         del worker
 
     def admit(self) -> Iterable[int]:
@@ -38,23 +54,24 @@ class Server:
         return asking
 
 
-class BufferedServer(Server):
+class BufferedServer(ProtocolServer):
     """An update for every few pushes, whatever versions they were taken at."""
 
     def __init__(self, num_pushes: int):
         super().__init__()
-        self._missing = self._num_pushes = num_pushes
+        self._missing = self.pushes_per_update = num_pushes
+        self.mixes_versions = num_pushes > 1
 
     def push(self, worker: int, read_version: int) -> bool:
-        """See `Server.push`."""
+        """See `ProtocolServer.push`."""
         self._missing -= 1
         if not self._missing:
             self.version += 1
-            self._missing = self._num_pushes
+            self._missing = self.pushes_per_update
         return True
 
 
-class DroppingServer(Server):
+class DroppingServer(ProtocolServer):
     """Every push is one update, unless it is too stale."""
 
     def __init__(self, bound: int):
@@ -62,49 +79,49 @@ class DroppingServer(Server):
         self._bound = bound
 
     def push(self, worker: int, read_version: int) -> bool:
-        """See `Server.push`."""
+        """See `ProtocolServer.push`."""
         applied = self.version - read_version < self._bound
         self.version += applied
         return applied
 
 
-class BarrierServer(Server):
+class BarrierServer(ProtocolServer):
     """Collects gradients of its current version; who has given one waits for the update."""
 
     def __init__(self, num_pushes: int):
         super().__init__()
-        self._num_pushes = num_pushes
+        self.pushes_per_update = num_pushes
         self._collected = 0
         self._live: set[int] = set()
         self._waiting: set[int] = set()
 
     def push(self, worker: int, read_version: int) -> bool:
-        """See `Server.push`."""
+        """See `ProtocolServer.push`."""
         applied = read_version == self.version
         self._collected += applied
         return applied
 
     def finish(self, worker: int, applied: bool) -> None:
-        """See `Server.finish`."""
+        """See `ProtocolServer.finish`."""
         if applied:
             self._waiting.add(worker)
         else:
             self._asking.append(worker)
 
     def join(self, worker: int) -> None:
-        """See `Server.join`."""
+        """See `ProtocolServer.join`."""
         self._live.add(worker)
         self._asking.append(worker)
 
     def leave(self, worker: int) -> None:
-        """See `Server.leave`."""
+        """See `ProtocolServer.leave`."""
         self._live.discard(worker)
         self._waiting.discard(worker)
 
     def admit(self) -> Iterable[int]:
-        """See `Server.admit`."""
+        """See `ProtocolServer.admit`."""
         everybody_waits = 0 < len(self._waiting) == len(self._live)
-        if self._collected >= self._num_pushes or (self._collected and everybody_waits):
+        if self._collected >= self.pushes_per_update or (self._collected and everybody_waits):
             self.version += 1
             self._collected = 0
             self._asking.extend(sorted(self._waiting))
@@ -112,7 +129,7 @@ class BarrierServer(Server):
         return super().admit()
 
 
-class ClockServer(Server):
+class ClockServer(ProtocolServer):
     """Every push is one update; a worker too far ahead of the slowest one waits for it."""
 
     def __init__(self, bound: int, num_workers: int):
@@ -125,7 +142,7 @@ class ClockServer(Server):
         self._waiting: set[int] = set()
 
     def finish(self, worker: int, applied: bool) -> None:
-        """See `Server.finish`."""
+        """See `ProtocolServer.finish`."""
         before = self._clock[worker]
         self._clock[worker] = before + 1
         self._at_clock[before + 1] = self._at_clock.get(before + 1, 0) + 1
@@ -133,7 +150,7 @@ class ClockServer(Server):
         self._asking.append(worker)
 
     def join(self, worker: int) -> None:
-        """See `Server.join`; who comes late begins at the clock of the slowest."""
+        """See `ProtocolServer.join`; who comes late begins at the clock of the slowest."""
         if self._live:
             self._clock[worker] = max(self._clock[worker], self._slowest)
         else:
@@ -144,7 +161,7 @@ class ClockServer(Server):
         self._asking.append(worker)
 
     def leave(self, worker: int) -> None:
-        """See `Server.leave`."""
+        """See `ProtocolServer.leave`."""
         self._live.discard(worker)
         self._waiting.discard(worker)
         self._remove_from(self._clock[worker])
@@ -160,10 +177,19 @@ class ClockServer(Server):
                 self._waiting.clear()
 
     def admit(self) -> Iterable[int]:
-        """See `Server.admit`."""
+        """See `ProtocolServer.admit`."""
         asking, self._asking = self._asking, []
         limit = self._slowest + self._bound
         admitted = [m for m in asking if self._clock[m] <= limit]
         if len(admitted) < len(asking):
             self._waiting.update(set(asking).difference(admitted))
         return admitted
+
+
+def check_pushes(server: ProtocolServer, num_pushes: int) -> None:
+    """Raises ValueError if pushes are averaged by a server that has not said so."""
+    if num_pushes > 1 and server.pushes_per_update == 1:
+        raise ValueError(
+            f"{type(server).__name__} takes {num_pushes} pushes for one update, but its "
+            "pushes_per_update is 1: set it to the number of pushes that an update waits for."
+        )

@@ -1,46 +1,45 @@
 """What cannot have happened: the first impossible event of a schedule, in words."""
 
-from __future__ import annotations
-
+import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dcasgd_jax.schedules import waves
-
-if TYPE_CHECKING:
-    from dcasgd_jax.schedules.schedule import Schedule
+from dcasgd_jax.schedules.events import COLUMNS, Events
 
 Fault = tuple[np.ndarray, Callable[[int], str]]  # where, bool [num_events], and what to say there
 
-LENGTHS = ("worker", "read_version", "version", "time", "applied", "batch", "corrupt", "read_time")
 
-
-def check_schedule(schedule: Schedule) -> None:
+def check_events(events: Events, num_workers: int) -> None:
     """Raises ValueError, naming the first impossible event, if this cannot have happened."""
-    lengths = {name: len(getattr(schedule, name)) for name in LENGTHS}
+    lengths = {name: len(getattr(events, name)) for name in COLUMNS}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"The schedule's arrays differ in length: {lengths}.")
-    if not len(schedule.worker):
+    if not len(events.worker):
         raise ValueError("The schedule has no events.")
+    faults = (_worker_faults(events, num_workers), _version_faults(events), _batch_faults(events),
+              _time_faults(events))  # fmt: skip
     first = None
-    for faults in (_version_faults, _batch_faults, _time_faults):
-        for bad, words in faults(schedule):
-            event = int(np.argmax(bad))
-            if bad[event] and (first is None or event < first[0]):
-                first = event, words
+    for bad, words in itertools.chain(*faults):
+        event = int(np.argmax(bad))
+        if bad[event] and (first is None or event < first[0]):
+            first = event, words
     if first is not None:
         event, words = first
         raise ValueError(f"Impossible schedule: at event {event} {words(event)}.")
 
 
-def _version_faults(s: Schedule) -> Iterator[Fault]:
-    """Workers and versions that cannot be."""
+def _worker_faults(s: Events, num_workers: int) -> Iterator[Fault]:
+    """Workers that are not there."""
     yield (
-        (s.worker < 0) | (s.worker >= s.num_workers),
-        lambda k: f"worker {s.worker[k]} is not in [0, {s.num_workers})",
+        (s.worker < 0) | (s.worker >= num_workers),
+        lambda k: f"worker {s.worker[k]} is not in [0, {num_workers})",
     )
+
+
+def _version_faults(s: Events) -> Iterator[Fault]:
+    """Versions that cannot be."""
     steps = np.diff(s.version, prepend=0)
     impossible = (steps < 0) | (steps > 1)
     impossible[0] = steps[0] != 0
@@ -78,7 +77,7 @@ def _version_faults(s: Schedule) -> Iterator[Fault]:
     )
 
 
-def _batch_faults(s: Schedule) -> Iterator[Fault]:
+def _batch_faults(s: Events) -> Iterator[Fault]:
     """Pushes that repeat what they cannot repeat."""
     events = np.arange(len(s.worker))
     if np.array_equal(s.batch, events):
@@ -103,7 +102,7 @@ def _batch_faults(s: Schedule) -> Iterator[Fault]:
         )
 
 
-def _time_faults(s: Schedule) -> Iterator[Fault]:
+def _time_faults(s: Events) -> Iterator[Fault]:
     """Times that run backwards."""
     previous_time = np.concatenate([[0.0], s.time[:-1]])
     yield (
@@ -116,7 +115,7 @@ def _time_faults(s: Schedule) -> Iterator[Fault]:
     )
 
 
-def _goes_back(s: Schedule) -> np.ndarray:
+def _goes_back(s: Events) -> np.ndarray:
     """Where a worker reads an older version than at its previous push; bool [num_events]."""
     # A repeated delivery carries an old read on purpose.
     first = s.batch == np.arange(len(s.worker))

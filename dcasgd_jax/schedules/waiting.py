@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 
 from dcasgd_jax import checks
-from dcasgd_jax.schedules import event_loop, servers
+from dcasgd_jax.schedules import protocols, servers
 from dcasgd_jax.schedules.cluster import Cluster
-from dcasgd_jax.schedules.events import Events
+from dcasgd_jax.schedules.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
-class Synchronous:
+class Synchronous(protocols.Protocol):
     """All workers read the same version; one barrier later the mean of their pushes is applied.
 
     With faults the barrier counts live workers only: if fewer are left than it wants, it takes all
@@ -29,21 +29,24 @@ class Synchronous:
     def __post_init__(self):
         checks.check_fields(self, backup_workers=0)
 
-    def events(self, cluster: Cluster, num_updates: int) -> Events:
-        """See `protocols.ServerProtocol.events`."""
-        num_pushes = cluster.num_workers - self.backup_workers
-        if num_pushes < 1:
+    def server(self, num_workers: int) -> servers.BarrierServer:
+        """See `protocols.Protocol.server`."""
+        if self.backup_workers >= num_workers:
             raise ValueError(
                 f"Synchronous.backup_workers is {self.backup_workers}, but must be less than the "
-                f"number of workers, {cluster.num_workers}."
+                f"number of workers, {num_workers}."
             )
+        return servers.BarrierServer(num_workers - self.backup_workers)
+
+    def schedule(self, cluster: Cluster, num_updates: int) -> Schedule:
+        """See `protocols.Protocol.schedule`."""
         if self.backup_workers or cluster.faults.any:
-            return event_loop.play(cluster, num_updates, servers.BarrierServer(num_pushes))
-        return _events_of_full_barriers(cluster, num_updates)
+            return super().schedule(cluster, num_updates)
+        return _full_barriers(cluster, num_updates)
 
 
 @dataclasses.dataclass(frozen=True)
-class StaleSynchronous:
+class StaleSynchronous(protocols.Protocol):
     """Every push is one update; no worker may be too far ahead of the slowest one (SSP).
 
     A worker that has finished c gradients pulls and starts another only if c minus the count of the
@@ -59,14 +62,13 @@ class StaleSynchronous:
     def __post_init__(self):
         checks.check_fields(self, bound=0)
 
-    def events(self, cluster: Cluster, num_updates: int) -> Events:
-        """See `protocols.ServerProtocol.events`."""
-        server = servers.ClockServer(self.bound, cluster.num_workers)
-        return event_loop.play(cluster, num_updates, server)
+    def server(self, num_workers: int) -> servers.ClockServer:
+        """See `protocols.Protocol.server`."""
+        return servers.ClockServer(self.bound, num_workers)
 
 
-def _events_of_full_barriers(cluster: Cluster, num_updates: int) -> Events:
-    """Events of barriers that wait for all."""
+def _full_barriers(cluster: Cluster, num_updates: int) -> Schedule:
+    """Pushes at barriers that wait for all."""
     num_workers = cluster.num_workers
     rounds = np.stack([cluster.cycle(m, num_updates) for m in range(num_workers)], axis=1)
     worker = np.argsort(rounds, axis=1, kind="stable")
@@ -74,10 +76,11 @@ def _events_of_full_barriers(cluster: Cluster, num_updates: int) -> Events:
     start = np.concatenate([[0.0], barrier[:-1]])
     arrival = start[:, None] + np.take_along_axis(rounds, worker, axis=1)
     version = np.repeat(np.arange(num_updates), num_workers)
-    return Events(
+    return Schedule(
         worker=worker.ravel(),
         read_version=version,
         version=version,
         time=arrival.ravel(),
         read_time=np.repeat(start, num_workers),
+        num_workers=num_workers,
     )

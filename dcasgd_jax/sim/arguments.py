@@ -11,7 +11,9 @@ import optax
 
 from dcasgd_jax import checks
 from dcasgd_jax.schedules.schedule import Schedule
+from dcasgd_jax.sim import preconditions
 from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.problem import Problem, Recording, Server
 from dcasgd_jax.typing import PyTree
 
 
@@ -38,13 +40,16 @@ _FUNCTION = _Kind(callable, "a function")
 _REQUIRED = {
     "loss_fn": _FUNCTION,
     "tx": _TRANSFORMATION,
+    "recording": _Kind(
+        lambda value: isinstance(value, Recording),
+        "what to keep of the run, such as sim.Recording(metrics=['gap'])",
+    ),
     "schedule": _Kind(
         lambda value: isinstance(value, Schedule), "a sim.Schedule, as sim.make_schedule makes one"
     ),
 }
 _OPTIONAL = {
     "per_push": _TRANSFORMATION,
-    "per_gradient": _TRANSFORMATION,
     "eval_fn": _FUNCTION,
     "send": _FUNCTION,
     "progress": _FUNCTION,
@@ -66,16 +71,59 @@ _MULTI_STEPS = (
 )
 
 
-def check_arguments(**given: Any) -> None:
+def check_arguments(problem: Any = None, server: Server | None = None, **given: Any) -> None:
     """Raises TypeError for the first argument that is not of its kind; names it."""
-    _check_order(given)
-    for name, value in given.items():
+    _check_order(problem, server, given)
+    if problem is not None:
+        _check_problem(problem)
+    parts = {} if server is None else server._asdict()
+    for name, value in {**parts, **given}.items():
         kind = _REQUIRED.get(name) or _OPTIONAL.get(name)
-        if name == "params":
-            check_params(value)
-        elif kind is not None and not (name in _OPTIONAL and value is None):
+        if kind is not None and not (name in _OPTIONAL and value is None):
             hint = _MULTI_STEPS if isinstance(value, optax.MultiSteps) else ""
             checks.check_kind(name, value, *kind, hint)
+    if "recording" in given:
+        check_recording(given["recording"])
+
+
+def check_problem_kind(problem: Any) -> None:
+    """A loss alone is not enough."""
+    is_problem = lambda value: isinstance(value, Problem)
+    checks.check_kind("problem", problem, is_problem, "a sim.Problem(loss_fn, params)")
+
+
+def _check_problem(problem: Any) -> None:
+    """A loss and params of the right kind, and a policy that there is."""
+    check_problem_kind(problem)
+    if callable(problem.params) and not callable(problem.loss_fn):
+        raise TypeError("loss_fn and params are swapped: the loss comes first, then the params.")
+    if isinstance(problem.params, optax.GradientTransformation):
+        raise TypeError(
+            "params is an optax transformation: simulate(sim.Problem(loss_fn, params), tx, ...)."
+        )
+    checks.check_kind("loss_fn", problem.loss_fn, *_FUNCTION)
+    check_params(problem.params)
+    if problem.eval_fn is not None:
+        checks.check_kind("eval_fn", problem.eval_fn, *_FUNCTION)
+    preconditions.check_policy(problem.model_state_policy)
+
+
+def refuse_options(
+    function: str, problem: Problem, server: Server, of_server: tuple[str, ...]
+) -> None:
+    """Raises ValueError for what a problem and a server may have, but not in this function."""
+    if problem.model_state is not None:
+        raise ValueError(f"{function} has no model state: sim.simulate has.")
+    for name in of_server:
+        if getattr(server, name) is not None:
+            raise ValueError(f"sim.Server({name}=) is not for {function}: sim.simulate has it.")
+
+
+def check_recording(recording: Recording) -> None:
+    """Metrics that there are, and a whole number of events."""
+    checks.check_kind("recording", recording, *_REQUIRED["recording"])
+    preconditions.check_metrics(recording.metrics)
+    checks.check_count("Recording.every", recording.every)
 
 
 def check_params(params: PyTree) -> None:
@@ -95,13 +143,15 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "dtype") or isinstance(value, int | float | complex)
 
 
-def _check_order(given: dict[str, Any]) -> None:
+def _check_order(problem: Any, server: Server | None, given: dict[str, Any]) -> None:
     """Two arguments that are each of the other's kind have changed places."""
     schedule, batches = given.get("schedule"), given.get("batches")
+    if server is not None and isinstance(server.tx, Problem):
+        raise TypeError("problem and tx are swapped: simulate(problem, tx, schedule, batches).")
     if isinstance(batches, Schedule):
         swapped = not isinstance(schedule, Schedule)
         raise TypeError(
-            "schedule and batches are swapped: simulate(loss_fn, params, tx, schedule, batches)."
+            "schedule and batches are swapped: simulate(problem, tx, schedule, batches)."
             if swapped
             else "batches is a sim.Schedule: pass a batch for each of its events."
         )
@@ -110,7 +160,3 @@ def _check_order(given: dict[str, Any]) -> None:
             f"batches is the generator function {batches.__name__} itself: call it, "
             f"batches={batches.__name__}(...)."
         )
-    if callable(given.get("params")) and not callable(given.get("loss_fn")):
-        raise TypeError("loss_fn and params are swapped: the loss comes first, then the params.")
-    if isinstance(given.get("params"), optax.GradientTransformation):
-        raise TypeError("params is an optax transformation: pass loss_fn, params and tx.")

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class Indexed(NamedTuple):
     """Batches as rows that point into examples which stay on the device.
 

@@ -13,30 +13,46 @@ from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import chain_order, engines, preconditions, worker
 from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.problem import Problem, Recording, Server
 from dcasgd_jax.typing import PyTree
 
 
 def make_program(
-    schedule: schedules.Schedule, params: PyTree, given: programs.Program
+    schedule: schedules.Schedule,
+    problem: Problem,
+    server: Server,
+    recording: Recording,
+    batches: Any,
+    *,
+    has_model_state: bool,
 ) -> programs.Program:
-    """The program that a schedule needs, from what the user asked for."""
+    """The program that a schedule needs for what the user asked for."""
+    batch_fn = batches if callable(batches) else None
     preconditions.check_hashable(
-        loss_fn=given.loss_fn, batch_fn=given.batch_fn, eval_fn=given.eval_fn, send=given.send
+        loss_fn=problem.loss_fn, batch_fn=batch_fn, eval_fn=problem.eval_fn, send=server.send
     )
     mixed = preconditions.first_mixed_event(schedule)
-    repeats = given.model_state == "per_worker" and bool(np.any(schedule.repeats))
+    model_state = problem.model_state_policy if has_model_state else "none"
+    repeats = model_state == "per_worker" and bool(np.any(schedule.repeats))
     if repeats:
         preconditions.check_repeats(schedule)
     flow: programs.Flow = "each" if schedule.applied.all() else "some"
     if np.any(schedule.num_pushes[schedule.applied] > 1):
         flow = "mean"
-        preconditions.check_mean(schedule, mixed, given.tx, params)
-    return given._replace(
+        preconditions.check_mean(schedule, mixed, server.tx, problem.params)
+    return programs.Program(
+        loss_fn=problem.loss_fn,
+        tx=server.tx,
+        per_push=server.per_push,
+        batch_fn=batch_fn,
+        eval_fn=problem.eval_fn,
+        send=server.send,
         flow=flow,
         mixes=mixed is not None,
         corrupts=bool(schedule.corrupt.any()),
         repeats=repeats,
-        metrics=tuple(name for name in programs.METRICS if name in given.metrics),
+        model_state=model_state,
+        metrics=tuple(name for name in programs.METRICS if name in recording.metrics),
     )
 
 
@@ -81,7 +97,6 @@ def make_run(
     trace_every: int,
 ) -> engines.Run:
     """What an engine runs."""
-    trace_every = checks.check_count("trace_every", trace_every)
     index = schedule.batch[span]
     examples = None
     if program.batch_fn is not None:
@@ -135,7 +150,9 @@ def evaluated_versions(
     """Whether the version that each event makes is to be evaluated; bool [num_events]."""
     if eval_fn is None:
         if eval_versions is not None:
-            raise ValueError("eval_versions needs an eval_fn to evaluate them with.")
+            raise ValueError(
+                "eval_versions needs an eval_fn to evaluate them with: sim.Problem(..., eval_fn=)."
+            )
         return None
     last = schedule.num_updates
     given = eval_versions.tolist() if isinstance(eval_versions, np.ndarray) else eval_versions

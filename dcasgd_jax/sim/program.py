@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree
 
 # Each push is an update; or some pushes are dropped; or updates take the mean of several pushes.
@@ -46,19 +47,36 @@ class Origin(NamedTuple):
     versions: jax.Array  # int32 [num_slots], the version in each snapshot slot
 
 
+@document_fields
 class SimState(NamedTuple):
-    """Everything a run needs to go on from an event."""
+    """Everything a run needs to go on from an event.
 
-    event: jax.Array  # int32 scalar, events done
+    Attributes:
+      event: Int32 scalar, events done.
+      params: The present parameters.
+      opt_state: State of the optimizer.
+      snapshots: Leaf [num_slots, ...], the versions that may still be read.
+      push_state: Of the per-push transformation.
+      gradient_sum: Of the pushes since the last update; None if none is averaged.
+      model_state: Like the model's, or leaf [num_workers, ...].
+      last_model_state: Leaf [num_workers, ...], where each worker's last gradient was taken;
+        None if none repeats.
+      origin: Of the state of a result; none is carried through the events.
+    """
+
+    event: jax.Array
     params: PyTree
     opt_state: PyTree
-    snapshots: Pulled  # leaf [num_slots, ...], the versions that may still be read
-    push_state: PyTree | None  # of the per-push transformation
-    gradient_sum: PyTree | None  # of the pushes since the last update; None if none is averaged
-    model_state: PyTree | None  # like the model's, or leaf [num_workers, ...]
-    # Leaf [num_workers, ...], where each worker's last gradient was taken; None if none repeats.
+    snapshots: Pulled
+    push_state: PyTree | None
+    gradient_sum: PyTree | None
+    model_state: PyTree | None
     last_model_state: PyTree | None = None
-    origin: Origin | None = None  # of the state of a result; none is carried through the events
+    origin: Origin | None = None
+
+    def __repr__(self) -> str:
+        """One line: how far it is. Its arrays may be large."""
+        return f"SimState({self.event} events done)"
 
 
 class Event(NamedTuple):

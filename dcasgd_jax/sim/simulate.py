@@ -1,7 +1,6 @@
 """`simulate`: a schedule, a loss and an optimizer in, trained parameters and a trace out."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
 
 import jax
 import optax
@@ -20,27 +19,19 @@ from dcasgd_jax.sim import (
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.checkpoints import checkpoint as checkpoints
 from dcasgd_jax.sim.checkpoints import identity
+from dcasgd_jax.sim.problem import Problem, Recording, Server, as_server
 from dcasgd_jax.typing import PyTree
 
 
 def simulate(
-    loss_fn: Callable[..., Any],
-    params: PyTree,
-    tx: optax.GradientTransformation,
+    problem: Problem,
+    tx: optax.GradientTransformation | Server,
     schedule: schedules.Schedule,
     batches: PyTree | Callable[[jax.Array, jax.Array], PyTree] | Iterable[PyTree],
     *,
     key: jax.Array | None = None,
     engine: engines.Engine | None = None,
-    per_push: optax.GradientTransformation | None = None,
-    model_state: PyTree | None = None,
-    model_state_policy: Literal["per_worker", "server"] = "per_worker",
-    eval_fn: Callable[..., PyTree] | None = None,
-    eval_versions: int | Sequence[int] | None = None,
-    send: Callable[[PyTree, PyTree], PyTree] | None = None,
-    metrics: Collection[str] = (),
-    trace_every: int = 1,
-    opt_state: optax.OptState | None = None,
+    recording: Recording | None = None,
     state: programs.SimState | None = None,
     stop: int | None = None,
     checkpoint: checkpoints.Checkpoint | None = None,
@@ -63,12 +54,9 @@ def simulate(
     samples of the batch (the leading axis of its arrays) of their squared gradients there.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`, or `loss_fn(params, batch, key)` if `key` is given; returns
-        a scalar. With `model_state`: `loss_fn(params, model_state, batch[, key])` returns the
-        scalar and the new model state. Pass the same function object again to reuse the compiled
-        program.
-      params: Initial parameters; copied, never changed.
-      tx: Any optax transformation; the same object again reuses the compiled program.
+      problem: `sim.Problem(loss_fn, params)`: what is trained, and how it is evaluated.
+      tx: Any optax transformation; the same object again reuses the compiled program. Or a
+        `sim.Server(tx, per_push=, send=, opt_state=)`, which does more with pushes and pulls.
       schedule: Who pushes what and when; from `make_schedule`, a file, or built by hand.
       batches: One of: a tree of arrays `[num_events, ...]`, row k is the batch of event k;
         `sim.Indexed(examples, rows)`, rows that point into examples on the device;
@@ -77,32 +65,10 @@ def simulate(
       key: PRNG key; event k gets `fold_in(key, k)`, whatever the engine.
       engine: `ScanEngine()`, `HostEngine()`, `LanesEngine(mesh)`, or `None` to choose: the host
         engine for convolutions on the CPU, else the scan engine.
-      per_push: A transformation of each push before it is averaged with others (`Buffered`):
-        compensate there, because each push has a stale point of its own. It is offered the same
-        extra arguments as `tx`, which then gets neither `stale_params` nor `staleness` if the
-        averaged pushes read different versions, and no functions.
-      model_state: Mutable state of the model, such as running statistics of batch normalisation.
-      model_state_policy: "per_worker": each worker keeps its own and evaluation takes their mean
-        (integers: worker 0's). "server": workers pull it with the params, and the last push that
-        the server uses overwrites it.
-      eval_fn: `eval_fn(params)`, or `eval_fn(params, model_state)`; returns a tree of arrays. Runs
-        inside the compiled loop.
-      eval_versions: Versions to evaluate: a sequence, or n for every n-th and the last. Default:
-        the last.
-      send: `send(params, opt_state)`: what workers are given instead of the params when they pull,
-        such as a prediction of them; a tree like the params. Gradients are taken there, and that
-        is what `stale_params` and "gap" mean by the stale params. `opt_state` is all that the
-        server has besides its params: let `tx` keep what `send` needs. Pass the same function
-        object again to reuse the compiled program. `eval_fn` and the result have the params.
-      metrics: What else to trace, of "gap" (root mean square of w - w_stale),
-        "compensation_ratio" (|compensation| / |gradient|), "cosine" (of raw and compensated
-        gradient), "below_eps" (share of coordinates whose mean square is below eps).
-      trace_every: n ≥ 1; keep only every n-th event in the trace, for runs of millions.
-      opt_state: Initial optimizer state, e.g. with other injected hyperparameters. Default:
-        `tx.init(params)`.
+      recording: `sim.Recording(metrics, every, eval_versions)`: what to keep besides the losses.
       state: The state of an earlier result, to go on from, of this schedule or of a shorter one
-        that it begins with; `params`, `opt_state` and `model_state` are then only read for their
-        structure.
+        that it begins with; of the problem's params and states, and of the server's, only the
+        structure is then read.
       stop: Event to stop before. Default: the end of the schedule.
       checkpoint: `sim.Checkpoint(directory)`: saves the run there, and goes on with it if it is
         there already; the result is always that of the whole run. Pass the other arguments as at
@@ -127,35 +93,24 @@ def simulate(
     Example:
       >>> import dcasgd_jax as dc, jax.numpy as jnp, optax
       >>> from dcasgd_jax import sim
+      >>> problem = sim.Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3))
+      >>> tx = optax.chain(dc.compensate_delay(lambda0=0.1), optax.sgd(0.05))
       >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=100, seed=0)
-      >>> result = sim.simulate(
-      ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3),
-      ...     optax.chain(dc.compensate_delay(lambda0=0.1), optax.sgd(0.05)),
-      ...     schedule, batches=jnp.ones((100, 3)))
+      >>> result = sim.simulate(problem, tx, schedule, batches=jnp.ones((100, 3)))
       >>> print(jnp.round(result.params, 3))
       [1. 1. 1.]
     """
+    server = as_server(tx)
+    recording = Recording() if recording is None else recording
     arguments.check_arguments(
-        loss_fn=loss_fn, params=params, tx=tx, schedule=schedule, batches=batches, key=key,
-        engine=engine, per_push=per_push, eval_fn=eval_fn, send=send, state=state,
-        checkpoint=checkpoint, progress=progress,
+        problem=problem, server=server, schedule=schedule, batches=batches, key=key,
+        engine=engine, recording=recording, state=state, checkpoint=checkpoint, progress=progress,
     )  # fmt: skip
-    preconditions.check_metrics(metrics)
-    preconditions.check_policy(model_state_policy)
-    has_model_state = model_state is not None or getattr(state, "model_state", None) is not None
+    has_model_state = problem.model_state is not None or (
+        state is not None and state.model_state is not None
+    )
     program = preparation.make_program(
-        schedule,
-        params,
-        programs.Program(
-            loss_fn=loss_fn,
-            tx=tx,
-            per_push=per_push,
-            batch_fn=batches if callable(batches) else None,
-            eval_fn=eval_fn,
-            send=send,
-            model_state=model_state_policy if has_model_state else "none",
-            metrics=tuple(metrics),
-        ),
+        schedule, problem, server, recording, batches, has_model_state=has_model_state
     )
     start, stop = preparation.find_span(program, schedule, state, stop)
     versions = None
@@ -163,7 +118,7 @@ def simulate(
         state, versions = continuation.resume(state, schedule, program)
     if checkpoint is not None:
         checkpoint.prepare()
-    evaluated = preparation.evaluated_versions(schedule, eval_fn, eval_versions)
+    evaluated = preparation.evaluated_versions(schedule, problem.eval_fn, recording.eval_versions)
     run = preparation.make_run(
         program,
         schedule,
@@ -171,17 +126,22 @@ def simulate(
         batches,
         key=key,
         evaluated=evaluated,
-        trace_every=trace_every,
+        trace_every=recording.every,
     )
     if state is None:
         current = step.initial_state(
-            program, params, opt_state, model_state, schedule.num_slots, schedule.num_workers
+            program,
+            problem.params,
+            server.opt_state,
+            problem.model_state,
+            schedule.num_slots,
+            schedule.num_workers,
         )
     else:
         current = step.copy_tree(state)
     offers.check_num_workers((current.opt_state, current.push_state), schedule.num_workers)
     if state is None:
-        preparation.check_chains(program, current, given=opt_state is not None)
+        preparation.check_chains(program, current, given=server.opt_state is not None)
     preconditions.check_send(program, current.params, current.opt_state)
     try:
         first = preparation.first_batch(run)

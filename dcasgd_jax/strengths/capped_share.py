@@ -7,14 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from dcasgd_jax import checks, trees
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.strengths import rule
 from dcasgd_jax.typing import PyTree, Scalar
 
 
+@document_fields
 class CappedShareState(NamedTuple):
-    """State of `capped_share`."""
+    """State of `capped_share`.
 
-    log_lambda0: jax.Array  # float32 scalar; nan before the first update
+    Attributes:
+      log_lambda0: Float32 scalar; nan before the first update.
+    """
+
+    log_lambda0: jax.Array
 
 
 def capped_share(share: Scalar, *, gain: Scalar = 0.1) -> rule.StrengthRule:

@@ -6,15 +6,22 @@ import jax
 import jax.numpy as jnp
 
 from dcasgd_jax import checks, trees
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.strengths import rule
 from dcasgd_jax.typing import PyTree, Scalar
 
 
+@document_fields
 class LeastSquaresState(NamedTuple):
-    """State of `least_squares`."""
+    """State of `least_squares`.
 
-    product: jax.Array  # running mean of <H(w - w_stale), compensation at λ0 = 1>
-    term_square: jax.Array  # running mean of |compensation|² at λ0 = 1
+    Attributes:
+      product: Running mean of <H(w - w_stale), compensation at λ0 = 1>.
+      term_square: Running mean of |compensation|² at λ0 = 1.
+    """
+
+    product: jax.Array
+    term_square: jax.Array
 
 
 def least_squares(*, decay: Scalar = 0.99) -> rule.StrengthRule:

@@ -7,16 +7,24 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, trees
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.strengths import rule
 from dcasgd_jax.typing import PyTree, Scalar
 
 
+@document_fields
 class RatioState(NamedTuple):
-    """State of `ratio`."""
+    """State of `ratio`.
 
-    num_updates: jax.Array  # int32 scalar: what a schedule is read at
-    gradient_square: PyTree  # running mean of |g|², a scalar, or one for each leaf
-    term_square: PyTree  # running mean of |compensation|² at λ0 = 1
+    Attributes:
+      num_updates: Int32 scalar: what a schedule is read at.
+      gradient_square: Running mean of |g|², a scalar, or one for each leaf.
+      term_square: Running mean of |compensation|² at λ0 = 1.
+    """
+
+    num_updates: jax.Array
+    gradient_square: PyTree
+    term_square: PyTree
 
 
 def ratio(

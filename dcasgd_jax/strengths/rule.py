@@ -7,36 +7,62 @@ import jax
 import jax.numpy as jnp
 
 from dcasgd_jax import trees
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class Coordinates(NamedTuple):
-    """The same coordinates of the trees of a `Situation`: a leaf, or a part of one."""
+    """The same coordinates of the trees of a `Situation`: a leaf, or a part of one.
+
+    Attributes:
+      grads: The gradient.
+      term: The compensation that λ0 = 1 would add.
+      curvature: An array; None if the curvature has none.
+    """
 
     grads: jax.Array
     term: jax.Array
-    curvature: Any = None  # an array; None if the curvature has none
+    curvature: Any = None
 
 
+@document_fields
 class Situation(NamedTuple):
-    """What a rule may look at: one update, with the strength λ0 = 1; trees like the gradients."""
+    """What a rule may look at: one update, with the strength λ0 = 1; trees like the gradients.
+
+    Attributes:
+      grads: The stale gradient.
+      term: The compensation that λ0 = 1 would add, before any cap.
+      curvature: Of each coordinate that is capped; None if the curvature has none.
+      max_curvature: The cap on λ0 times `curvature`, a scalar; None if there is none.
+      hessian_vector_product: Of the loss at the stale params, if the server offers it; else
+        None.
+      displacement: w - w_stale.
+      sums: Sums(*functions) of `Coordinates` to an array: for each function a tree like the
+        gradients of the sums of its arrays. What reads the trees instead makes XLA write them
+        out on a CPU.
+    """
 
     grads: PyTree
-    term: PyTree  # the compensation that λ0 = 1 would add, before any cap
-    curvature: PyTree | None  # of each coordinate that is capped; None if the curvature has none
-    max_curvature: Any  # the cap on λ0 times `curvature`, a scalar; None if there is none
+    term: PyTree
+    curvature: PyTree | None
+    max_curvature: Any
     hessian_vector_product: Callable[[PyTree], PyTree] | None
-    displacement: PyTree  # w - w_stale
-    # sums(*functions) of `Coordinates` to an array: for each function a tree like the gradients of
-    # the sums of its arrays. What reads the trees instead makes XLA write them out on a CPU.
+    displacement: PyTree
     sums: Callable[..., tuple[PyTree, ...]]
 
 
+@document_fields
 class StrengthRule(NamedTuple):
     """Chooses λ0 anew at every update; goes where `lambda0` goes.
 
     `init(params)` returns the rule's state, `update(state, situation)` returns λ0 (a scalar, or a
     tree of scalars like the gradients) and the new state.
+
+    Attributes:
+      init: `init(params)` returns the state of the rule.
+      update: `update(state, situation)` returns λ0, a scalar or a tree of one per leaf, and
+        the new state.
     """
 
     init: Callable[[PyTree], Any]

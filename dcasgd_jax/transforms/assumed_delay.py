@@ -7,15 +7,23 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import rows, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class AssumeDelayState(NamedTuple):
-    """State of `assume_delay`."""
+    """State of `assume_delay`.
 
-    past_params: rows.Ring  # each leaf now and up to `delay` updates ago
-    num_updates: chex.Array  # int32 scalar
+    Attributes:
+      past_params: Each leaf now and up to `delay` updates ago.
+      num_updates: Int32 scalar.
+      inner_state: State of the wrapped transformation.
+    """
+
+    past_params: rows.Ring
+    num_updates: chex.Array
     inner_state: optax.OptState
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, compensation, curvatures, strengths, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.transforms import cap, measurement, situations
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -14,13 +15,21 @@ Strength = optax.ScalarOrSchedule | strengths.StrengthRule
 ADAPTIVE = curvatures.adaptive()
 
 
+@document_fields
 class CompensateDelayState(NamedTuple):
-    """State of `compensate_delay`."""
+    """State of `compensate_delay`.
 
-    num_updates: chex.Array  # int32 scalar: what schedules are read at
-    curvature: Any  # state of the curvature
-    strength: Any  # state of a rule for λ0; None if λ0 is a number or a schedule
-    sums: measurement.CompensationSums  # of the last update that was measured
+    Attributes:
+      num_updates: Int32 scalar: what schedules are read at.
+      curvature: State of the curvature.
+      strength: State of a rule for λ0; None if λ0 is a number or a schedule.
+      sums: Of the last update that was measured.
+    """
+
+    num_updates: chex.Array
+    curvature: Any
+    strength: Any
+    sums: measurement.CompensationSums
 
 
 class Arrival(NamedTuple):

@@ -8,16 +8,25 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import rows, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.transforms import delays
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class DelayGradientsState(NamedTuple):
-    """State of `delay_gradients`."""
+    """State of `delay_gradients`.
 
-    num_calls: chex.Array  # int32 scalar
-    in_flight: rows.Ring  # gradients on their way, and the parameters each was taken at
-    workers: chex.Array  # int32 [delay + 1]: whose gradients these are, if somebody says so
+    Attributes:
+      num_calls: Int32 scalar.
+      in_flight: Gradients on their way, and the parameters each was taken at.
+      workers: Int32 [delay + 1]: whose gradients these are, if somebody says so.
+      inner_state: State of the wrapped transformation.
+    """
+
+    num_calls: chex.Array
+    in_flight: rows.Ring
+    workers: chex.Array
     inner_state: optax.OptState
 
 

@@ -8,26 +8,44 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import trees
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class CompensationSums(NamedTuple):
-    """Sums over the coordinates of one update, float32 scalars; those of two trees add up."""
+    """Sums over the coordinates of one update, float32 scalars; those of two trees add up.
+
+    Attributes:
+      gradient_square: Of the squares of the gradient.
+      compensated_square: Of the squares of the compensated gradient.
+      compensation_square: Of the squares of the compensation.
+      inner_product: Of the gradient and the compensated gradient.
+      below_eps: Coordinates whose mean square is below eps.
+      num_adaptive: Coordinates with a mean square.
+    """
 
     gradient_square: chex.Array
     compensated_square: chex.Array
     compensation_square: chex.Array
-    inner_product: chex.Array  # of the gradient and the compensated gradient
-    below_eps: chex.Array  # coordinates whose mean square is below eps
-    num_adaptive: chex.Array  # coordinates with a mean square
+    inner_product: chex.Array
+    below_eps: chex.Array
+    num_adaptive: chex.Array
 
 
+@document_fields
 class CompensationMetrics(NamedTuple):
-    """What `compensation_metrics` returns; float32 scalars."""
+    """What `compensation_metrics` returns; float32 scalars.
 
-    ratio: jax.Array  # |compensation| / |gradient|
-    cosine: jax.Array  # of the angle between the gradient and the compensated gradient
-    below_eps: jax.Array  # share of the coordinates whose mean square is below eps
+    Attributes:
+      ratio: |compensation| / |gradient|.
+      cosine: Of the angle between the gradient and the compensated gradient.
+      below_eps: Share of the coordinates whose mean square is below eps.
+    """
+
+    ratio: jax.Array
+    cosine: jax.Array
+    below_eps: jax.Array
 
 
 def nothing_measured() -> CompensationSums:

@@ -8,16 +8,26 @@ import jax.numpy as jnp
 import optax
 
 from dcasgd_jax import checks, rows, trees, update_checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree, Scalar
 
 
+@document_fields
 class RememberPullsState(NamedTuple):
-    """State of `remember_pulls`."""
+    """State of `remember_pulls`.
 
-    backups: rows.PerWorker  # leaf [num_workers, ...]: what each worker pulled last
-    pulled_at: rows.PerWorker  # int32 [num_workers]: after how many pushes it did
-    num_pushes: chex.Array  # int32 scalar
-    pending_worker: chex.Array  # int32 scalar: it pulled after the last push, not written yet
+    Attributes:
+      backups: Leaf [num_workers, ...]: what each worker pulled last.
+      pulled_at: Int32 [num_workers]: after how many pushes it did.
+      num_pushes: Int32 scalar.
+      pending_worker: Int32 scalar: it pulled after the last push, not written yet.
+      inner_state: State of the wrapped transformation.
+    """
+
+    backups: rows.PerWorker
+    pulled_at: rows.PerWorker
+    num_pushes: chex.Array
+    pending_worker: chex.Array
     inner_state: optax.OptState
 
 

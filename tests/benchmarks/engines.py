@@ -66,13 +66,14 @@ def scan_rows(num_events: int = 4096, batch: int = 32, repeats: int = 9) -> list
     images, labels = map(jnp.asarray, batches)
     schedule = sim.make_schedule(sim.GammaTime(), WORKERS, num_events, seed=0)
     tx = compensated()
+    problem = sim.Problem(mlp_loss, params)
     scan = jax.jit(
         lambda params, batches: jax.lax.scan(lambda p, b: sgd_step(p, b, mlp_loss), params, batches)
     )
 
     def ours(tx, **options):
         def run():
-            result = sim.simulate(mlp_loss, params, tx, schedule, (images, labels), **options)
+            result = sim.simulate(problem, tx, schedule, (images, labels), **options)
             jax.block_until_ready(result.params)
 
         return run
@@ -81,7 +82,7 @@ def scan_rows(num_events: int = 4096, batch: int = 32, repeats: int = 9) -> list
         jax.block_until_ready(scan(params, (images, labels)))
 
     all_metrics = ["gap", "compensation_ratio", "cosine", "below_eps"]
-    loops = [plain, ours(optax.sgd(0.1)), ours(tx), ours(tx, metrics=all_metrics)]
+    loops = [plain, ours(optax.sgd(0.1)), ours(tx), ours(tx, recording=sim.Recording(all_metrics))]
     if importlib.util.find_spec("torch"):
         loops.append(torch_loop(params, images, labels))
     plain_seconds, asgd, dc_asgd, measured, *eager = alternate(*loops, repeats=repeats)
@@ -142,11 +143,12 @@ def host_rows(num_events: int = 60, batch: int = 32, width: int = 32, repeats: i
     }
     schedule = sim.make_schedule(sim.GammaTime(), WORKERS, num_events, seed=0)
     tx = compensated()
+    problem = sim.Problem(conv_loss, params)
     step = jax.jit(lambda p, b: sgd_step(p, b, conv_loss), donate_argnums=0)
     snapshots = []
 
     def ours():
-        result = sim.simulate(conv_loss, params, tx, schedule, (images, labels))
+        result = sim.simulate(problem, tx, schedule, (images, labels))
         snapshots.append(jax.block_until_ready(result.state.snapshots))
 
     def plain():

@@ -35,7 +35,7 @@ def rows(num_events: int = 1024, batch: int = 32, repeats: int = 5, cases=CASES)
     }
     params, batches = mlp_problem(num_events, batch)
     mesh = jax.make_mesh((NUM_DEVICES,), ("workers",), axis_types=(jax.sharding.AxisType.Auto,))
-    problem = mlp_loss, params, compensated()
+    problem = sim.Problem(mlp_loss, params), compensated()
     found = []
     for server, name in cases:
         engine = sim.LanesEngine(mesh, server=server)
@@ -45,7 +45,8 @@ def rows(num_events: int = 1024, batch: int = 32, repeats: int = 5, cases=CASES)
 
 def _measure(engine, name, arguments, repeats) -> list[Row]:
     """One engine on one schedule."""
-    _, params, _, schedule, _ = arguments
+    of, _, schedule, _ = arguments
+    params = of.params
     exchange = engine.exchange(*arguments)
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     ideal = exchange.wave_size * size

@@ -176,8 +176,10 @@ def hessian_rows(num_events: int = 4096, batch: int = 32, repeats: int = 5) -> l
         )
     )
 
+    problem = sim.Problem(engines.mlp_loss, params)
+
     def run(tx):
-        return lambda: sim.simulate(engines.mlp_loss, params, tx, schedule, batches).losses.sum()
+        return lambda: sim.simulate(problem, tx, schedule, batches).losses.sum()
 
     seconds, plain_seconds = alternate(run(exact), run(plain), repeats=repeats)
     rate = lambda seconds: f"{num_events / seconds:,.0f}/s"

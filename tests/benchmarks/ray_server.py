@@ -13,6 +13,7 @@ import ray
 from timing import Row
 
 import dcasgd_jax as dc
+from dcasgd_jax import sim
 from dcasgd_jax.runtime import messages, shards
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.ray import actors, cluster, session, train
@@ -128,7 +129,8 @@ def our_rate(widths, tx, num_updates):
     with pytest.MonkeyPatch.context() as patch:
         start = session.start
         patch.setattr(session, "start", lambda *a: sessions.append(start(*a)) or sessions[0])
-        run = train(loss_fn, make_params(widths), tx, batches_fn, **sizes, progress=look)
+        problem = sim.Problem(loss_fn, make_params(widths))
+        run = train(problem, tx, batches_fn, **sizes, progress=look)
     (first, before), (last, after) = next(u for u in used if u[0] or u is used[-1]), used[-1]
     return rate_of(run.schedule.time), 1e3 * (after - before) / max(last - first, 1)
 

@@ -27,6 +27,7 @@ def rows(
 ) -> list[Row]:
     """Gradients per second of all members together, with one compilation on each side."""
     params, batches = engines.mlp_problem(num_events, batch)
+    problem = sim.Problem(engines.mlp_loss, params)
     schedule = sim.make_schedule(sim.GammaTime(), WORKERS, num_events, seed=0)
     numbers = {
         "learning_rate": np.linspace(0.01, 0.2, num_members),
@@ -34,9 +35,7 @@ def rows(
     }
 
     def together():
-        result = sim.sweep(
-            engines.mlp_loss, params, injected(), schedule, batches, hyperparams=numbers
-        )
+        result = sim.sweep(problem, injected(), schedule, batches, hyperparams=numbers)
         jax.block_until_ready(result.params)
 
     def one_by_one():
@@ -45,9 +44,7 @@ def rows(
             opt_state = tx.init(params)
             for name, values in numbers.items():
                 opt_state.hyperparams[name] = jnp.float32(values[i])
-            result = sim.simulate(
-                engines.mlp_loss, params, tx, schedule, batches, opt_state=opt_state
-            )
+            result = sim.simulate(problem, sim.Server(tx, opt_state=opt_state), schedule, batches)
             jax.block_until_ready(result.params)
 
     ours_seconds, baseline_seconds = alternate(together, one_by_one, repeats=repeats)

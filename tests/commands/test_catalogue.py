@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from dcasgd_jax import digits, rivals, sim
+from dcasgd_jax import rivals, sim
 from dcasgd_jax.commands import catalogue, methods, runs, settings, study, tuning
 from dcasgd_jax.commands.catalogue import systems
 
@@ -97,11 +97,11 @@ def test_what_is_sent_follows_the_factor_on_the_rate():
     tx, send = rivals.dana(lambda count: 0.2 * factor(count), 0.9, num_workers=4)
     workload = runs.make_workload(dataclasses.replace(SETTING, momentum=0.9), 0)
     schedule = workload.schedule(sim.Asynchronous())
-    task = digits.task("softmax")
 
     def of_schedule(send):
-        result = sim.simulate(task.loss_fn, workload.params, tx, schedule, workload.rows, send=send)
-        return float(task.evaluate(result.params).train_loss)
+        server = sim.Server(tx, send=send)
+        result = sim.simulate(workload.problem, server, schedule, workload.rows)
+        return float(result.evaluations.values.train_loss[-1])
 
     found = train("dana-zero", 0.2, momentum=0.9)
     assert found == pytest.approx(of_schedule(send), rel=1e-5)

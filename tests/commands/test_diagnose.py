@@ -225,7 +225,7 @@ def stops():
 
 def plain_run(setting, schedule):
     """Params of every version and the mean square before every event, by a loop in Python."""
-    task = digits.task(setting.model)
+    task = digits.problem(setting.model)
     rows = events.digits.batch_rows(1347, setting.batch_size, len(schedule), seed=3)
     gradient, decay = jax.jit(jax.grad(task.loss_fn)), methods.rate_factor(len(schedule))
     versions, squares = [task.init(3)], [jax.tree.map(jnp.zeros_like, task.init(3))]
@@ -310,7 +310,7 @@ def test_numbers_are_explains(whole):
     setting = settings.Setting("softmax", 3, "gamma", sim.GammaTime(), 40, 4)
     (stop,) = events.stops(setting, schedule, 0.2, 1, [event["event"]])
     explained = diagnostics.explain(
-        digits.task("softmax").loss_fn,
+        digits.problem("softmax").loss_fn,
         stop.params,
         stop.stale_params,
         jnp.asarray(stop.rows),

@@ -38,9 +38,9 @@ def test_every_epoch_is_a_fresh_permutation():
 
 @pytest.mark.parametrize("model", digits.MODELS)
 def test_loss_is_the_mean_cross_entropy(model):
-    task = digits.task(model)
+    task = digits.problem(model)
     data = digits.load()
-    params = task.init(0)
+    params = task.params
     activations = data.train.images
     for layer in params[:-1]:
         activations = np.tanh(activations @ np.asarray(layer["weights"]) + layer["biases"][None])
@@ -49,15 +49,15 @@ def test_loss_is_the_mean_cross_entropy(model):
     losses = log_normalizer - logits[np.arange(len(logits)), data.train.labels]
     rows = jnp.arange(len(losses))
     np.testing.assert_allclose(task.loss_fn(params, rows), losses.mean(), rtol=1e-5)
-    np.testing.assert_allclose(task.evaluate(params).train_loss, losses.mean(), rtol=1e-5)
-    assert task.loss_fn is digits.task(model).loss_fn
+    np.testing.assert_allclose(task.eval_fn(params).train_loss, losses.mean(), rtol=1e-5)
+    assert task.loss_fn is digits.problem(model).loss_fn
 
 
 def test_evaluate_counts_wrong_test_images():
-    task = digits.task("softmax")
+    task = digits.problem("softmax")
     zeros = [{"weights": jnp.zeros((64, 10)), "biases": jnp.zeros(10).at[3].set(1.0)}]
     wrong = np.mean(digits.load().test.labels != 3)
-    np.testing.assert_allclose(task.evaluate(zeros).test_error, wrong, rtol=1e-6)
+    np.testing.assert_allclose(task.eval_fn(zeros).test_error, wrong, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -94,18 +94,18 @@ def test_the_curve_does_not_change_the_run(pushes, name):
 
 
 def test_a_run_is_the_loop_that_anyone_would_write():
-    task = digits.task("softmax")
     workload = runs.make_workload(SMALL, 1)
+    problem = workload.problem
     (run,) = runs.train(SMALL, methods.METHODS["asgd"], [member(0.2, seed=1)])
     schedule = workload.schedule(sim.Asynchronous())
-    versions, losses = [workload.params], []
-    gradient = jax.jit(jax.value_and_grad(task.loss_fn))
+    versions, losses = [problem.params], []
+    gradient = jax.jit(jax.value_and_grad(problem.loss_fn))
     for k, rows in enumerate(workload.rows):
         rate = 0.2 * min((k + 1) / 6, 1) * (1 if k < 32 else 0.1 if k < 48 else 0.01)
         loss, grads = gradient(versions[schedule.read_version[k]], rows)
         versions.append(jax.tree.map(lambda p, g, rate=rate: p - rate * g, versions[-1], grads))
         losses.append(loss)
-    end = task.evaluate(versions[-1])
+    end = problem.eval_fn(versions[-1])
     assert run["train_loss"] == pytest.approx(float(end.train_loss), rel=1e-5)
     assert run["test_error"] == pytest.approx(float(end.test_error), abs=1e-6)
     # Of as many gradients after one another as there are workers.

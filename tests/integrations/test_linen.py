@@ -152,7 +152,7 @@ def test_one_changed_line_makes_a_plain_loop_round_robin():
         losses.append(value)
     schedule = models.schedule(num_events - delay, sim.RoundRobin())
     pushed = jax.tree.map(lambda rows: rows[:-delay], batches)
-    result = problem.simulate(TX, schedule, pushed, key=KEY)
+    result = sim.simulate(problem, TX, schedule, pushed, key=KEY)
     np.testing.assert_allclose(result.losses, losses[:-delay], rtol=1e-5)
     cases.assert_same(result.params, state.params, rtol=1e-4, atol=1e-6)
 
@@ -164,13 +164,13 @@ def test_train_and_evaluate(policy, engine):
     module = models.LinenNet(0.3)
     variables = core.freeze(models.linen_variables(module))
     problem = dc_linen.split_variables(module, variables, models.linen_loss, models.linen_evaluate)
-    result = problem.simulate(
+    result = sim.simulate(
+        problem._replace(model_state_policy=policy),
         TX,
         models.schedule(20),
         models.examples(0, 20, 16),
         key=KEY,
         engine=engine,
-        model_state_policy=policy,
     )
     joined = dc_linen.join_variables(result)
     assert set(joined) == {"params", "batch_stats"}
@@ -191,7 +191,7 @@ def test_a_module_without_state():
         module, models.linen_variables(module), models.linen_loss, models.linen_evaluate
     )
     assert problem.model_state is None
-    result = problem.simulate(TX, models.schedule(4), models.examples(0, 4, 8))
+    result = sim.simulate(problem, TX, models.schedule(4), models.examples(0, 4, 8))
     assert set(dc_linen.join_variables(result)) == {"params"}
     assert result.evaluations.values["loss"].shape == (1,)
 
@@ -222,7 +222,7 @@ def test_bad_input():
     problem = split(models.linen_loss)
     with pytest.raises(ValueError, match="it needs a key: pass key="):
         problem.loss_fn(problem.params, problem.model_state, batch)
-    with pytest.raises(ValueError, match=r"pass model_state=problem\.model_state to"):
+    with pytest.raises(ValueError, match=r"keep the problem.s model_state"):
         problem.loss_fn(problem.params, batch, KEY)
     no_loss = split(lambda model, batch: model(batch[0], train=False))
     with pytest.raises(TypeError, match=r"real scalar, got an array float32\[8, 3\]"):

@@ -2,6 +2,7 @@
 
 import functools
 
+import calls
 import cases
 import compensations
 import jax
@@ -29,8 +30,12 @@ def test_train_write_back_and_evaluate(policy, monkeypatch):
     before = nnx.to_pure_dict(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     problem = dc_nnx.split_model(model, models.loss, models.evaluate)
     schedule = models.schedule(60)
-    result = problem.simulate(
-        TX, schedule, models.examples(0, 60, 16), key=KEY, model_state_policy=policy
+    result = sim.simulate(
+        problem._replace(model_state_policy=policy),
+        TX,
+        schedule,
+        models.examples(0, 60, 16),
+        key=KEY,
     )
     assert used == [sim.HostEngine()]
     assert result.losses[-10:].mean() < result.losses[:10].mean()
@@ -53,7 +58,9 @@ def test_equals_a_loop_of_modules(policy):
     schedule = models.schedule(10)
     batches = models.examples(0, 10, 8)
     problem = dc_nnx.split_model(models.Net(), models.loss)
-    result = problem.simulate(optax.sgd(0.2), schedule, batches, model_state_policy=policy)
+    result = sim.simulate(
+        problem._replace(model_state_policy=policy), optax.sgd(0.2), schedule, batches
+    )
 
     @nnx.jit
     def worker_step(worker, server, batch):
@@ -85,7 +92,7 @@ def test_dropout_is_drawn_afresh_at_every_event_whatever_the_engine():
     problem = dc_nnx.split_model(models.Net(0.5), models.loss)
     batch = models.examples(0, 8)
     batches = jax.tree.map(lambda leaf: jnp.stack([leaf] * 6), batch)
-    run = functools.partial(problem.simulate, optax.sgd(0.0), models.schedule(6), batches)
+    run = functools.partial(sim.simulate, problem, optax.sgd(0.0), models.schedule(6), batches)
     losses = run(key=KEY).losses
     assert len({float(loss) for loss in losses}) == 6
     np.testing.assert_allclose(losses, run(key=KEY, engine=sim.HostEngine()).losses, rtol=1e-6)
@@ -121,19 +128,19 @@ def test_a_loss_with_random_numbers_of_its_own():
 
     problem = dc_nnx.split_model(models.Net(), loss)
     schedule, batches = models.schedule(4), models.examples(0, 4, 8)
-    one, again = (problem.simulate(TX, schedule, batches, key=KEY) for _ in range(2))
+    one, again = (sim.simulate(problem, TX, schedule, batches, key=KEY) for _ in range(2))
     cases.assert_same(one.losses, again.losses)
-    other = problem.simulate(TX, schedule, batches, key=jax.random.key(9))
+    other = sim.simulate(problem, TX, schedule, batches, key=jax.random.key(9))
     assert (one.losses != other.losses).all()
     with pytest.raises(ValueError, match="The loss takes a key: pass key= to simulate"):
-        problem.simulate(TX, schedule, batches)
+        sim.simulate(problem, TX, schedule, batches)
 
 
 def test_a_model_without_state():
     problem = dc_nnx.split_model(models.Net(norm=False), models.loss, models.evaluate)
     assert problem.model_state is None
     model = models.Net(norm=False, seed=1)
-    result = problem.simulate(TX, models.schedule(4), models.examples(0, 4, 8))
+    result = sim.simulate(problem, TX, models.schedule(4), models.examples(0, 4, 8))
     assert result.model_state is None
     dc_nnx.update_model(model, result)
     np.testing.assert_allclose(
@@ -153,7 +160,7 @@ def test_models_of_one_structure_share_a_program():
     evaluating.eval()  # trained in training mode all the same
     for model in (models.Net(), evaluating):
         problem = dc_nnx.split_model(model, loss, models.evaluate)
-        problem.simulate(TX, models.schedule(4), models.examples(0, 4, 8))
+        sim.simulate(problem, TX, models.schedule(4), models.examples(0, 4, 8))
         traced, num_traces = num_traces, 0
     assert traced == 0
     first = dc_nnx.split_model(models.Net(), loss, models.evaluate)
@@ -182,7 +189,7 @@ def test_checkpoints_and_going_on(tmp_path):
     problem = dc_nnx.split_model(models.Net(0.5), models.loss)
     schedule, batches = models.schedule(8), models.examples(0, 8, 8)
     run = functools.partial(
-        problem.simulate, TX, schedule, batches, key=KEY, engine=sim.HostEngine()
+        sim.simulate, problem, TX, schedule, batches, key=KEY, engine=sim.HostEngine()
     )
     whole = run()
     half = run(stop=4)
@@ -197,14 +204,14 @@ def test_masks_by_path():
     labels = lambda params: {name: "train" if name == "last" else "keep" for name in params}
     tx = optax.partition({"train": optax.sgd(0.1), "keep": optax.set_to_zero()}, labels)
     problem = dc_nnx.split_model(models.Net(), models.loss)
-    result = problem.simulate(tx, models.schedule(4), models.examples(0, 4, 8))
+    result = sim.simulate(problem, tx, models.schedule(4), models.examples(0, 4, 8))
     cases.assert_same(result.params["first"], problem.params["first"])
     assert (result.params["last"]["kernel"] != problem.params["last"]["kernel"]).all()
 
 
 def simulate(loss, model=None, **options):
     problem = dc_nnx.split_model(model or models.Net(), loss)
-    return problem.simulate(TX, models.schedule(2), models.examples(0, 2, 8), **options)
+    return sim.simulate(problem, TX, models.schedule(2), models.examples(0, 2, 8), **options)
 
 
 @pytest.mark.parametrize(
@@ -230,8 +237,10 @@ def test_a_forgotten_model_state():
     problem = dc_nnx.split_model(models.Net(), models.loss)
     batches = models.examples(0, 2, 8)
     for key in (None, KEY):
-        with pytest.raises(ValueError, match=r"pass model_state=problem\.model_state to"):
-            sim.simulate(problem.loss_fn, problem.params, TX, models.schedule(2), batches, key=key)
+        with pytest.raises(ValueError, match="keep the problem's model_state"):
+            calls.simulate(
+                problem.loss_fn, problem.params, TX, models.schedule(2), batches, key=key
+            )
 
 
 def test_what_is_no_model():

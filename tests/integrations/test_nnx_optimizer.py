@@ -129,6 +129,6 @@ def test_one_changed_line_makes_a_plain_loop_round_robin():
     ]
     schedule = models.schedule(num_events - delay, sim.RoundRobin())
     pushed = jax.tree.map(lambda rows: rows[: len(schedule)], batches)
-    result = problem.simulate(inner, schedule, pushed)
+    result = sim.simulate(problem, inner, schedule, pushed)
     cases.assert_same(result.losses, jnp.stack(losses[:-delay]), rtol=1e-5)
     cases.assert_same(result.params, nnx.to_pure_dict(nnx.state(model, nnx.Param)), **TOLERANCE)

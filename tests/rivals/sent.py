@@ -2,6 +2,7 @@
 
 import functools
 
+import calls
 import jax
 import jax.numpy as jnp
 import loops
@@ -65,7 +66,7 @@ def run(schedule, tx, send, *, full_batch=False, dtype=np.float64, **options):
     """
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), PROBLEM.params)
     inputs, labels = batches(full_batch)
-    result = sim.simulate(
+    result = calls.simulate(
         loops.softmax_loss, params, optax.chain(remember_sent(), tx), schedule,
         (inputs.astype(dtype), labels), send=send, eval_fn=identity, eval_versions=1, **options,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import itertools
 
+import calls
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +92,7 @@ def simulated(tau, coordinates, delay=None):
     loss = lambda w, _: jnp.sum((TRANSFORM @ jnp.concatenate([w["a"], w["b"]]) - TARGET) ** 2) / 12
     send = rivals.sends.coordinate_compensation(tau if delay is None else delay)
     params = {"a": jnp.zeros(1), "b": jnp.zeros(3)}
-    result = sim.simulate(loss, params, tx, schedule, jnp.zeros(EVENTS), send=send)
+    result = calls.simulate(loss, params, tx, schedule, jnp.zeros(EVENTS), send=send)
     return np.concatenate([result.params["a"], result.params["b"]])
 
 
@@ -124,7 +125,7 @@ def test_one_coordinate_is_accelerate(x64):
     ):
         tx = optax.chain(optax.scale_by_learning_rate(0.05), last)
         loss = lambda w, _: jnp.sum((w - 1.0) ** 2)
-        run = sim.simulate(loss, jnp.zeros(1), tx, schedule, jnp.zeros(30), send=send)
+        run = calls.simulate(loss, jnp.zeros(1), tx, schedule, jnp.zeros(30), send=send)
         found.append(run.params)
     np.testing.assert_allclose(*found, rtol=0, atol=ATOL)
 
@@ -157,7 +158,7 @@ def test_compensation_lets_an_ill_conditioned_convex_problem_converge():
     ends = {}
     for delay in (0, 7):
         send = rivals.sends.coordinate_compensation(delay)
-        run = sim.simulate(loss, jnp.zeros(16), tx, schedule, jnp.zeros(1500), send=send)
+        run = calls.simulate(loss, jnp.zeros(16), tx, schedule, jnp.zeros(1500), send=send)
         ends[delay] = float(loss(run.params, None))
     assert ends[7] < 0.5 * ends[0]
 

@@ -1,5 +1,6 @@
 """DANA: reference runs, its identities, known wrong implementations, bad input."""
 
+import calls
 import jax
 import jax.numpy as jnp
 import loops
@@ -263,7 +264,7 @@ def test_wrong_implementations_differ(mutant, lambda0, x64):
 def test_a_swept_learning_rate_is_looked_ahead_with(x64):
     tx = optax.inject_hyperparams(lambda learning_rate: multi(learning_rate))(learning_rate=0.0)
     params = jax.tree.map(jnp.asarray, sent.PROBLEM.params)
-    result = sim.sweep(
+    result = calls.sweep(
         loops.softmax_loss, params, tx, sent.schedule_of(ORDER), sent.batches(),
         hyperparams={"learning_rate": [0.01, RATE]}, send=rivals.sends.dana_look_ahead(DECAY),
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """The reference runs of tests/data/staleness_lr.json and rivals.json, event by event, float64."""
 
+import calls
 import jax
 import jax.numpy as jnp
 import loops
@@ -155,7 +156,7 @@ def softsync_schedule(case):
 def simulate_softsync(per_push):
     case = STALENESS["softsync_c2_zhang"]
     schedule = softsync_schedule(case)
-    result = sim.simulate(
+    result = calls.simulate(
         loops.softmax_loss, servers.PROBLEM.params, optax.sgd(case["lr"]), schedule,
         batches(len(schedule)), per_push=per_push,
         eval_fn=lambda params: params, eval_versions=1,

@@ -2,6 +2,7 @@
 
 import functools
 
+import calls
 import jax
 import jax.numpy as jnp
 import loops
@@ -192,7 +193,7 @@ def test_adam_rolled_forward_is_adam_with_zero_gradients(x64):
 def test_a_swept_learning_rate_is_predicted_with(x64):
     tx = INJECTED(learning_rate=0.0, momentum=MOMENTUM)
     params = jax.tree.map(jnp.asarray, sent.PROBLEM.params)
-    result = sim.sweep(
+    result = calls.sweep(
         loops.softmax_loss, params, tx, sent.delayed(3), sent.batches(),
         hyperparams={"learning_rate": [0.01, RATE]}, send=rivals.sends.velocity_prediction(HORIZON),
     )  # fmt: skip

@@ -2,14 +2,16 @@
 
 import functools
 
+import calls
 import compensations
+import jax
 import numpy as np
 import optax
+import own_protocols
 import problems
 
 from dcasgd_jax import sim
 from dcasgd_jax.runtime import (
-    admission,
     bookkeeping,
     history,
     identity,
@@ -34,9 +36,16 @@ def backed_up(learning_rate=0.3, **options):
     return compensations.dcasgd(learning_rate, num_workers=NUM_WORKERS, momentum=0.5, **options)
 
 
+def split_for(params, wire_dtype):
+    leaves, structure = jax.tree.flatten(params)
+    shapes = tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
+    return split_of_shapes(structure, shapes, wire_dtype)
+
+
 @functools.cache
-def split_of_defaults(wire_dtype):
-    return shards.make_split(problems.softmax_params(), 1, wire_dtype)
+def split_of_shapes(structure, shapes, wire_dtype):
+    params = structure.unflatten([np.zeros(shape, dtype) for shape, dtype in shapes])
+    return shards.make_split(params, 1, wire_dtype)
 
 
 @functools.cache
@@ -70,10 +79,7 @@ class Clients:
         self.settings = bookkeeping.Settings(
             backed_up() if tx is None else tx, NUM_WORKERS, num_updates, **settings
         )
-        self.split = (
-            split_of_defaults(wire_dtype) if params is None
-            else shards.make_split(self.params, 1, wire_dtype)
-        )  # fmt: skip
+        self.split = split_for(self.params, wire_dtype)
         self.wire_dtype = wire_dtype
         self.server = self.new_server()
         self.replies, self.sent = {}, {}
@@ -150,7 +156,7 @@ class Clients:
         )
         batches = [batches_fn(m, n) for k, (m, n, b) in enumerate(pushes) if b == k]
         loss_fn, per_push = self.loss_fn, self.settings.per_push
-        return sim.simulate(
+        return calls.simulate(
             loss_fn if self.wire_dtype is None else step.rounded_loss(loss_fn),
             self.params,
             self.settings.tx,
@@ -171,10 +177,11 @@ PROTOCOLS = [
     sim.Synchronous(backup_workers=1),
     sim.Buffered(2),
 ]
+OF_A_USER = [own_protocols.AtATime(2), own_protocols.Quorum(2)]
 
 
 def options_for(protocol):
     """Where a protocol mixes versions, each push is compensated before the mean."""
-    if admission.mixes(protocol):
+    if protocol.server(NUM_WORKERS).mixes_versions:
         return {"protocol": protocol, "tx": plain(), "per_push": before_the_mean()}
     return {"protocol": protocol}

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 
+import calls
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,7 +14,6 @@ import pytest
 
 pytest.importorskip("ray")
 from dcasgd_jax import sim
-from dcasgd_jax.runtime import ray
 from dcasgd_jax.runtime.ray import cluster
 from runtime import clients
 
@@ -68,12 +68,18 @@ def no_ray(monkeypatch):
 @pytest.mark.parametrize(("given", "error", "words"), BAD.values(), ids=BAD)
 def test_what_cannot_be_used_is_named_before_anything_starts(no_ray, given, error, words):
     with pytest.raises(error, match=words):
-        ray.train(**{**GOOD, **given})
+        calls.train(**{**GOOD, **given})
+
+
+@pytest.mark.parametrize("protocol", clients.OF_A_USER, ids=repr)
+def test_a_protocol_of_a_user_is_no_error(no_ray, protocol):
+    with pytest.raises(AssertionError, match="Ray was started"):
+        calls.train(**{**GOOD, "protocol": protocol})
 
 
 def test_half_precision_params_are_no_error(no_ray):
     with pytest.raises(AssertionError, match="Ray was started"):
-        ray.train(**{**GOOD, "params": {"w": jnp.ones(3, jnp.bfloat16)}})
+        calls.train(**{**GOOD, "params": {"w": jnp.ones(3, jnp.bfloat16)}})
 
 
 @contextlib.contextmanager
@@ -99,12 +105,12 @@ def test_an_address_of_nothing_is_answered_soon():
         free = f"127.0.0.1:{server.getsockname()[1]}"
     started = time.monotonic()
     with pytest.raises(ConnectionError, match=f"No Ray cluster answers at {free} .*ray start"):
-        ray.train(**GOOD, address=free)
+        calls.train(**GOOD, address=free)
     with pytest.raises(ValueError, match=r"address must be 'host:port' .* got 'nowhere'"):
-        ray.train(**GOOD, address="nowhere")
+        calls.train(**GOOD, address="nowhere")
     with (
         listening(b"HTTP/1.1 400 Bad Request\r\n") as address,
         pytest.raises(ConnectionError, match=f"What answers at {address} is no Ray cluster"),
     ):
-        ray.train(**GOOD, address=address)
+        calls.train(**GOOD, address=address)
     assert time.monotonic() - started < 20

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 
+import calls
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ import ray as ray_itself
 
 import dcasgd_jax as dc
 from dcasgd_jax import sim
-from dcasgd_jax.runtime import messages, ray
+from dcasgd_jax.runtime import messages
 from dcasgd_jax.runtime.messages import Outcome
 from dcasgd_jax.runtime.ray import actors, cluster, session
 from runtime import clients
@@ -46,7 +47,7 @@ def train(
     """A run, and what the simulator makes of its record."""
     params = problems.softmax_params()
     tx = dc.dcasgd(learning_rate, num_workers=num_workers, momentum=0.5)
-    run = ray.train(
+    run = calls.train(
         problems.softmax_loss,
         params,
         tx,
@@ -58,7 +59,7 @@ def train(
         **options,
     )
     assert run.schedule.num_updates == num_updates
-    return run, lambda: ray.replay(run, problems.softmax_loss, params, tx, batches_fn)
+    return run, lambda: calls.replay(run, problems.softmax_loss, params, tx, batches_fn)
 
 
 def same(one, other, rtol=1e-6, atol=1e-6):
@@ -146,7 +147,7 @@ def test_a_worker_killed_in_the_middle_of_a_gradient_and_a_nan(two_nodes, tmp_pa
     lost = mine[4]
     assert run.schedule.read_version[lost] > run.schedule.version[mine[3]] + 1
     assert lost - mine[3] > 4
-    again = ray.replay(
+    again = calls.replay(
         run,
         problems.softmax_loss,
         problems.softmax_params(),
@@ -305,7 +306,7 @@ def overflows(count):
 def test_a_run_whose_params_overflow_is_given_up(two_nodes, tmp_path):
     params, tx, statuses = problems.softmax_params(), optax.sgd(overflows), []
     with pytest.warns(RuntimeWarning, match="the params are not finite any more"):
-        run = ray.train(
+        run = calls.train(
             problems.softmax_loss, params, tx, batches_fn, num_workers=2, num_updates=10**6,
             address=two_nodes, worker_options=SPREAD, log=tmp_path / "log.jsonl",
             progress=statuses.append,
@@ -317,7 +318,7 @@ def test_a_run_whose_params_overflow_is_given_up(two_nodes, tmp_path):
     assert given_up.event == len(run.schedule) - 1
     assert statuses[-1].given_up == given_up
     assert lines(tmp_path / "log.jsonl")[-1]["given_up"] == str(given_up)
-    again = ray.replay(run, problems.softmax_loss, params, tx, batches_fn)
+    again = calls.replay(run, problems.softmax_loss, params, tx, batches_fn)
     assert again.non_finite == run.result.non_finite
 
 
@@ -339,7 +340,7 @@ def test_the_other_shards_end_with_the_one_whose_params_overflow(two_nodes):
         optax.sgd(overflows), optax.masked(optax.set_to_zero(), {"w": False, "b": True})
     )
     with pytest.warns(RuntimeWarning, match="the params are not finite any more"):
-        run = ray.train(
+        run = calls.train(
             problems.softmax_loss, problems.softmax_params(), tx, batches_fn, num_workers=2,
             num_updates=10**6, num_shards=2, address=two_nodes, worker_options=SPREAD,
         )  # fmt: skip
@@ -357,7 +358,7 @@ def nan_of_worker_one(worker, number):
 def test_a_worker_with_nothing_but_nan_ends_a_run_behind_a_barrier(two_nodes, tmp_path):
     checkpoint = sim.Checkpoint(tmp_path, every=2)
     with pytest.warns(RuntimeWarning, match="worker 1 pushed 100 gradients in a row"):
-        run = ray.train(
+        run = calls.train(
             problems.softmax_loss, problems.softmax_params(), optax.sgd(0.3), nan_of_worker_one,
             num_workers=2, num_updates=10**6, num_shards=2, address=two_nodes,
             protocol=sim.Synchronous(), worker_options=SPREAD, checkpoint=checkpoint,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import own_protocols
 import problems
 import pytest
 
@@ -20,6 +21,7 @@ from runtime import clients
 from runtime.clients import NUM_WORKERS, PROTOCOLS, Clients
 
 each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS, ids=repr)
+also_of_a_user = pytest.mark.parametrize("protocol", [*PROTOCOLS, *clients.OF_A_USER], ids=repr)
 
 
 def same(one, other, rtol=1e-6, atol=1e-6):
@@ -34,7 +36,7 @@ def backups_of(run):
     return states[0].backups
 
 
-@each_protocol
+@also_of_a_user
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_simulator_repeats_a_run(protocol, seed):
     run = Clients(**clients.options_for(protocol)).run(seed)
@@ -62,7 +64,7 @@ def test_compensation_matters_in_these_runs(protocol):
     assert difference > 1e-3
 
 
-@each_protocol
+@also_of_a_user
 def test_a_worker_that_comes_back_pulls_afresh(protocol):
     run = Clients(**clients.options_for(protocol)).run(until=10)
     lost = run.gradient(1) if 1 in run.replies else None
@@ -74,14 +76,15 @@ def test_a_worker_that_comes_back_pulls_afresh(protocol):
         same(run.layout.from_wire(run.layout.unpack(reply.payload)), run.server.model.state.params)
         if run.server.model.state.push_state or protocol not in (sim.Synchronous(), PROTOCOLS[5]):
             same(jax.tree.map(lambda b: b[1], backups_of(run)), run.server.model.state.params)
-    if lost is not None and run.replies[1].version != messages.unpack_push(lost[0]).read_version:
+    read = lost and messages.unpack_push(lost[0]).read_version
+    if lost and 1 in run.replies and run.replies[1].version != read:
         # What the dead process had under way no longer fits its backup.
         assert run.push(1, lost) in (Outcome.UNKNOWN_VERSION, None)
     run.run(seed=3)
     same(run.replay().params, run.server.model.state.params)
 
 
-@each_protocol
+@also_of_a_user
 def test_the_others_go_on_without_a_worker_that_is_gone(protocol):
     run = Clients(**clients.options_for(protocol)).run(until=7)
     run.server.leave(2)
@@ -162,10 +165,10 @@ def test_an_old_push_that_comes_again_is_ignored():
     assert len(run.server.history) == before
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("value", [None, np.nan, np.inf, -np.inf])
 @each_protocol
-def test_a_push_that_is_not_finite_is_refused(protocol, told, value):
+def test_a_push_that_is_not_finite_is_refused(protocol, value):
+    told = value is None  # by the worker, and not to be seen in what it sends
     run = Clients(**clients.options_for(protocol)).run(until=6)
     worker = min(run.replies)
     header, payload = run.gradient(worker)
@@ -202,7 +205,7 @@ def restored(run, saved):
     return fresh
 
 
-@each_protocol
+@also_of_a_user
 def test_a_server_that_comes_back_refuses_what_it_does_not_know(protocol):
     run = Clients(**clients.options_for(protocol)).run(until=12)
     while not run.server.between_updates:
@@ -396,6 +399,8 @@ def test_foreign_workers_are_refused():
         (dict(protocol=sim.Asynchronous(overlap=True)), ValueError, "cannot be run on a live"),
         (dict(protocol=sim.Sequential()), ValueError, "cannot be run on a live server"),
         (dict(protocol=sim.Synchronous(3)), ValueError, "less than the number of workers, 3"),
+        (dict(protocol=own_protocols.Quorum(4)), ValueError, "4 workers make a quorum, but ther"),
+        (dict(protocol=own_protocols.Quorum(2)), ValueError, "different versions.* per_push="),
         (dict(tx=dc.dcasgd(0.1, NUM_WORKERS, curvature=dc.curvatures.fisher())),
          ValueError, "they are on the worker"),
     ],
@@ -403,6 +408,14 @@ def test_foreign_workers_are_refused():
 def test_what_cannot_be_run_is_refused_at_once(settings, error, message):
     with pytest.raises(error, match=message):
         Clients(**settings)
+
+
+def test_a_server_must_say_that_it_averages():
+    run = Clients(clients.plain(), protocol=own_protocols.Silent())
+    with pytest.raises(
+        ValueError, match="SilentServer takes 2 pushes for one update, but its push"
+    ):
+        run.push(0)
 
 
 def test_whoever_comes_after_the_end_is_told():

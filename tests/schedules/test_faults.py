@@ -265,22 +265,3 @@ def test_impossible_faults_are_named(make_fault, message):
 def test_faults_that_contradict_each_other_are_named(faults, message):
     with pytest.raises((TypeError, ValueError), match=message):
         sim.make_schedule(LAW, 2, 5, seed=0, faults=faults)
-
-
-@pytest.mark.parametrize(
-    "protocol",
-    [
-        sim.PrescribedStaleness([0, 0, 0]),
-        sim.RecordedDelays([[0, 0], [0, 1], [1, 0]]),
-        sim.Replay(sim.Schedule([0, 1, 0], [0, 0, 1])),
-    ],
-    ids=lambda protocol: type(protocol).__name__,
-)
-@pytest.mark.parametrize(
-    "settings",
-    [dict(upload=LAW), dict(download=LAW), dict(faults=[sim.NaNGradient(0, 0)])],
-    ids=str,
-)
-def test_protocols_that_decide_everything_take_neither_faults_nor_network(protocol, settings):
-    with pytest.raises(ValueError, match="it takes no upload, download or faults"):
-        sim.make_schedule(LAW, 2, 3, seed=0, protocol=protocol, **settings)

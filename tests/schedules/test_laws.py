@@ -210,7 +210,7 @@ def test_recorded_times_from_csv(tmp_path):
         ("0.5,0\n1,2\n", r"line 1, column 2 is 0; compute times must be positive and finite\.$"),
         (
             "0,0\n0,1\n1,0\n",
-            r"line 1, column 1 is 0; .* look like delays in versions; see sim.RecordedDelays.from",
+            r"line 1, column 1 is 0; .* look like delays in versions; see sim.Schedule.from_delays",
         ),
     ],
 )

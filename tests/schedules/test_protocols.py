@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import own_protocols
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -248,19 +249,88 @@ def test_network_times_leave_compute_times_alone():
         assert abs(np.corrcoef(one, other)[0, 1]) < 0.3
 
 
-def test_a_protocol_of_ones_own():
+def make_own(protocol, times, **settings):
+    settings = {"num_updates": 8, "seed": 0, **settings}
+    return sim.make_schedule(sim.ConstantTime(times), len(times), protocol=protocol, **settings)
+
+
+def test_a_protocol_of_ones_own_is_played_event_by_event():
+    # Two of three compute at a time: 2 takes the place of 0 at 1 s, 0 waits for that of 1 at 2 s.
+    schedule = make_own(own_protocols.AtATime(2), [1, 2, 4], num_updates=5)
+    assert schedule.worker.tolist() == [0, 1, 0, 1, 2]
+    assert schedule.time.tolist() == [1, 2, 3, 5, 5]
+    assert schedule.read_time.tolist() == [0, 0, 2, 3, 1]
+    assert schedule.read_version.tolist() == [0, 0, 2, 3, 1]
+    crashed = make_own(own_protocols.AtATime(2), [1, 2, 4], faults=[sim.Crash(2, 1.5)])
+    assert not (crashed.worker == 2).any()
+    alone = make_own(own_protocols.AtATime(1), [1, 1, 1])
+    assert alone.worker.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert not alone.staleness.any()
+
+
+def test_a_protocol_of_ones_own_that_averages_and_drops():
+    # Two different workers make an update; the second push of worker 0 for it is dropped.
+    schedule = make_own(own_protocols.Quorum(2), [1, 2.4], num_updates=2)
+    assert schedule.worker.tolist() == [0, 0, 1, 0, 0, 1]
+    assert schedule.applied.tolist() == [True, False, True, True, False, True]
+    assert schedule.version.tolist() == [0, 0, 0, 1, 1, 1]
+    assert schedule.read_version.tolist() == [0, 0, 0, 0, 1, 1]
+    assert schedule.num_pushes.tolist() == [2] * 6
+    with pytest.raises(ValueError, match="3 workers make a quorum, but there are 2"):
+        make_own(own_protocols.Quorum(3), [1, 1])
+
+
+def test_a_protocol_of_ones_own_may_have_something_faster_than_the_loop():
     @dataclasses.dataclass(frozen=True)
-    class TakeTurns:
-        def events(self, cluster, num_updates):
+    class TakeTurns(sim.Protocol):
+        def server(self, num_workers):
+            raise AssertionError("not asked for")
+
+        def schedule(self, cluster, num_updates):
             k = np.arange(num_updates)
             read_version = np.maximum(k - cluster.num_workers + 1, 0)
-            return sim.Events(k % cluster.num_workers, read_version, k, k + cluster.cycle(0, 1)[0])
+            return sim.Schedule(k % cluster.num_workers, read_version)
 
-    schedule = sim.make_schedule(sim.RoundRobin(), 3, 10, seed=0, protocol=TakeTurns())
-    round_robin = sim.make_schedule(sim.RoundRobin(), 3, 10, seed=0)
+    schedule = make_own(TakeTurns(), [1, 1, 1])
+    round_robin = make_own(sim.Asynchronous(), [1, 1, 1])
     np.testing.assert_array_equal(schedule.worker, round_robin.worker)
     np.testing.assert_array_equal(schedule.read_version, round_robin.read_version)
-    assert schedule.time.tolist() == list(range(1, 11))
+
+
+def test_a_server_must_say_that_it_averages():
+    with pytest.raises(
+        ValueError, match="SilentServer takes 2 pushes for one update, but its push"
+    ):
+        make_own(own_protocols.Silent(), [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "pushes_per_update", "mixes_versions", "runs_live"),
+    [
+        (sim.Asynchronous(), 1, False, True),
+        (sim.Asynchronous(overlap=True), 1, False, False),
+        (sim.Buffered(1), 1, False, True),
+        (sim.Buffered(3), 3, True, True),
+        (sim.DropStale(2), 1, False, True),
+        (sim.Sequential(), 1, False, False),
+        (sim.Synchronous(), 4, False, True),
+        (sim.Synchronous(1), 3, False, True),
+        (sim.StaleSynchronous(1), 1, False, True),
+    ],
+    ids=str,
+)
+def test_what_protocols_say_of_their_servers(
+    protocol, pushes_per_update, mixes_versions, runs_live
+):
+    server = protocol.server(4)
+    assert (server.pushes_per_update, server.mixes_versions) == (pushes_per_update, mixes_versions)
+    assert protocol.runs_live == runs_live
+    schedule = sim.make_schedule(LAW, 4, 30, seed=0, protocol=protocol)
+    assert schedule.num_pushes.max() == pushes_per_update
+    update = schedule.version[schedule.applied]
+    reads = schedule.read_version[schedule.applied]
+    several = any(len(set(reads[update == k])) > 1 for k in range(30))
+    assert several == mixes_versions
 
 
 @pytest.mark.parametrize(
@@ -276,7 +346,7 @@ def test_a_protocol_of_ones_own():
             lambda: sim.make_schedule(LAW, 3, 5, seed=0, protocol=sim.Synchronous(3)),
             "backup_workers is 3, but must be less than the number of workers, 3",
         ),
-        (lambda: sim.make_schedule(None, 3, 5, seed=0), "needs a worker-time law"),
+        (lambda: sim.make_schedule(None, 3, 5, seed=0), "law must be a worker-time law.* got None"),
         (
             lambda: sim.make_schedule(LAW, 3, 5, seed=0, upload=sim.ConstantTime([1.0, 2.0])),
             "ConstantTime.seconds has 2 values, but there are 3 workers",

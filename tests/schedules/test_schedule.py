@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcasgd_jax import sim
+from dcasgd_jax.runtime import history
+from dcasgd_jax.schedules import archives, events
 from dcasgd_jax.schedules.slots import assign_slots
 
 FIELDS = ("worker", "read_version", "version", "time", "applied", "batch", "corrupt", "read_time")
@@ -278,6 +280,45 @@ def test_a_schedule_is_summed_up_in_one_line():
     )
 
 
+def test_the_columns_are_these():
+    assert tuple(events.COLUMNS) == FIELDS
+    assert history.Event._fields == (*FIELDS, "number", "loss")
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        sim.Asynchronous(overlap=True),
+        sim.Synchronous(1),
+        sim.StaleSynchronous(1),
+        sim.Buffered(3),
+        sim.DropStale(2),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("faulty", [False, True])
+def test_the_first_updates_are_what_a_shorter_run_makes(protocol, faulty):
+    faults = [sim.DuplicatedPush(0, 1), sim.NaNGradient(1, 0), sim.Crash(2, 3.0)] if faulty else []
+    make = lambda num_updates: sim.make_schedule(
+        sim.ExponentialTime(), 4, num_updates, seed=0, protocol=protocol, faults=faults
+    )
+    whole = make(40)
+    for num_updates in (1, 7, 40):
+        first, expected = whole.first(num_updates), make(num_updates)
+        for name in (*FIELDS, "num_workers"):
+            actual = getattr(first, name)
+            np.testing.assert_array_equal(actual, getattr(expected, name), err_msg=name)
+        assert first.num_updates == num_updates
+
+
+def test_more_updates_than_there_are_cannot_be_the_first():
+    schedule = sim.Schedule([0, 1, 0], [0, 0, 1])
+    with pytest.raises(ValueError, match="holds 3 updates, but num_updates is 4; ask for fewer"):
+        schedule.first(4)
+    with pytest.raises(ValueError, match="num_updates must be an integer >= 1, got 0"):
+        schedule.first(0)
+
+
 def test_a_worker_that_never_pushes_is_fine():
     schedule = sim.Schedule([0, 2], [0, 0], num_workers=5)
     assert schedule.num_workers == 5
@@ -323,16 +364,6 @@ def test_every_field_survives_save_and_load(tmp_path):
         np.testing.assert_array_equal(getattr(loaded, field), getattr(EVERYTHING, field))
 
 
-def test_files_of_older_releases_are_read(tmp_path):
-    path = tmp_path / "race.npz"
-    old = dict(worker=[0, 1, 0], read_version=[0, 0, 1], version=[0, 1, 2], time=[1.0, 2.0, 3.0])
-    np.savez_compressed(path, **old, num_workers=2)
-    loaded = sim.Schedule.load(path)
-    expected = sim.Schedule(**old, num_workers=2)
-    for field in (*FIELDS, "num_workers"):
-        np.testing.assert_array_equal(getattr(loaded, field), getattr(expected, field))
-
-
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "race.npz"
     sim.Schedule([0], [0]).save(path)
@@ -360,16 +391,30 @@ def test_loading_something_else_is_a_clear_error(tmp_path, content):
         sim.Schedule.load(path)
 
 
-def test_a_file_with_some_of_the_later_columns_has_lost_the_others(tmp_path):
+def test_a_file_of_other_columns_says_which(tmp_path):
     path = tmp_path / "race.npz"
-    old = dict(worker=[0, 1, 0], read_version=[0, 0, 1], version=[0, 1, 2], time=[1.0, 2.0, 3.0])
-    np.savez_compressed(path, **old, applied=[True] * 3, num_workers=2)
-    with pytest.raises(ValueError, match=r"race\.npz .* has no batch, corrupt, read_time, but"):
+    EVERYTHING.save(path)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    np.savez_compressed(path, **{n: a for n, a in arrays.items() if n not in ("batch", "time")})
+    with pytest.raises(ValueError, match=r"race\.npz .*: it has no batch, time\. Make"):
         sim.Schedule.load(path)
-    np.savez_compressed(path, **old, bpplied=[True] * 3, num_workers=2)
+    np.savez_compressed(path, **arrays, bpplied=[True] * 5)
     with pytest.raises(ValueError, match=r"race\.npz .*: it has bpplied"):
         sim.Schedule.load(path)
-    np.savez_compressed(path, **old | dict(time=[2.0, 1.0, 3.0]), num_workers=2)
+    np.savez_compressed(path, **{n: a for n, a in arrays.items() if n != "checksum"})
+    with pytest.raises(ValueError, match=r"race\.npz .*: it has no checksum"):
+        sim.Schedule.load(path)
+    np.savez_compressed(path, **{**arrays, "time": arrays["time"] + 1})
+    with pytest.raises(ValueError, match=r"race\.npz .*: its arrays are not those that were saved"):
+        sim.Schedule.load(path)
+
+
+def test_a_file_of_what_cannot_have_happened_is_refused(tmp_path):
+    path = tmp_path / "race.npz"
+    arrays = {name: getattr(EVERYTHING, name) for name in FIELDS}
+    arrays |= {"time": arrays["time"][::-1], "num_workers": np.asarray(3, np.int64)}
+    archives.save(path, arrays)
     with pytest.raises(ValueError, match=r"race\.npz .*: Impossible schedule: at event 1"):
         sim.Schedule.load(path)
 

@@ -42,18 +42,17 @@ def train(engine, directory, progress=None, **options):
         "x": normal(NUM_EVENTS, 8, SIZES[0]),
         "y": rng.integers(0, SIZES[-1], (NUM_EVENTS, 8)),
     }
+    problem = sim.Problem(
+        loss_fn, params, {"mean": jnp.zeros(SIZES[1]), "count": jnp.int32(0)}, eval_fn
+    )
     return sim.simulate(
-        loss_fn,
-        params,
+        problem,
         dc.dcasgd(0.05, num_workers=4, lambda0=0.5, momentum=0.9),
         sim.make_schedule(sim.ExponentialTime(), 4, NUM_EVENTS, seed=0),
         batches,
         key=jax.random.key(1),
         engine=ENGINES[engine],
-        model_state={"mean": jnp.zeros(SIZES[1]), "count": jnp.int32(0)},
-        eval_fn=eval_fn,
-        eval_versions=7,
-        metrics=("gap",),
+        recording=sim.Recording(metrics=["gap"], eval_versions=7),
         checkpoint=None if directory is None else sim.Checkpoint(directory, every=EVERY),
         progress=progress,
         **options,

@@ -1,5 +1,6 @@
 """Arguments of another kind: the error names the argument and says what to write."""
 
+import calls
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +67,7 @@ WRONG = {
     "progress": (dict(progress=True), "progress must be a function, got True"),
     "send": (dict(send="params"), "send must be a function, got 'params'"),
     "stop": (dict(stop=5.0), r"stop must be an integer >= 1, got 5\.0"),
-    "trace_every": (dict(trace_every="2"), "trace_every must be an integer >= 1, got '2'"),
+    "trace_every": (dict(trace_every="2"), "Recording.every must be an integer >= 1, got '2'"),
     "eval_versions": (
         dict(eval_fn=len, eval_versions="all"),
         "eval_versions must be an integer >= 1, got 'all'",
@@ -82,32 +83,32 @@ WRONG = {
 def test_arguments_of_another_kind(name):
     wrong, message = WRONG[name]
     with pytest.raises(TypeError, match=message):
-        sim.simulate(**{**RIGHT, **wrong})
+        calls.simulate(**{**RIGHT, **wrong})
     if {"checkpoint", "state", "stop"} & set(wrong):
         return
     of_members = ("params", "schedule", "batches")
     with pytest.raises(TypeError, match=message):
-        sim.sweep(**{
+        calls.sweep(**{
             name: sim.PerMember([value, value]) if name in of_members else value
             for name, value in {**RIGHT, **wrong}.items()
         })  # fmt: skip
 
 
 def test_an_unknown_policy_without_a_model_state():
-    for simulate in (sim.simulate, sim.sweep):
+    for simulate in (calls.simulate, calls.sweep):
         with pytest.raises(ValueError, match='must be "per_worker" or "server", got \'last\''):
             simulate(**RIGHT, model_state_policy="last")
 
 
 def test_a_sweep_over_what_is_no_mapping():
     with pytest.raises(TypeError, match="hyperparams must be a dict of names and values"):
-        sim.sweep(**RIGHT, hyperparams=[0.1, 0.2])
+        calls.sweep(**RIGHT, hyperparams=[0.1, 0.2])
 
 
 def test_keys_of_both_kinds():
     given = {**RIGHT, "loss_fn": problems.noisy_loss}
-    new = sim.simulate(**given, key=jax.random.key(1))
-    old = sim.simulate(**given, key=jax.random.PRNGKey(1))
+    new = calls.simulate(**given, key=jax.random.key(1))
+    old = calls.simulate(**given, key=jax.random.PRNGKey(1))
     np.testing.assert_array_equal(old.losses, new.losses)
 
 
@@ -120,15 +121,16 @@ def test_arguments_of_the_other_simulators(name, wrong):
     given = {"loss_fn": square_loss, "params": jnp.zeros(()), "tx": TX, name: wrong}
     trace = sim.random_memory_trace(2, num_blocks=1, num_jobs=5, seed=0)
     with pytest.raises(TypeError, match=f"{name} must be"):
-        sim.simulate_shared_memory(**given, reads=trace, batches=np.ones((5, 3)))
+        calls.simulate_shared_memory(**given, reads=trace, batches=np.ones((5, 3)))
     batches = sim.Indexed(np.ones(9), np.ones((20, 1), int))
     with pytest.raises(TypeError, match=f"{name} must be"):
-        sim.svrg(**given, schedules=[SCHEDULE], batches=batches)
+        calls.svrg(**given, schedules=[SCHEDULE], batches=batches)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (dict(law=None), "law must be a worker-time law, such as .*, got None"),
         (dict(law="gamma"), "law must be a worker-time law, such as .*, got 'gamma'"),
         (dict(law=sim.GammaTime), "law must be .* got the class GammaTime itself: call it, Gamma"),
         (dict(upload=1.0), "upload must be a worker-time law"),
@@ -156,7 +158,6 @@ def test_arguments_of_make_schedule(wrong, message):
         (lambda: sim.MarkovTime(sim.GammaTime), "MarkovTime.law must be .* class GammaTime itself"),
         (lambda: sim.Crash(0, "noon"), "Crash.time must be a number, got 'noon'"),
         (lambda: sim.SlowDown(0, 0.0, 1.0, None), "SlowDown.factor must be a number, got None"),
-        (lambda: sim.Replay([0, 1]), r"Replay.schedule must be a sim.Schedule, got \[0, 1\]"),
         (lambda: sim.Buffered(2.0), r"Buffered\.num_pushes must be an integer >= 1, got 2\.0"),
         (lambda: sim.Schedule(["a"], [0]), "The schedule's worker must be numbers"),
         (lambda: sim.Schedule([0], [0], num_workers="1"), "num_workers must be an integer"),
@@ -178,7 +179,7 @@ def test_integers_of_numpy_are_integers():
     buffered = sim.Buffered(np.int8(100))
     long = sim.make_schedule(sim.GammaTime(), np.int8(3), np.int8(100), seed=0, protocol=buffered)
     assert len(long) == 10_000
-    result = sim.simulate(
+    result = calls.simulate(
         **{**RIGHT, "schedule": schedule}, stop=np.int32(9), trace_every=np.int64(2),
         engine=sim.ScanEngine(np.int16(4)), eval_fn=lambda w: w["b"][0], eval_versions=np.int32(3),
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """What simulate refuses, before any work starts."""
 
+import calls
 import compensations
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ def simulate(schedule=SCHEDULE, batches=None, loss_fn=problems.softmax_loss, tx=
 
     options.setdefault("progress", untouched)
     batches = problems.softmax_batches(len(schedule)) if batches is None else batches
-    return sim.simulate(
+    return calls.simulate(
         loss_fn, problems.softmax_params(), tx or optax.sgd(0.1), schedule, batches, **options
     )
 
@@ -45,7 +46,7 @@ def test_a_data_set_in_the_place_of_batches(stop):
     with pytest.raises(ValueError, match=message + r"one event, .*batches=sim\.Indexed\("):
         simulate(batches=DATA_SET, stop=stop)
     with pytest.raises(ValueError, match=message):
-        sim.sweep(
+        calls.sweep(
             problems.softmax_loss, problems.softmax_params(), optax.sgd(0.1),
             sim.PerMember([SCHEDULE]), DATA_SET,
         )  # fmt: skip
@@ -73,7 +74,7 @@ def test_batches_of_all_events_go_with_any_stop(stop):
 def test_a_data_set_in_the_place_of_batches_of_shared_memory():
     trace = sim.random_memory_trace(2, num_blocks=1, num_jobs=5, seed=0)
     tx, loss_fn = optax.sgd(0.1), lambda w, x: jnp.sum((w - x) ** 2)
-    run = lambda batches: sim.simulate_shared_memory(loss_fn, jnp.zeros(()), tx, trace, batches)
+    run = lambda batches: calls.simulate_shared_memory(loss_fn, jnp.zeros(()), tx, trace, batches)
     assert len(run(np.ones(5)).losses) == 5
     with pytest.raises(ValueError, match="batches has 100 rows, but there are"):
         run(np.ones(100))

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import calls
 import chex
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ ENGINES = [sim.ScanEngine(chunk_size=7), sim.HostEngine()]
 
 def simulate(schedule, batches, **options):
     options.setdefault("tx", problems.adaptive())
-    return sim.simulate(
+    return calls.simulate(
         problems.softmax_loss,
         problems.softmax_params(),
         options.pop("tx"),
@@ -242,7 +243,7 @@ def test_an_iterator_in_float64(engine, x64):
     images, labels = problems.softmax_batches(NUM_EVENTS, np.float64)
     options = dict(dtype=np.float64, engine=engine)
     expected = run(schedule_for(), tx, **options)
-    result = sim.simulate(
+    result = calls.simulate(
         problems.softmax_loss, problems.softmax_params(np.float64), tx, schedule_for(),
         zip(images, labels, strict=True), engine=engine,
     )  # fmt: skip

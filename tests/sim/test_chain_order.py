@@ -1,5 +1,6 @@
 """Where a compensation stands in a chain, and which learning rate its cap was told."""
 
+import calls
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +85,7 @@ def test_behind_the_learning_rate_is_an_error_that_shows_the_order(name):
         two = sim.PerMember([problems.softmax_params(), problems.softmax_params(seed=3)])
         batches = problems.softmax_batches(len(SCHEDULE))
         with pytest.raises(ValueError, match=order):
-            sim.sweep(problems.softmax_loss, two, tx, SCHEDULE, batches)
+            calls.sweep(problems.softmax_loss, two, tx, SCHEDULE, batches)
         buffered = problems.schedule_for(sim.Buffered(2))
         per_push = optax.chain(optax.scale(-1.0), dc.compensate_delay())
         with pytest.raises(ValueError, match=order):
@@ -110,7 +111,7 @@ def test_a_swept_learning_rate_does_not_hide_the_order():
     made, rates = tx(rate=0.0), {"rate": [0.1, 0.2]}
     arguments = problems.softmax_loss, problems.softmax_params(), made, SCHEDULE, batches
     with pytest.raises(ValueError, match="stands behind the learning rate"):
-        sim.sweep(*arguments, hyperparams=rates)
+        calls.sweep(*arguments, hyperparams=rates)
 
 
 def capped(told, *rest, max_pull=1.0, **settings):
@@ -178,7 +179,7 @@ def test_every_rate_of_a_sweep_must_fit_the_cap():
     batches, rates = problems.softmax_batches(len(SCHEDULE)), {"rate": [0.05, 0.1, 0.5]}
     arguments = problems.softmax_loss, problems.softmax_params(), tx(rate=0.1), SCHEDULE, batches
     with pytest.raises(ValueError, match=r"told learning_rate=0\.1, but the chain applies 0\.5"):
-        sim.sweep(*arguments, hyperparams=rates)
+        calls.sweep(*arguments, hyperparams=rates)
 
 
 def test_a_slight_weight_decay_is_found_too():

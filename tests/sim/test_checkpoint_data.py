@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import calls
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,7 @@ def loss_fn(w, batch):
 
 def train(directory, batches, stop=None):
     checkpoint = None if directory is None else sim.Checkpoint(directory, every=10)
-    return sim.simulate(
+    return calls.simulate(
         loss_fn, jnp.zeros(3), TX, SCHEDULE, batches, stop=stop, checkpoint=checkpoint
     )
 

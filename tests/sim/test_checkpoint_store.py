@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 
+import calls
 import numpy as np
 import optax
 import pytest
@@ -134,10 +135,10 @@ def test_a_second_process_is_told_so_and_a_killed_one_leaves_the_directory_free(
 
 def test_two_runs_of_one_process_do_not_share_a_directory_either(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "_PATIENCE_SECONDS", 0.0)
-    schedule = sim.make_schedule(None, 1, 4, seed=0, protocol=sim.PrescribedStaleness([0] * 4))
+    schedule = sim.Schedule.from_staleness([0] * 4)
 
     def train(progress=None):
-        return sim.simulate(
+        return calls.simulate(
             lambda w, x: (w - x) ** 2, 0.0, optax.sgd(0.1), schedule, np.ones(4, np.float32),
             checkpoint=sim.Checkpoint(tmp_path, every=2), progress=progress,
         )  # fmt: skip

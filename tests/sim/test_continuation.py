@@ -1,5 +1,6 @@
 """Going on from a state: with the same schedule, a longer one, and what is refused."""
 
+import calls
 import chex
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ def loss_fn(params, batch):
 
 def train(schedule, **options):
     batches = BATCHES[: len(schedule)]
-    return sim.simulate(loss_fn, np.ones(2), TX, schedule, batches, **options)
+    return calls.simulate(loss_fn, np.ones(2), TX, schedule, batches, **options)
 
 
 def make(num_updates, seed, num_workers=4, law=None, **options):
@@ -107,7 +108,7 @@ def test_schedules_of_several_lengths(x64):
 def test_members_of_a_sweep_go_on_with_longer_schedules(x64):
     schedules = [(make(20, seed, **WAITING), make(40, seed, **WAITING)) for seed in range(12)]
     short = sim.PerMember([short for short, _ in schedules])
-    result = sim.sweep(loss_fn, np.ones(2), TX, short, BATCHES[:20])
+    result = calls.sweep(loss_fn, np.ones(2), TX, short, BATCHES[:20])
     gone_on = 0
     for i, (_, long) in enumerate(schedules):
         rest = go_on(long, result.member(i).state)
@@ -157,7 +158,7 @@ def test_a_repetition_of_what_the_state_does_not_hold():
     twice = sim.Schedule([0, 1, 1], [0, 0, 0], batch=[0, 1, 1])
     options = dict(model_state=np.ones(()))
     loss = lambda params, factor, batch: (jnp.sum(params * batch) * factor, factor * 2)
-    run = lambda schedule, **more: sim.simulate(
+    run = lambda schedule, **more: calls.simulate(
         loss, np.ones(2), TX, schedule, BATCHES[: len(schedule)], **options, **more
     )
     with pytest.raises(ValueError, match="Event 2 repeats event 1, but the state does not hold"):

@@ -2,6 +2,7 @@
 
 import functools
 
+import calls
 import chex
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def params_of_every_version(schedule, tx, **options):
     batches = jax.tree.map(np.asarray, [PROBLEM.batch(k) for k in range(len(schedule))])
     batches = jax.tree.map(lambda *rows: np.stack(rows), *batches)
     params = jax.tree.map(jnp.asarray, PROBLEM.params)
-    result = sim.simulate(
+    result = calls.simulate(
         loops.softmax_loss, params, tx, schedule, batches, eval_fn=lambda p: p,
         eval_versions=1, **options,
     )  # fmt: skip
@@ -120,7 +121,7 @@ def test_with_the_hessian_stale_training_on_a_quadratic_is_sequential(engine, pr
         assert (schedule.staleness > 0).any()
     centres = np.asarray(QUADRATIC["centres"])
     rows = np.arange(len(schedule)) % len(centres)
-    result = sim.simulate(
+    result = calls.simulate(
         quadratic_loss, jnp.asarray(QUADRATIC["w0"]), options.pop("tx"), schedule, centres[rows],
         engine=ENGINES[engine], **options,
     )  # fmt: skip
@@ -199,11 +200,11 @@ def test_hvp_is_at_the_params_the_model_state_and_the_key_of_the_gradient(engine
     schedule = sim.Schedule([0, 0, 1], [0, 1, 0])
     w0 = jnp.asarray([1.0, 2.0, 3.0])
     tx = optax.chain(hvp_recorder(), optax.sgd(0.1))
-    result = sim.simulate(
+    result = calls.simulate(
         loss_fn, w0, tx, schedule, np.ones((3, 1)), key=NOISE, model_state=jnp.asarray(1.0),
         model_state_policy=policy, engine=ENGINES[engine],
     )  # fmt: skip
-    two = sim.simulate(
+    two = calls.simulate(
         loss_fn, w0, tx, schedule, np.ones((3, 1)), key=NOISE, model_state=jnp.asarray(1.0),
         model_state_policy=policy, stop=2,
     )  # fmt: skip
@@ -252,7 +253,7 @@ def test_a_sweep_is_its_members(x64):
 
     schedule = schedule_for(num_updates=12)
     batches = problems.softmax_batches(12, np.float64)
-    result = sim.sweep(
+    result = calls.sweep(
         problems.softmax_loss, problems.softmax_params(np.float64), make(learning_rate=0.0),
         schedule, batches, hyperparams={"learning_rate": [0.1, 0.3]},
     )  # fmt: skip
@@ -381,5 +382,5 @@ def test_bad_questions(asking, options, message, engine):
 def test_batches_without_samples(batches, message):
     loss_fn = lambda w, batch: w * sum(leaf.sum() for leaf in jax.tree.leaves(batch))
     with pytest.raises(ValueError, match=message):
-        sim.simulate(loss_fn, jnp.float32(1.0), ask("fisher_diagonal"), sim.Schedule([0], [0]),
+        calls.simulate(loss_fn, jnp.float32(1.0), ask("fisher_diagonal"), sim.Schedule([0], [0]),
                      batches)  # fmt: skip

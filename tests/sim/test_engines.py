@@ -1,5 +1,6 @@
 """Engines: equal to each other, resumable, compiled once, frugal."""
 
+import calls
 import chex
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def test_long_runs_compile_one_chunk_and_one_rest():
 
         schedule = schedule_for(num_updates=num_events)
         engine = sim.ScanEngine(chunk_size=50)
-        sim.simulate(
+        calls.simulate(
             loss_fn, 0.0, optax.sgd(0.1), schedule, np.ones(num_events, np.float32), engine=engine
         )
         return len(traces)
@@ -124,10 +125,10 @@ def test_the_callers_arrays_survive_donation():
     opt_state = tx.init(params)
     schedule = schedule_for()
     batches = problems.softmax_batches(NUM_EVENTS)
-    first = sim.simulate(
+    first = calls.simulate(
         problems.softmax_loss, params, tx, schedule, batches, opt_state=opt_state, stop=30
     )
-    sim.simulate(problems.softmax_loss, params, tx, schedule, batches, state=first.state)
+    calls.simulate(problems.softmax_loss, params, tx, schedule, batches, state=first.state)
     for tree in (params, opt_state, first.params, first.state):
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(tree))
 
@@ -157,7 +158,7 @@ def test_engine_choice(monkeypatch):
             spy = lambda c: chosen.append(original(c)) or chosen[-1]
             patch.setattr(engines, "choose_engine", spy)
             batches = jnp.stack([batch] * 2)
-            sim.simulate(loss_fn, params, optax.sgd(0.1), sim.Schedule([0, 0], [0, 1]), batches)
+            calls.simulate(loss_fn, params, optax.sgd(0.1), sim.Schedule([0, 0], [0, 1]), batches)
         return chosen[-1]
 
     def convolving(params, batch):

@@ -1,5 +1,6 @@
 """eval_fn inside the run, the trace's metrics, and traces that are thinned."""
 
+import calls
 import chex
 import jax
 import jax.flatten_util
@@ -100,7 +101,7 @@ def test_evaluation_costs_nothing_where_it_is_not_asked_for():
         (dict(eval_fn=square_norm, eval_versions=0), "eval_versions must be an integer >= 1"),
         (dict(metrics=["gap", "speed"]), "Unknown metric 'speed'; there are"),
         (dict(metrics="gap"), "metrics must be a collection of names"),
-        (dict(trace_every=0), "trace_every must be an integer >= 1"),
+        (dict(trace_every=0), "Recording.every must be an integer >= 1"),
     ],
 )
 def test_bad_input(options, message):
@@ -162,10 +163,10 @@ def test_a_lost_run_has_no_evaluations_from_its_first_bad_loss_on(before, tmp_pa
     schedule = schedule_for(num_updates=60)
     inputs = (blow_up, jnp.full(2, 3.0), optax.sgd(0.05), schedule, jnp.zeros((60, 2)))
     evaluates = dict(eval_fn=lambda w: w, eval_versions=1 if before else [59, 60])
-    results = [sim.simulate(*inputs, engine=engine, **evaluates) for engine in LOST_ENGINES]
+    results = [calls.simulate(*inputs, engine=engine, **evaluates) for engine in LOST_ENGINES]
     saved = dict(checkpoint=sim.Checkpoint(tmp_path, every=4))
-    results.append(sim.simulate(*inputs, **evaluates, **saved))
-    results.append(sim.sweep(
+    results.append(calls.simulate(*inputs, **evaluates, **saved))
+    results.append(calls.sweep(
         *inputs, **evaluates, key=sim.PerMember([None, None]), chunk_size=7).member(1))  # fmt: skip
     lost_at = results[0].non_finite.event
     assert 0 < lost_at < 50
@@ -202,3 +203,33 @@ def test_a_trace_as_a_data_frame():
     assert frame["loss"].to_numpy() == pytest.approx(result.losses)
     by_worker = frame.groupby("worker")["staleness"].mean()
     assert by_worker[0] == pytest.approx(result.trace.staleness[result.trace.worker == 0].mean())
+
+
+def test_results_are_read_at_a_glance_and_as_tables():
+    loss_fn = lambda w, target: jnp.sum((w - target) ** 2)
+    evaluated = lambda w: {"first": w[0], "two": w[:2]}
+    problem = sim.Problem(loss_fn, jnp.zeros(3), eval_fn=evaluated)
+    schedule = sim.make_schedule(sim.RoundRobin(), 2, num_updates=6, seed=0)
+    recording = sim.Recording(eval_versions=3)
+    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    result = sim.simulate(problem, tx, schedule, jnp.ones((6, 3)), recording=recording)
+    assert repr(result).splitlines() == [
+        "SimResult of 6 events",
+        "  last version 6, mean staleness 0.83, 3 simulated seconds",
+        "  mean loss of the first 1 event 3, of the last 0",
+        "  params: 1 array, 3 numbers",
+    ]
+    assert repr(result.trace).startswith("Trace of 6 events\n  event, worker, version,")
+    assert repr(result.evaluations) == ("Evaluations of 2 versions 3 to 6\n  first, two[0], two[1]")
+    assert repr(result.state) == "SimState(6 events done)"
+    table = result.evaluations.to_pandas()
+    assert list(table) == ["version", "samples", "time", "first", "two[0]", "two[1]"]
+    np.testing.assert_array_equal(table["two[1]"], result.evaluations.values["two"][:, 1])
+    rates = sim.grid(learning_rate=[0.5, 0.25])
+    swept = sim.sweep(
+        problem, tx, schedule, jnp.ones((6, 3)), hyperparams=rates, recording=recording
+    )
+    table = swept.evaluations.to_pandas()
+    assert table["member"].tolist() == [0, 0, 1, 1]
+    assert table["version"].tolist() == [3, 6, 3, 6]
+    np.testing.assert_array_equal(table["two[1]"], swept.evaluations.values["two"][:, :, 1].ravel())

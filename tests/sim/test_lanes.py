@@ -1,5 +1,6 @@
 """The lanes engine: equal to the scan engine, whatever the waves, the mesh and the server."""
 
+import calls
 import chex
 import compensations
 import jax
@@ -88,7 +89,7 @@ def schedule_for(law=None, num_workers=5, num_updates=NUM_EVENTS, seed=0, **opti
 
 def run(schedule, engine, tx=TX, dtype=np.float64, **options):
     batches = options.pop("batches", None)
-    return sim.simulate(
+    return calls.simulate(
         options.pop("loss_fn", loss_fn),
         make_params(dtype),
         tx,
@@ -348,7 +349,7 @@ def wide_problem(num_workers, law, **options):
         jnp.sum((leaf - batch) ** 2) for leaf in jax.tree.leaves(params)
     )
     batches = np.ones(len(schedule), np.float32)
-    return (loss, params, EVERYTHING, schedule, batches), 4 * (24 * 16 + 40 * 3)
+    return (sim.Problem(loss, params), EVERYTHING, schedule, batches), 4 * (24 * 16 + 40 * 3)
 
 
 @pytest.mark.parametrize("lanes_per_device", [1, 2])
@@ -369,7 +370,7 @@ def test_a_wave_exchanges_its_snapshots_and_its_gradients(lanes_per_device):
 def test_idle_lanes_count_in_the_exchange():
     problem, size = wide_problem(5, sim.ExponentialTime())
     measured = lanes().exchange(*problem)
-    assert measured.wave_size == len(problem[3]) / len(problem[3].waves) < 4
+    assert measured.wave_size == len(problem[2]) / len(problem[2].waves) < 4
     assert measured.all_to_all == 2 * 8 * size
 
 

@@ -1,5 +1,6 @@
 """Mutable model state: one per worker, or one on the server where the last push wins."""
 
+import calls
 import chex
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def model_state(dtype=np.float32):
 
 
 def simulate(schedule, policy, *, tx=None, dtype=np.float64, loss_fn=normalised_loss, **options):
-    return sim.simulate(
+    return calls.simulate(
         loss_fn,
         problems.softmax_params(dtype),
         tx or problems.adaptive(),
@@ -131,12 +132,12 @@ def test_a_push_delivered_twice_has_the_same_key_and_batch():
         sim.ExponentialTime(), 4, 12, seed=0, faults=[sim.DuplicatedPush(0, 0)]
     )
     k = int(np.flatnonzero(twice.batch != np.arange(len(twice)))[0])
-    result = sim.simulate(
+    result = calls.simulate(
         problems.noisy_loss, problems.softmax_params(), optax.sgd(0.1), twice,
         problems.softmax_batches(len(twice)), key=jax.random.key(0),
     )  # fmt: skip
     assert result.losses[k] == result.losses[k - 1]
-    once = sim.simulate(
+    once = calls.simulate(
         problems.noisy_loss, problems.softmax_params(), optax.sgd(0.1), schedule,
         problems.softmax_batches(12), key=jax.random.key(0),
     )  # fmt: skip
@@ -149,7 +150,7 @@ def doubling_loss(params, factor, batch):
 
 
 def double(schedule, engine=None, **options):
-    return sim.simulate(
+    return calls.simulate(
         doubling_loss, jnp.zeros(()), optax.sgd(-1.0), schedule,
         np.ones(len(schedule), np.float32), engine=engine,
         model_state=jnp.ones(()), **options,
@@ -197,7 +198,7 @@ def test_second_deliveries_of_some_members_of_a_sweep():
         sim.make_schedule(sim.ExponentialTime(), 3, 14, seed=1, faults=faults)
         for faults in ([], twice)
     ]
-    result = sim.sweep(
+    result = calls.sweep(
         doubling_loss, jnp.zeros(()), optax.sgd(-1.0), sim.PerMember(schedules),
         np.ones(14, np.float32), model_state=jnp.ones(()),
     )  # fmt: skip

@@ -6,6 +6,7 @@ is for test_pushes, against a literal loop.
 
 import functools
 
+import calls
 import compensations
 import jax
 import jax.numpy as jnp
@@ -119,7 +120,7 @@ def batches(schedule):
 
 
 def train(schedule, tx, engine, **options):
-    return sim.simulate(
+    return calls.simulate(
         loss_fn, start(), tx, schedule, batches(schedule), engine=engine, **options
     ).params
 
@@ -127,7 +128,7 @@ def train(schedule, tx, engine, **options):
 def member_of_a_sweep(schedule, tx, **options):
     """The second of two members, that differ in their initial params."""
     members = sim.PerMember([start(5), start()])
-    swept = sim.sweep(loss_fn, members, tx, schedule, batches(schedule), chunk_size=1, **options)
+    swept = calls.sweep(loss_fn, members, tx, schedule, batches(schedule), chunk_size=1, **options)
     return swept.member(1).params
 
 
@@ -252,15 +253,15 @@ def test_another_number_of_workers_is_refused_by_all_who_run(name, made_for):
     rows = problems.softmax_batches(len(schedule))
     arguments = problems.softmax_loss, problems.softmax_params(), tx, schedule, rows
     with pytest.raises(ValueError, match=message):
-        sim.simulate(*arguments)
+        calls.simulate(*arguments)
     params = sim.PerMember([problems.softmax_params(), problems.softmax_params(seed=2)])
     with pytest.raises(ValueError, match=message):
-        sim.sweep(arguments[0], params, *arguments[2:])
+        calls.sweep(arguments[0], params, *arguments[2:])
     examples = jax.tree.map(lambda leaf: leaf[0], rows)
     rows = np.arange(len(schedule) * 4).reshape(-1, 4) % 8
     with pytest.raises(ValueError, match=message):
-        sim.svrg(*arguments[:3], [schedule], sim.Indexed(examples, rows))
-    sim.simulate(*arguments[:2], WITH_ROWS[name](NUM_WORKERS), *arguments[3:])
+        calls.svrg(*arguments[:3], [schedule], sim.Indexed(examples, rows))
+    calls.simulate(*arguments[:2], WITH_ROWS[name](NUM_WORKERS), *arguments[3:])
 
 
 @pytest.mark.parametrize("name", WITH_ROWS)

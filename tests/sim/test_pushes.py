@@ -2,6 +2,7 @@
 
 import functools
 
+import calls
 import chex
 import compensations
 import jax
@@ -192,7 +193,7 @@ def test_a_loss_that_recovers_is_reported_and_the_run_goes_on():
     images, labels = problems.softmax_batches(60)
     images[20] = np.nan
     tx = optax.apply_if_finite(problems.adaptive(), max_consecutive_errors=5)
-    result = sim.simulate(
+    result = calls.simulate(
         problems.softmax_loss, problems.softmax_params(), tx, schedule_for(), (images, labels),
         engine=sim.ScanEngine(chunk_size=21),
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """send: what workers get when they pull, for every engine, protocol and way to run."""
 
+import calls
 import chex
 import compensations
 import jax
@@ -120,7 +121,7 @@ def test_a_sweep_is_its_members(engine, x64):
     tx, rates = make(learning_rate=0.0), [0.1, LEARNING_RATE]
     schedule = schedule_for(num_updates=NUM_EVENTS)
     batches = problems.softmax_batches(NUM_EVENTS, np.float64)
-    result = sim.sweep(
+    result = calls.sweep(
         problems.softmax_loss, problems.softmax_params(np.float64), tx, schedule, batches,
         hyperparams={"learning_rate": rates}, send=send, engine=engine,
     )  # fmt: skip
@@ -128,7 +129,7 @@ def test_a_sweep_is_its_members(engine, x64):
     of_second = jax.tree.map(lambda leaf: leaf[1], result.params)
     chex.assert_trees_all_close(of_second, alone.params, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match=r"send\(...\) has no leaf \['b'\]"):
-        sim.sweep(
+        calls.sweep(
             problems.softmax_loss, problems.softmax_params(), tx, schedule, batches,
             hyperparams={"learning_rate": rates}, send=lambda p, s: {"w": p["w"]},
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import functools
 
+import calls
 import compensations
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def run(reads, tx=None, *, num_batches=None, **options):
     num_batches = count_batches(reads) if num_batches is None else num_batches
     options = {"eval_fn": params_and_full_loss, "blocks": BLOCKS, **options}
     tx = compensated(0.0) if tx is None else tx
-    return sim.simulate_shared_memory(
+    return calls.simulate_shared_memory(
         loops.softmax_loss, PROBLEM.params, tx, reads, batches(num_batches), **options
     )
 
@@ -171,7 +172,7 @@ def test_lost_updates_are_read_modify_write(x64, monkeypatch):
 def test_one_worker_is_sequential_sgd_exactly(x64):
     schedule = sim.make_schedule(sim.ConstantTime(), 1, 18, seed=0)
     tx = compensated(2.0)
-    plain = sim.simulate(loops.softmax_loss, PROBLEM.params, tx, schedule, batches(18))
+    plain = calls.simulate(loops.softmax_loss, PROBLEM.params, tx, schedule, batches(18))
     fresh = sim.ReadVersions(np.repeat(np.arange(18)[:, None], 5, axis=1))
     for reads in (fresh, OPERATIONS["ops_1worker"], sim.random_memory_trace(1, 5, 18, seed=3)):
         result = run(reads, tx)
@@ -182,7 +183,7 @@ def test_one_worker_is_sequential_sgd_exactly(x64):
 def test_consistent_reads_are_the_simulator(x64):
     schedule = sim.make_schedule(sim.ExponentialTime(), 4, 24, seed=0)
     tx = optax.chain(compensations.explicit(2.0, ms_decay=0.9), optax.sgd(0.3, momentum=0.5))
-    plain = sim.simulate(loops.softmax_loss, PROBLEM.params, tx, schedule, batches(24))
+    plain = calls.simulate(loops.softmax_loss, PROBLEM.params, tx, schedule, batches(24))
     reads = sim.ReadVersions(np.repeat(schedule.read_version[:, None], 2, axis=1), schedule.worker)
     result = run(reads, tx, blocks=None)
     assert_close(theta(result.params), theta(plain.params), atol=1e-13)
@@ -192,7 +193,7 @@ def test_consistent_reads_are_the_simulator(x64):
 def test_indexed_batches_and_evaluations_now_and_then(x64):
     trace = OPERATIONS["ops_3workers"]
     whole = run(trace)
-    indexed = sim.simulate_shared_memory(
+    indexed = calls.simulate_shared_memory(
         loops.softmax_loss, PROBLEM.params, optax.sgd(0.5), trace,
         sim.Indexed((PROBLEM.X, PROBLEM.y), PROBLEM.batch_rows[np.arange(18) % 6]),
         blocks=BLOCKS, eval_fn=params_and_full_loss, eval_every=4,
@@ -208,7 +209,7 @@ def test_half_precision_stays(kind):
     table = sim.ReadVersions(CASES["table_lam0"]["read_version"])
     reads = table if kind == "table" else OPERATIONS["ops_3workers"]
     tx = optax.chain(compensations.explicit(2.0), optax.sgd(lambda count: jnp.float32(0.5)))
-    result = sim.simulate_shared_memory(
+    result = calls.simulate_shared_memory(
         loops.softmax_loss, params, tx, reads,
         jax.tree.map(jnp.asarray, batches(count_batches(reads))), blocks=BLOCKS,
     )  # fmt: skip
@@ -223,7 +224,7 @@ def test_a_trace_by_hand():
     assert trace.jobs.read_version.tolist() == [[0, 0], [1, 0]]
     assert trace.jobs.staleness.tolist() == [0, 1]
     assert (trace.jobs.first_write.tolist(), trace.jobs.last_write.tolist()) == ([3, 6], [5, 7])
-    result = sim.simulate_shared_memory(
+    result = calls.simulate_shared_memory(
         lambda x, slope: slope * jnp.sum(x * x) / 2, jnp.array([1.0, 2.0]), optax.sgd(0.5),
         trace, jnp.array([1.0, 0.5]), blocks=jnp.arange(2),
     )  # fmt: skip
@@ -313,7 +314,7 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match=message):
             run(reads, blocks=blocks)
     with pytest.raises(TypeError, match=r"must be a tree of arrays \[num_batches"):
-        sim.simulate_shared_memory(
+        calls.simulate_shared_memory(
             loops.softmax_loss, PROBLEM.params, optax.sgd(0.5), reads, iter([]), blocks=BLOCKS
         )
     with pytest.raises(ValueError, match="no write"):
@@ -329,7 +330,7 @@ def test_bad_arguments():
 
 def descend(schedule, learning_rate, start=1.0):
     """x after every push."""
-    result = sim.simulate(
+    result = calls.simulate(
         lambda x, batch: x * x / 2 + 0 * batch, np.float64(start), optax.sgd(learning_rate),
         schedule, np.zeros(len(schedule)), eval_fn=lambda x: x, eval_versions=1,
     )  # fmt: skip
@@ -342,6 +343,18 @@ def test_one_gradient_held_back(x64, case):
     after = descend(sim.held_back_schedule(tau), alpha, case["w0"])[-1]
     assert_close(after, case["w_after"], atol=1e-15)
     assert_close(after, ((1 - alpha) ** tau - alpha) * case["w0"], atol=1e-15)
+
+
+def test_the_progress_of_a_round_is_bounded_once_the_stale_step_decides(x64):
+    alpha = 0.1
+    simulated = [-np.log(abs(descend(sim.held_back_schedule(tau), alpha)[-1])) for tau in (22, 29)]
+    assert simulated == pytest.approx([6.49, 2.94], abs=0.005)  # 22: the two terms nearly cancel
+    delays = np.arange(1, 500)
+    progress = -np.log(np.abs((1 - alpha) ** delays - alpha))
+    decides = 2 * (1 - alpha) ** delays <= alpha
+    assert delays[decides][0] == 29
+    assert progress[decides].max() <= np.log(2 / alpha) < progress[~decides].max()
+    assert progress[-1] == pytest.approx(np.log(1 / alpha))  # what is left of it in the end
 
 
 def test_the_slow_down_is_linear_in_the_delay(x64):

@@ -1,5 +1,6 @@
 """simulate: equal to the NumPy oracle, measured, and what its protocols and traces mean."""
 
+import calls
 import chex
 import compensations
 import jax
@@ -52,7 +53,7 @@ def test_float64_run_equals_the_numpy_oracle(law, num_workers, seed, lambda0, ms
             compensations.explicit(lambda0, **options, learning_rate=0.6),
             optax.sgd(0.3, momentum=0.5),
         )
-        result = sim.simulate(problems.softmax_loss, params, tx, schedule, batches)
+        result = calls.simulate(problems.softmax_loss, params, tx, schedule, batches)
         expected = numpy_loop(
             schedule, params, batches, problems.softmax_loss, lr=0.3, lambda0=lambda0,
             momentum=0.5, **options,
@@ -198,7 +199,7 @@ def test_compensation_ratio_by_hand():
     """loss 0.5 h w^2, so g = h w_stale: ratio = lambda |g| |w - w_stale|."""
     schedule = sim.Schedule([0, 1], [0, 0])
     tx = optax.chain(compensations.explicit(2.0), optax.sgd(0.1))
-    result = sim.simulate(
+    result = calls.simulate(
         lambda w, h: 0.5 * h * w**2, jnp.float32(1.0), tx, schedule, np.float32([0.5, 0.5]),
         metrics=["compensation_ratio"],
     )  # fmt: skip
@@ -224,7 +225,7 @@ def test_batch_fn_equals_arrays():
         return jax.tree.map(lambda b: b[event], batches)
 
     tx = problems.adaptive()
-    result = sim.simulate(
+    result = calls.simulate(
         problems.softmax_loss, problems.softmax_params(), tx, schedule, batch_fn,
     )  # fmt: skip
     chex.assert_trees_all_close(result.params, run(schedule, tx).params, rtol=1e-6, atol=1e-7)
@@ -264,6 +265,6 @@ def test_compensation_widens_the_stable_range_on_a_quadratic():
             compensations.explicit(1e30, max_pull=1.0, learning_rate=1.0), optax.sgd(1.0)
         ),
     }.items():
-        last[name] = sim.simulate(loss_fn, jnp.float32(1.0), tx, schedule, targets).losses[-1]
+        last[name] = calls.simulate(loss_fn, jnp.float32(1.0), tx, schedule, targets).losses[-1]
     assert not last["asgd"] < 1e6
     assert last["capped"] < 1e-12

@@ -2,6 +2,7 @@
 
 import functools
 
+import calls
 import compensations
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,9 @@ def params_and_full_loss(params):
 
 
 def run(schedules, lambda0=None, *, loss_fn=loops.softmax_loss, rows=ROWS, **options):
-    per_gradient = None if lambda0 is None else compensate(lambda0)
-    options = {"eval_fn": params_and_full_loss, "per_gradient": per_gradient, **options}
-    return sim.svrg(
+    per_push = None if lambda0 is None else compensate(lambda0)
+    options = {"eval_fn": params_and_full_loss, "per_push": per_push, **options}
+    return calls.svrg(
         loss_fn, PROBLEM.params, sgd(0.5), schedules, sim.Indexed(EXAMPLES, rows), **options
     )
 
@@ -162,7 +163,7 @@ def test_the_usual_mistakes_are_seen(mistake):
 def test_where_the_compensation_stands_matters(x64):
     """In `tx` it sees v, as its docstring says: another algorithm."""
     schedules = [round_robin()] * 3
-    inside = sim.svrg(
+    inside = calls.svrg(
         loops.softmax_loss,
         PROBLEM.params,
         optax.chain(compensations.explicit(2.0), optax.sgd(0.5)),
@@ -181,12 +182,12 @@ def test_the_exact_curvature_undoes_staleness_on_a_quadratic(x64):
     rng = np.random.default_rng(0)
     batches = sim.Indexed(rng.normal(size=(20, 2)), rng.integers(0, 20, size=(30, 4)))
     train = functools.partial(
-        sim.svrg, quadratic_loss, np.array([3.0, -2.0]), optax.sgd(0.1), batches=batches
+        calls.svrg, quadratic_loss, np.array([3.0, -2.0]), optax.sgd(0.1), batches=batches
     )
     exact = dc.compensate_delay(1.0, curvature=dc.curvatures.hessian())
     stale = [sim.make_schedule(sim.ExponentialTime(), 4, 10, seed=e) for e in range(3)]
     fresh = train(schedules=[round_robin(1, 10)] * 3).params
-    assert_close(train(schedules=stale, per_gradient=exact).params, fresh)
+    assert_close(train(schedules=stale, per_push=exact).params, fresh)
     assert np.abs(train(schedules=stale).params - fresh).max() > 1e-3
 
 
@@ -238,9 +239,9 @@ def test_params_and_the_optimizer_state_are_kept():
     params = jax.tree.map(jnp.asarray, PROBLEM.params)
     tx = optax.sgd(0.1, momentum=0.9)
     batches = sim.Indexed(EXAMPLES, ROWS)
-    both = sim.svrg(loops.softmax_loss, params, tx, [round_robin()] * 2, batches)
-    one = sim.svrg(loops.softmax_loss, params, tx, [round_robin()], batches)
-    two = sim.svrg(
+    both = calls.svrg(loops.softmax_loss, params, tx, [round_robin()] * 2, batches)
+    one = calls.svrg(loops.softmax_loss, params, tx, [round_robin()], batches)
+    two = calls.svrg(
         loops.softmax_loss, one.params, tx, [round_robin()], sim.Indexed(EXAMPLES, ROWS[12:]),
         opt_state=one.opt_state,
     )  # fmt: skip
@@ -252,9 +253,9 @@ def test_params_and_the_optimizer_state_are_kept():
 def test_half_precision_stays_and_its_sums_are_wide():
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), PROBLEM.params)
     examples = (jnp.asarray(PROBLEM.X, jnp.bfloat16), jnp.asarray(PROBLEM.y, jnp.int32))
-    result = sim.svrg(
+    result = calls.svrg(
         loops.softmax_loss, params, optax.sgd(lambda count: jnp.float32(0.5)), [round_robin()] * 2,
-        sim.Indexed(examples, ROWS), per_gradient=compensate(2.0),
+        sim.Indexed(examples, ROWS), per_push=compensate(2.0),
     )  # fmt: skip
     assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {jnp.dtype(jnp.bfloat16)}
     many = jnp.full(4096, 1.0, jnp.bfloat16)  # 1/4096 each: sums in bfloat16 would stop early
@@ -282,7 +283,7 @@ def test_bad_epochs_and_rows(schedules, rows, message):
 
 
 def test_bad_schedules_and_batches():
-    synchronous = sim.make_schedule(None, 4, 3, seed=0, protocol=sim.RecordedDelays([[0] * 4] * 3))
+    synchronous = sim.Schedule.from_delays([[0] * 4] * 3)
     with pytest.raises(ValueError, match=r"schedules\[1\] averages several pushes"):
         run([round_robin(), synchronous])
     broken = sim.make_schedule(
@@ -293,10 +294,10 @@ def test_bad_schedules_and_batches():
     with pytest.raises(TypeError, match=r"schedules\[0\] must be a sim.Schedule"):
         run([3])
     with pytest.raises(TypeError, match="the full gradient is over all examples; got tuple"):
-        sim.svrg(loops.softmax_loss, PROBLEM.params, optax.sgd(0.5), [round_robin()], EXAMPLES)
+        calls.svrg(loops.softmax_loss, PROBLEM.params, optax.sgd(0.5), [round_robin()], EXAMPLES)
     uneven = sim.Indexed((PROBLEM.X, PROBLEM.y[:20]), ROWS)
     with pytest.raises(ValueError, match="one common leading axis"):
-        sim.svrg(loops.softmax_loss, PROBLEM.params, optax.sgd(0.5), [round_robin()], uneven)
+        calls.svrg(loops.softmax_loss, PROBLEM.params, optax.sgd(0.5), [round_robin()], uneven)
     for option in ("eval_every", "full_batch_size"):
         with pytest.raises(ValueError, match=f"{option} must be an integer >= 1"):
             run([round_robin()], **{option: 0})

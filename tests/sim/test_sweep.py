@@ -1,5 +1,6 @@
 """sweep: every member equals its own simulate, however the members are spread."""
 
+import calls
 import chex
 import compensations
 import jax
@@ -62,7 +63,7 @@ def check(tolerance=FLOAT32, *, dtype=np.float32, numbers=NUMBERS, tx=TX, **give
         metrics=["gap", "compensation_ratio"],
     )
     inputs |= given
-    result = sim.sweep(
+    result = calls.sweep(
         tx=tx, hyperparams=numbers, chunk_size=10, engine=engine, **inputs, **options
     )
     for i in range(len(result)):
@@ -70,7 +71,7 @@ def check(tolerance=FLOAT32, *, dtype=np.float32, numbers=NUMBERS, tx=TX, **give
         opt_state = tx.init(mine["params"])
         for name, values in numbers.items():
             opt_state.hyperparams[name] = jnp.asarray(values[i], dtype)
-        expected = sim.simulate(tx=tx, opt_state=opt_state, engine=engine, **mine)
+        expected = calls.simulate(tx=tx, opt_state=opt_state, engine=engine, **mine)
         assert_close(result.member(i), expected, tolerance)
         names = ("params", "opt_state", "model_state", "losses", "trace", "evaluations")
         stacked = [getattr(result, name) for name in names]
@@ -170,13 +171,13 @@ def test_hyperparameters_of_the_per_push_transformation():
     batches = problems.softmax_batches(len(schedule))
     tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
     options = dict(eval_fn=None)
-    result = sim.sweep(
+    result = calls.sweep(
         problems.softmax_loss, problems.softmax_params(), tx, schedule, batches, **options,
         per_push=optax.inject_hyperparams(compensations.explicit)(lambda0=0.0),
         hyperparams=dict(learning_rate=[0.3, 0.3], lambda0=[0.0, 2.0]),
     )  # fmt: skip
     for i, lambda0 in enumerate([0.0, 2.0]):
-        expected = sim.simulate(
+        expected = calls.simulate(
             problems.softmax_loss, problems.softmax_params(), optax.sgd(0.3), schedule, batches,
             per_push=compensations.explicit(lambda0),
         )  # fmt: skip
@@ -204,7 +205,7 @@ def test_convolutions_on_the_cpu_go_one_by_one(monkeypatch):
     images = np.ones((4, 1, 1, 4, 4), np.float32)
     kernel = jnp.full((1, 1, 3, 3), 0.1)
     seen = []
-    result = sim.sweep(
+    result = calls.sweep(
         convolving, kernel, tx, schedule_for(num_updates=4), images,
         hyperparams=dict(learning_rate=[0.0, 0.1]), progress=seen.append,
     )  # fmt: skip
@@ -218,7 +219,7 @@ def test_convolutions_on_the_cpu_go_one_by_one(monkeypatch):
 def test_a_member_that_diverges_disturbs_no_other(engine, at_once):
     tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
     rates = np.array([0.1, 1e30, 0.2])
-    result = sim.sweep(
+    result = calls.sweep(
         lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), tx, schedule_for(),
         np.ones((NUM_EVENTS, 3), np.float32), hyperparams=dict(learning_rate=rates),
         engine=engine, at_once=at_once, devices=jax.local_devices()[:1],
@@ -237,7 +238,7 @@ def test_a_member_that_diverges_disturbs_no_other(engine, at_once):
 
 def test_progress_and_length_and_repr():
     done = []
-    result = sim.sweep(
+    result = calls.sweep(
         problems.softmax_loss, problems.softmax_params(), TX, schedule_for(),
         problems.softmax_batches(NUM_EVENTS), hyperparams=NUMBERS, chunk_size=10,
         progress=done.append,
@@ -255,11 +256,11 @@ def test_a_member_goes_on_from_its_state():
     batches = problems.softmax_batches(24)
     numbers = dict(learning_rate=[0.1, 0.2])
     both = sim.PerMember([first, second])
-    whole = sim.sweep(*arguments, both, batches, hyperparams=numbers)
+    whole = calls.sweep(*arguments, both, batches, hyperparams=numbers)
     # A run on the state of a member that is at the end has nothing to do, but knows the schedule.
     for i, schedule in enumerate([first, second]):
         with pytest.raises(ValueError, match="the state is at event 24"):
-            sim.simulate(*arguments, schedule, batches, state=whole.member(i).state)
+            calls.simulate(*arguments, schedule, batches, state=whole.member(i).state)
 
 
 def test_there_is_no_communication_and_one_compilation():
@@ -272,7 +273,7 @@ def test_there_is_no_communication_and_one_compilation():
         return problems.softmax_loss(params, batch)
 
     def call(rates):
-        return sim.sweep(
+        return calls.sweep(
             loss_fn, problems.softmax_params(), TX, schedule_for(),
             problems.softmax_batches(NUM_EVENTS), hyperparams=dict(learning_rate=rates),
             at_once=1, devices=jax.local_devices()[:2],
@@ -323,7 +324,7 @@ def test_bad_input(change, message):
         hyperparams=dict(learning_rate=[0.1, 0.2]),
     )
     with pytest.raises((ValueError, TypeError), match=message):
-        sim.sweep(**(arguments | change))
+        calls.sweep(**(arguments | change))
 
 
 @pytest.mark.parametrize(("metrics", "message"), [("gap", "collection"), (["gapp"], "'gapp'")])
@@ -334,7 +335,7 @@ def test_metrics_that_do_not_exist(metrics, message):
 
 def test_members_keep_their_signs_of_zero():
     batches = sim.PerMember([np.full((1, 2), zero, np.float32) for zero in (0.0, -0.0)])
-    result = sim.sweep(
+    result = calls.sweep(
         lambda w, batch: jnp.sum(w / batch), jnp.ones(2), optax.sgd(1.0), sim.Schedule([0], [0]),
         batches,
     )  # fmt: skip
@@ -344,7 +345,7 @@ def test_members_keep_their_signs_of_zero():
 def test_members_of_several_dtypes_are_refused():
     batches = sim.PerMember([np.ones((1, 2), dtype) for dtype in (np.float16, np.float32)])
     with pytest.raises(ValueError, match="batches of all members must have one dtype, got float16"):
-        sim.sweep(
+        calls.sweep(
             lambda w, batch: jnp.sum(w * batch), jnp.ones(2), optax.sgd(1.0),
             sim.Schedule([0], [0]), batches,
         )  # fmt: skip
@@ -354,15 +355,15 @@ def test_iterators_and_several_batch_functions_are_refused():
     arguments = problems.softmax_loss, problems.softmax_params(), TX, schedule_for()
     numbers = dict(hyperparams=dict(learning_rate=[0.1, 0.2]))
     with pytest.raises(TypeError, match="cannot share an iterator"):
-        sim.sweep(*arguments, iter([1]), **numbers)
+        calls.sweep(*arguments, iter([1]), **numbers)
     with pytest.raises(TypeError, match="one batch_fn for all"):
-        sim.sweep(*arguments, sim.PerMember([lambda e, w: 0, lambda e, w: 1]), **numbers)
+        calls.sweep(*arguments, sim.PerMember([lambda e, w: 0, lambda e, w: 1]), **numbers)
 
 
 def test_a_scheduled_hyperparameter_cannot_be_set():
     tx = injected(learning_rate=optax.constant_schedule(0.1), lambda0=2.0)
     with pytest.raises(ValueError, match="'learning_rate' follows a schedule"):
-        sim.sweep(
+        calls.sweep(
             problems.softmax_loss, problems.softmax_params(), tx, schedule_for(),
             problems.softmax_batches(NUM_EVENTS), hyperparams=dict(learning_rate=[0.1]),
         )  # fmt: skip

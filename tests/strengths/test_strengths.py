@@ -1,5 +1,6 @@
 """Rules that choose λ0: what they aim at, their limits, and what is refused."""
 
+import calls
 import chex
 import compensations
 import jax
@@ -169,13 +170,13 @@ def test_in_a_simulated_run_and_a_sweep(rule):
         )
         return optax.chain(compensate, optax.scale_by_learning_rate(learning_rate))
 
-    result = sim.simulate(loss, jnp.zeros(3), chain(0.05), schedule, batches)
+    result = calls.simulate(loss, jnp.zeros(3), chain(0.05), schedule, batches)
     backups = compensations.dcasgd(0.05, num_workers=4, lambda0=rule, ms_decay=0.9, max_pull=1.0)
-    same = sim.simulate(loss, jnp.zeros(3), backups, schedule, batches)
+    same = calls.simulate(loss, jnp.zeros(3), backups, schedule, batches)
     np.testing.assert_allclose(result.params, same.params, rtol=1e-5)
     tx = optax.inject_hyperparams(chain)(learning_rate=0.05)
     rates = np.asarray([0.05, 0.02], np.float32)
-    swept = sim.sweep(
+    swept = calls.sweep(
         loss, jnp.zeros(3), tx, schedule, batches, hyperparams={"learning_rate": rates}
     )
     np.testing.assert_allclose(jax.tree.leaves(swept.params)[0][0], result.params, rtol=1e-4)

@@ -45,12 +45,12 @@ def choices(momentum: float | None) -> list[methods.Method]:
 def _train_ssgd(setting, hyperparameters, workload):
     rows = _rounds(setting, workload)
     rate, lambda0 = hyperparameters
-    return _scan_ssgd(setting.model, rate, lambda0, workload.params, rows)
+    return _scan_ssgd(setting.model, rate, lambda0, workload.problem.params, rows)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _scan_ssgd(model, learning_rate, lambda0, params, rows):
-    gradients = jax.vmap(jax.value_and_grad(digits.task(model).loss_fn), (None, 0))
+    gradients = jax.vmap(jax.value_and_grad(digits.problem(model).loss_fn), (None, 0))
     optimizer = rivals.dc_ssgd(_scheduled(learning_rate, len(rows)), lambda0)
     return _scan_rounds(optimizer, gradients, params, rows)
 
@@ -58,12 +58,12 @@ def _scan_ssgd(model, learning_rate, lambda0, params, rows):
 def _train_s3gd(momentum, setting, hyperparameters, workload):
     rows = _rounds(setting, workload)
     rate, lambda0 = hyperparameters
-    return _scan_s3gd(setting.model, momentum, rate, lambda0, workload.params, rows)
+    return _scan_s3gd(setting.model, momentum, rate, lambda0, workload.problem.params, rows)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "momentum"))
 def _scan_s3gd(model, momentum, learning_rate, lambda0, params, rows):
-    gradients = jax.vmap(jax.value_and_grad(digits.task(model).loss_fn))
+    gradients = jax.vmap(jax.value_and_grad(digits.problem(model).loss_fn))
     inner = optax.sgd(_scheduled(learning_rate, len(rows)), momentum)
     of_workers = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], rows.shape[1], 0), params)
     trained, losses = _scan_rounds(rivals.dc_s3gd(inner, lambda0), gradients, of_workers, rows)
@@ -98,15 +98,17 @@ def _train_svrg(setting, hyperparameters, workload):
     tx = methods.make_tx(methods.METHODS["asgd"], num_epochs * num_pushes)
     rate_only = hyperparameters._replace(lambda0=None)
     compensates = hyperparameters.lambda0 is not None
-    result = sim.svrg(
-        digits.task(setting.model).loss_fn,
-        workload.params,
+    server = sim.Server(
         tx,
+        per_push=_compensation(hyperparameters.lambda0) if compensates else None,
+        opt_state=methods.init_opt_state(tx, workload.problem.params, rate_only),
+    )
+    result = sim.svrg(
+        workload.problem._replace(eval_fn=None),
+        server,
         [make(seed=workload.seed * num_epochs + epoch) for epoch in range(num_epochs)],
         sim.Indexed(np.arange(digits.NUM_TRAIN), workload.rows),
-        per_gradient=_compensation(hyperparameters.lambda0) if compensates else None,
         full_batch_size=digits.NUM_TRAIN,
-        opt_state=methods.init_opt_state(tx, workload.params, rate_only),
     )
     return result.params, result.losses
 
@@ -131,14 +133,13 @@ def _train_shared_memory(setting, hyperparameters, workload):
     plain = methods.METHODS["asgd"]
     tx = methods.make_tx(plain, setting.num_pushes)
     schedule = workload.schedule(plain.protocol)
-    num_leaves = len(jax.tree.leaves(workload.params))
+    num_leaves = len(jax.tree.leaves(workload.problem.params))
+    opt_state = methods.init_opt_state(tx, workload.problem.params, hyperparameters)
     result = sim.simulate_shared_memory(
-        digits.task(setting.model).loss_fn,
-        workload.params,
-        tx,
+        workload.problem._replace(eval_fn=None),
+        sim.Server(tx, opt_state=opt_state),
         reads_of_leaves(schedule, num_leaves),
         workload.rows,
-        opt_state=methods.init_opt_state(tx, workload.params, hyperparameters),
     )
     return result.params, result.losses
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,12 +79,13 @@ def diagnose_run(
     schedule = sim.make_schedule(setting.law, setting.num_workers, setting.num_pushes, seed=seed)
     chosen = chosen_events(setting.num_pushes, setting.num_workers, per_moment)
     moment_of = {event: moment for moment, events in chosen.items() for event in events}
-    task = digits.task(setting.model)
-    initial, last = float(task.evaluate(task.init(seed)).train_loss), math.nan
+    problem = digits.problem(setting.model, seed)
+    evaluate: Any = problem.eval_fn
+    initial, last = float(evaluate(problem.params).train_loss), math.nan
     found = []
     for stop in stops(setting, schedule, learning_rate, seed, sorted(moment_of), progress):
         numbers = jax.device_get(_explain(setting.model, stop._replace(event=0)))
-        last = float(task.evaluate(stop.params).train_loss)
+        last = float(evaluate(stop.params).train_loss)
         found.append(
             Event(
                 moment=moment_of[stop.event],
@@ -115,16 +116,14 @@ def stops(
     The learning rate rises and falls as in `dcasgd-jax compare`; what the seed decides is the
     same, too. Ends early where the simulator gives the run up.
     """
-    task = digits.task(setting.model)
-    params: PyTree = task.init(seed)
+    problem = digits.problem(setting.model, seed)._replace(eval_fn=None)
     rows = digits.batch_rows(digits.NUM_TRAIN, setting.batch_size, len(schedule), seed)
     tx = _make_tx(learning_rate, len(schedule))
     state, done = None, 0
     for event in events:
         # One compiled step for pieces of any length.
         result = sim.simulate(
-            task.loss_fn,
-            params,
+            problem,
             tx,
             schedule,
             rows,
@@ -157,7 +156,7 @@ def _make_tx(learning_rate: float, num_updates: int) -> optax.GradientTransforma
 
 @functools.partial(jax.jit, static_argnames="model")
 def _explain(model: str, stop: Stop) -> dict[str, diagnostics.Explanation]:
-    loss_fn = digits.task(model).loss_fn
+    loss_fn = digits.problem(model).loss_fn
     stale_grads = jax.grad(loss_fn)(stop.stale_params, jnp.asarray(stop.rows))
     mean_square = dc.update_mean_square(stop.mean_square, stale_grads, methods.MS_DECAY)
     return diagnostics.explain(

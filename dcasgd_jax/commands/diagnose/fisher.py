@@ -36,7 +36,7 @@ def run(seed: int = 0) -> list[Curve]:
     """All combinations of params, labels and matrices."""
     data = digits.load().train
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
-    params = digits.task(MODEL).init(seed)
+    params = digits.problem(MODEL, seed).params
     curves = []
     for name in PARAMS:
         if name == "trained":

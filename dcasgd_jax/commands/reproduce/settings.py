@@ -188,5 +188,5 @@ def budget(setting: Setting, run: Run, num_images: int) -> Budget:
     """
     sampler = sim.ShardedEpochs(num_images, setting.batch_size, run.workers, run.seed)
     pushes = run.workers * sampler.batches_per_shard
-    averages = isinstance(run.trained_by.protocol, sim.Synchronous)
-    return Budget(sampler, pushes, sampler.batches_per_shard if averages else pushes)
+    pushes_per_update = run.trained_by.protocol.server(run.workers).pushes_per_update
+    return Budget(sampler, pushes, pushes // pushes_per_update)

@@ -78,16 +78,17 @@ def train(
 
     epochs = [*range(workload.eval_every, setting.epochs, workload.eval_every), setting.epochs]
     with _explained(run, setting):
-        result = problem.simulate(
-            tx,
+        result = sim.simulate(
+            problem._replace(model_state_policy=setting.batch_norm),
+            sim.Server(tx, opt_state=methods.init_opt_state(tx, problem.params, numbers)),
             schedule,
             feed.batches(schedule, budget.sampler),
             key=jax.random.key(run.seed),
             engine=feed.engine,
-            opt_state=methods.init_opt_state(tx, problem.params, numbers),
-            model_state_policy=setting.batch_norm,
-            eval_versions=[epoch * budget.updates_per_epoch for epoch in epochs],
-            metrics=["compensation_ratio"] if method.compensates else [],
+            recording=sim.Recording(
+                metrics=["compensation_ratio"] if method.compensates else [],
+                eval_versions=[epoch * budget.updates_per_epoch for epoch in epochs],
+            ),
             checkpoint=sim.Checkpoint(
                 directory,
                 every=max(round(workload.checkpoint_every * budget.pushes_per_epoch), 1),

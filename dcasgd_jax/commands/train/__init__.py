@@ -119,8 +119,7 @@ def _train(job: options.Job, problem: Any) -> Any:
         warnings.filterwarnings("ignore", "The run was given up", RuntimeWarning)
         try:
             return ray.train(
-                problem.loss_fn,
-                problem.params,
+                sim.Problem(problem.loss_fn, problem.params),
                 options.make_tx(job),
                 problem.batches_fn,
                 num_workers=job.num_workers,

@@ -31,7 +31,7 @@ class Job:
     num_updates: int
     learning_rate: float
     lambda0: float | None
-    protocol: protocols.ServerProtocol
+    protocol: protocols.Protocol
     batch_size: int
     seed: int
     num_shards: int
@@ -155,7 +155,7 @@ def make_tx(job: Job) -> optax.GradientTransformation:
     )
 
 
-def _protocol(arguments: argparse.Namespace) -> protocols.ServerProtocol:
+def _protocol(arguments: argparse.Namespace) -> protocols.Protocol:
     name, bound = arguments.protocol, arguments.bound
     if name == "asynchronous":
         if bound is not None:

@@ -58,14 +58,15 @@ def _order(num_examples: int, seed: int, worker: int, epoch: int) -> np.ndarray:
 
 def digits(*, batch_size: int, seed: int) -> Problem:
     """The multilayer perceptron of `dcasgd-jax compare` on scikit-learn's digits."""
-    task = digit_images.task("mlp")
+    problem = digit_images.problem("mlp", seed)
+    of_params: Any = problem.eval_fn
 
     def evaluate(params: PyTree) -> dict[str, float]:
-        return {name: float(value) for name, value in task.evaluate(params)._asdict().items()}
+        return {name: float(value) for name, value in of_params(params)._asdict().items()}
 
     return Problem(
-        params=task.init(seed),
-        loss_fn=task.loss_fn,
+        params=problem.params,
+        loss_fn=problem.loss_fn,
         batches_fn=Rows(digit_images.NUM_TRAIN, batch_size, seed),
         evaluate=evaluate,
     )

@@ -10,7 +10,13 @@ except ModuleNotFoundError as error:
         f'dcasgd_jax.runtime.ray needs Ray: pip install "dcasgd-jax[ray]". ({error})'
     ) from None
 
-from dcasgd_jax.runtime.ray.results import Run as Run
-from dcasgd_jax.runtime.ray.results import replay as replay
-from dcasgd_jax.runtime.ray.training import train as train
-from dcasgd_jax.runtime.ray.watching import Status as Status
+from dcasgd_jax.runtime.ray.results import Run, replay
+from dcasgd_jax.runtime.ray.training import train
+from dcasgd_jax.runtime.ray.watching import Status
+
+__all__ = [
+    "Run",
+    "Status",
+    "replay",
+    "train",
+]

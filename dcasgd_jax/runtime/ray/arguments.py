@@ -9,11 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax import checks
+from dcasgd_jax.schedules import protocols
+from dcasgd_jax.sim import arguments as sim_arguments
 from dcasgd_jax.sim import preconditions
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
+from dcasgd_jax.sim.problem import Server
 from dcasgd_jax.typing import PyTree
 
 METRICS = ("compensation_ratio", "cosine", "below_eps")
+
+
+def check_problem(problem: Any, server: Server) -> None:
+    """Raises for what is no problem, and for what `sim.simulate` has and a live server has not."""
+    sim_arguments.check_problem_kind(problem)
+    sim_arguments.refuse_options("ray.train", problem, server, ("send", "opt_state"))
 
 
 def check_functions(**functions: Any) -> None:
@@ -29,9 +38,11 @@ def check_values(tx: Any, per_push: Any, protocol: Any, delays: Any) -> None:
     if per_push is not None:
         _check_transformation("per_push", per_push)
     if protocol is not None:
-        _check_value("protocol", protocol, "events", "sim.Synchronous()")
+        is_one = isinstance(protocol, protocols.Protocol)
+        _check_value("protocol", protocol, is_one, "sim.Synchronous()")
     if delays is not None:
-        _check_value("delays", delays, "times", "sim.ConstantTime(0.1)")
+        is_one = callable(getattr(delays, "times", None))
+        _check_value("delays", delays, is_one, "sim.ConstantTime(0.1)")
 
 
 def _check_transformation(name: str, tx: Any) -> None:
@@ -42,13 +53,13 @@ def _check_transformation(name: str, tx: Any) -> None:
     raise TypeError(f"{name} must be an optax transformation, got {_words(tx)}.{called}")
 
 
-def _check_value(name: str, value: Any, method: str, example: str) -> None:
-    """Raises TypeError unless `value` is an object with a method, rather than its class."""
+def _check_value(name: str, value: Any, is_one: bool, example: str) -> None:
+    """Raises TypeError, if `value` is not what is wanted, and says so of the class itself."""
     if isinstance(value, type):
         raise TypeError(
             f"{name} is the class {value.__name__} itself: pass a value, as in {name}={example}."
         )
-    if not callable(getattr(value, method, None)):
+    if not is_one:
         raise TypeError(f"{name} must be a value such as {example}, got {_words(value)}.")
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.runtime import history, step
 from dcasgd_jax.runtime.bookkeeping import Counts
 from dcasgd_jax.runtime.refusals import GivenUp
@@ -14,21 +15,34 @@ from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import recording
 from dcasgd_jax.sim import results as sim_results
+from dcasgd_jax.sim.problem import Problem, Server
 from dcasgd_jax.sim.simulate import simulate
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class Run(NamedTuple):
-    """What `train` returns."""
+    """What `train` returns.
+
+    Attributes:
+      result: As from `sim.simulate`.
+      schedule: Who pushed what when; of the first shard if there are several.
+      number: Int64 [num_events]: event k used batch `number[k]` of its worker.
+      shards: The same for each shard.
+      counts: Of all shards together.
+      seconds: Wall time of training, also that before an interruption.
+      wire_dtype: As given to `train`.
+      given_up: Why the run ended before its last update, if it did.
+    """
 
     result: sim_results.SimResult
-    schedule: Schedule  # who pushed what when; of the first shard if there are several
-    number: np.ndarray  # int64 [num_events]: event k used batch `number[k]` of its worker
-    shards: tuple[history.Recorded, ...]  # the same for each shard
-    counts: Counts  # of all shards together
-    seconds: float  # wall time of training, also that before an interruption
+    schedule: Schedule
+    number: np.ndarray
+    shards: tuple[history.Recorded, ...]
+    counts: Counts
+    seconds: float
     wire_dtype: str | None
-    given_up: GivenUp | None = None  # why the run ended before its last update, if it did
+    given_up: GivenUp | None = None
 
     @property
     def reads_are_consistent(self) -> bool:
@@ -85,24 +99,19 @@ def make_result(
 
 def replay(
     run: Run,
-    loss_fn: Callable[[PyTree, PyTree], Any],
-    params: PyTree,
-    tx: optax.GradientTransformation,
+    problem: Problem,
+    tx: optax.GradientTransformation | Server,
     batches_fn: Callable[[int, int], PyTree],
-    *,
-    per_push: optax.GradientTransformation | None = None,
     **options: Any,
 ) -> sim_results.SimResult:
     """Repeats a live run in the simulator, event for event, on one device.
 
     Args:
       run: What `train` returned.
-      loss_fn: As given to `train`.
-      params: As given to `train`.
+      problem: As given to `train`.
       tx: As given to `train`.
       batches_fn: As given to `train`; called here with the same workers and numbers.
-      per_push: As given to `train`.
-      options: Further arguments of `sim.simulate`, such as `eval_fn=` or `metrics=`.
+      options: Further arguments of `sim.simulate`, such as `recording=`.
 
     Returns:
       What `sim.simulate` returns; the params are those of the run to float32 rounding.
@@ -113,9 +122,9 @@ def replay(
 
     Example:
       >>> from dcasgd_jax.runtime import ray
-      >>> run = ray.train(loss_fn, params, tx, batches_fn, num_workers=2,
-      ...                 num_updates=50)  # doctest: +SKIP
-      >>> again = ray.replay(run, loss_fn, params, tx, batches_fn)  # doctest: +SKIP
+      >>> run = ray.train(
+      ...     problem, tx, batches_fn, num_workers=2, num_updates=50)  # doctest: +SKIP
+      >>> again = ray.replay(run, problem, tx, batches_fn)  # doctest: +SKIP
     """
     if not run.reads_are_consistent:
         raise ValueError(
@@ -129,12 +138,6 @@ def replay(
             if batch == event:
                 yield jax.tree.map(np.asarray, batches_fn(worker, number))
 
-    return simulate(
-        loss_fn if run.wire_dtype is None else step.rounded_loss(loss_fn),
-        params,
-        tx,
-        run.schedule,
-        batches(),
-        per_push=per_push,
-        **options,
-    )
+    if run.wire_dtype is not None:
+        problem = problem._replace(loss_fn=step.rounded_loss(problem.loss_fn))
+    return simulate(problem, tx, run.schedule, batches(), **options)

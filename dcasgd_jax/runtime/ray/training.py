@@ -19,20 +19,19 @@ from dcasgd_jax.schedules import laws, protocols
 from dcasgd_jax.schedules.cluster import Durations
 from dcasgd_jax.sim import preparation
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
+from dcasgd_jax.sim.problem import Problem, Server, as_server
 from dcasgd_jax.typing import PyTree
 
 
 def train(
-    loss_fn: Callable[[PyTree, PyTree], Any],
-    params: PyTree,
-    tx: optax.GradientTransformation,
+    problem: Problem,
+    tx: optax.GradientTransformation | Server,
     batches_fn: Callable[[int, int], PyTree],
     *,
     num_workers: int,
     num_updates: int,
     address: str | None = None,
-    protocol: protocols.ServerProtocol | None = None,
-    per_push: optax.GradientTransformation | None = None,
+    protocol: protocols.Protocol | None = None,
     num_shards: int = 1,
     wire_dtype: str | None = None,
     delays: laws.WorkerTimeLaw | None = None,
@@ -65,13 +64,13 @@ def train(
     What Ray itself trusts, this trusts: use it on a trusted network only.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`; returns a scalar. Runs compiled on the workers.
-      params: Initial parameters, real floats.
-      tx: An optax transformation, offered `worker=` and `staleness=`. One that needs
-        `stale_params=`, such as a chain with `dc.compensate_delay`, is put into a
-        `dc.remember_pulls`, as the server keeps no params that it sent away. With several
-        shards there is one for each, which sees the leaves of its shard only, the others being
-        None.
+      problem: `sim.Problem(loss_fn, params)`, as in `sim.simulate`, without a model state and with
+        real floats as params. The loss runs compiled on the workers; `eval_fn` is not called.
+      tx: An optax transformation, or a `sim.Server(tx, per_push=)`; offered `worker=` and
+        `staleness=`. One that needs `stale_params=`, such as a chain with `dc.compensate_delay`, is
+        put into a `dc.remember_pulls`, as the server keeps no params that it sent away. With
+        several shards there is one for each, which sees the leaves of its shard only, the others
+        being None.
       batches_fn: `batches_fn(worker, number)` returns the batch of gradient `number` (0, 1, ...)
         of a worker, NumPy arrays; called there, and once here with (0, 0) to check shapes. The same
         arguments must give the same batch, or the run cannot be replayed. Random keys for the
@@ -79,9 +78,8 @@ def train(
       num_workers: M ≥ 1.
       num_updates: Server updates in all ≥ 1.
       address: Of a running Ray cluster; None uses the one of this process, or starts one here.
-      protocol: `sim.Asynchronous()` (default), `DropStale`, `Buffered`, `StaleSynchronous` or
-        `Synchronous`, as in the simulator.
-      per_push: As in `sim.simulate`; compensates each push before a mean is taken.
+      protocol: `sim.Asynchronous()` (default), `DropStale`, `Buffered`, `StaleSynchronous`,
+        `Synchronous` or a `sim.Protocol` of one's own, as in the simulator.
       num_shards: Servers among which the leaves are dealt out by size. Each orders the pushes for
         itself, so that a worker may read one leaf before and another after the same push.
       wire_dtype: "bfloat16" halves the messages; the server keeps what it has in the params' dtype.
@@ -115,27 +113,31 @@ def train(
 
     Example:
       >>> import dcasgd_jax as dc
+      >>> from dcasgd_jax import sim
       >>> from dcasgd_jax.runtime import ray
       >>> run = ray.train(
-      ...     loss_fn, params, dc.dcasgd(0.1, num_workers=3), batches_fn, num_workers=3,
-      ...     num_updates=200)  # doctest: +SKIP
+      ...     sim.Problem(loss_fn, params), dc.dcasgd(0.1, num_workers=3), batches_fn,
+      ...     num_workers=3, num_updates=200)  # doctest: +SKIP
       >>> print(run.schedule)  # doctest: +SKIP
     """
+    server = as_server(tx)
+    arguments.check_problem(problem, server)
+    loss_fn, params = problem.loss_fn, problem.params
     arguments.check_functions(loss_fn=loss_fn, batches_fn=batches_fn)
     arguments.check_integers(
         seed, max_restarts, num_workers=num_workers, num_updates=num_updates, num_shards=num_shards
     )
-    arguments.check_values(tx, per_push, protocol, delays)
+    arguments.check_values(server.tx, server.per_push, protocol, delays)
     given = {"worker_options": worker_options, "server_options": server_options}
     arguments.check_types(checkpoint, log, progress, address, given)
     arguments.check_metrics(metrics)
     arguments.check_params(params)
     settings = Settings(
-        tx=tx,
+        tx=server.tx,
         num_workers=num_workers,
         num_updates=num_updates,
         protocol=protocols.Asynchronous() if protocol is None else protocol,
-        per_push=per_push,
+        per_push=server.per_push,
         metrics=tuple(metrics),
     )
     params = jax.tree.map(np.asarray, params)

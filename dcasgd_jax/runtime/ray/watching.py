@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ray.util import metrics as ray_metrics
 
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.runtime.bookkeeping import Counts
 from dcasgd_jax.runtime.ray.log import JsonLines
 from dcasgd_jax.runtime.refusals import GivenUp
@@ -20,19 +21,33 @@ _BOUNDARIES = [0.5, 1.5, 2.5, 4.5, 8.5, 16.5, 32.5, 64.5, 128.5]
 _MILLISECONDS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
 
 
+@document_fields
 class Status(NamedTuple):
-    """How far a run is; what `progress` is called with."""
+    """How far a run is; what `progress` is called with.
 
-    version: int  # updates so far; of the slowest shard if there are several
+    Attributes:
+      version: Updates so far; of the slowest shard if there are several.
+      num_updates: Updates in all.
+      num_pushes: Pushes so far, refused ones included.
+      updates_per_second: Lately; NaN at first.
+      mean_staleness: Of applied pushes, versions.
+      max_staleness: Of applied pushes, versions.
+      loss: Mean of the last pushes.
+      counts: Of all shards together.
+      seconds: Wall time so far.
+      given_up: Why the run ends before its last update, if it does.
+    """
+
+    version: int
     num_updates: int
     num_pushes: int
-    updates_per_second: float  # lately; NaN at first
-    mean_staleness: float  # of applied pushes, versions
+    updates_per_second: float
+    mean_staleness: float
     max_staleness: int
-    loss: float  # mean of the last pushes
-    counts: Counts  # of all shards together
+    loss: float
+    counts: Counts
     seconds: float
-    given_up: GivenUp | None = None  # why the run ends before its last update, if it does
+    given_up: GivenUp | None = None
 
 
 class Watcher:

@@ -43,10 +43,10 @@ class Checkpoint:
       >>> import tempfile, jax.numpy as jnp, optax
       >>> from dcasgd_jax import sim
       >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=100, seed=0)
+      >>> problem = sim.Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3))
       >>> def train(directory, stop=None):
       ...     return sim.simulate(
-      ...         lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), optax.sgd(0.05),
-      ...         schedule, batches=jnp.ones((100, 3)), stop=stop,
+      ...         problem, optax.sgd(0.05), schedule, jnp.ones((100, 3)), stop=stop,
       ...         checkpoint=sim.Checkpoint(directory, every=50))
       >>> with tempfile.TemporaryDirectory() as directory:
       ...     half, whole = train(directory, stop=50), train(directory)

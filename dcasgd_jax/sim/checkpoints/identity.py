@@ -82,8 +82,8 @@ def identify(
         "key": _key(run.shared.key),
         "options": {
             "metrics": list(program.metrics),
-            "trace_every": run.trace_every,
-            "eval_versions": "none" if evaluated is None else leaves.digest([evaluated]),
+            "Recording.every": run.trace_every,
+            "Recording.eval_versions": "none" if evaluated is None else leaves.digest([evaluated]),
         },
         "batches": leaves.describe_tree(batch, "batch"),
         "layout": {name: leaves.describe(leaf) for name, leaf in data.items()},

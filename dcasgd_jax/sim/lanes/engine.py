@@ -56,9 +56,9 @@ class LanesEngine:
       >>> mesh = jax.make_mesh(
       ...     (jax.device_count(),), ("workers",), axis_types=(jax.sharding.AxisType.Auto,))
       >>> schedule = sim.make_schedule(sim.ExponentialTime(), 4, num_updates=100, seed=0)
+      >>> problem = sim.Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3))
       >>> result = sim.simulate(
-      ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), optax.sgd(0.05),
-      ...     schedule, batches=jnp.ones((100, 3)), engine=sim.LanesEngine(mesh))
+      ...     problem, optax.sgd(0.05), schedule, jnp.ones((100, 3)), engine=sim.LanesEngine(mesh))
       >>> print(jnp.round(result.params, 3))
       [1. 1. 1.]
     """

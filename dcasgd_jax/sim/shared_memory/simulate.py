@@ -1,14 +1,15 @@
 """`simulate_shared_memory`: inconsistent reads or single operations in, trained params out."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
 
 from dcasgd_jax import checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.sim import arguments, preconditions
+from dcasgd_jax.sim.problem import Problem, Server, as_server
 from dcasgd_jax.sim.shared_memory import blocks as blocks_of
 from dcasgd_jax.sim.shared_memory import replay, step
 from dcasgd_jax.sim.shared_memory.operations import MemoryTrace
@@ -16,26 +17,31 @@ from dcasgd_jax.sim.shared_memory.reads import ReadVersions
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class SharedMemoryResult(NamedTuple):
-    """What `simulate_shared_memory` returns."""
+    """What `simulate_shared_memory` returns.
+
+    Attributes:
+      params: The trained parameters.
+      opt_state: State of the optimizer, as `tx.init` makes one.
+      losses: [num_events], each at its view; of a trace, in the order of first writes.
+      evaluations: Leaf [num_evaluations, ...]; None without `eval_fn`.
+    """
 
     params: PyTree
     opt_state: optax.OptState
-    losses: np.ndarray  # [num_events], each at its view; of a trace, in the order of first writes
-    evaluations: PyTree | None  # leaf [num_evaluations, ...]; None without `eval_fn`
+    losses: np.ndarray
+    evaluations: PyTree | None
 
 
 def simulate_shared_memory(
-    loss_fn: Callable[..., Any],
-    params: PyTree,
-    tx: optax.GradientTransformation,
+    problem: Problem,
+    tx: optax.GradientTransformation | Server,
     reads: ReadVersions | MemoryTrace,
     batches: PyTree,
     *,
     blocks: PyTree | None = None,
-    eval_fn: Callable[[PyTree], PyTree] | None = None,
     eval_every: int = 1,
-    opt_state: optax.OptState | None = None,
 ) -> SharedMemoryResult:
     r"""SGD of workers that share one memory without locks, in compiled code.
 
@@ -50,19 +56,17 @@ def simulate_shared_memory(
     is sequential SGD.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`, a scalar. Pass the same function object again to reuse
-        the compiled program.
-      params: Initial parameters; copied, never changed.
-      tx: Any optax transformation.
+      problem: `sim.Problem(loss_fn, params)`, without a model state. Its `eval_fn(params)` runs
+        inside the compiled loop.
+      tx: Any optax transformation, or a `sim.Server(tx, opt_state=)`; here a server can neither
+        average pushes nor send anything but what the memory holds.
       reads: Which version of each block every gradient has read, or every operation one by one.
       batches: A tree of arrays `[num_batches, ...]`, or `sim.Indexed`. Update t of `ReadVersions`
         takes row t; a job of a trace takes row `trace.jobs.batch`. Arrays have no other rows.
       blocks: A tree like `params` of integers or integer arrays that broadcast to their leaf: the
         block of each element. Default: every leaf is a block, in the order of `jax.tree.leaves`.
-      eval_fn: `eval_fn(params)`, a tree of arrays; runs inside the compiled loop.
       eval_every: n ≥ 1: evaluate after every n-th update of `ReadVersions`; of a trace, whenever
         n more jobs have written their last block.
-      opt_state: Initial optimizer state. Default: `tx.init(params)`.
 
     Returns:
       A `SharedMemoryResult`.
@@ -80,9 +84,9 @@ def simulate_shared_memory(
       >>> import jax.numpy as jnp, optax
       >>> from dcasgd_jax import sim
       >>> trace = sim.random_memory_trace(3, num_blocks=4, num_jobs=100, seed=0)
+      >>> problem = sim.Problem(lambda x, target: jnp.sum((x - target) ** 2), jnp.zeros(4))
       >>> result = sim.simulate_shared_memory(
-      ...     lambda x, target: jnp.sum((x - target) ** 2), jnp.zeros(4), optax.sgd(0.1),
-      ...     trace, jnp.ones((100, 4)), blocks=jnp.arange(4))
+      ...     problem, optax.sgd(0.1), trace, jnp.ones((100, 4)), blocks=jnp.arange(4))
       >>> print(jnp.round(result.params, 3))
       [1. 1. 1. 1.]
     """
@@ -91,10 +95,14 @@ def simulate_shared_memory(
             "reads must be sim.ReadVersions or a sim.MemoryTrace, got "
             f"{type(reads).__name__}; a sim.Schedule is for sim.simulate."
         )
-    arguments.check_arguments(loss_fn=loss_fn, params=params, tx=tx, eval_fn=eval_fn)
+    server = as_server(tx)
+    arguments.check_arguments(problem=problem, server=server)
+    arguments.refuse_options("simulate_shared_memory", problem, server, ("per_push", "send"))
+    loss_fn, params, eval_fn = problem.loss_fn, problem.params, problem.eval_fn
     preconditions.check_hashable(loss_fn=loss_fn, eval_fn=eval_fn)
     eval_every = checks.check_count("eval_every", eval_every)
-    program = step.Program(loss_fn, tx, eval_fn=eval_fn)
+    program = step.Program(loss_fn, server.tx, eval_fn=eval_fn)
+    opt_state = server.opt_state
     block_tree = blocks_of.make_blocks(blocks, params, reads.num_blocks)
     count = _num_workers(reads)
     step.check_states(program, params, opt_state, count, or_more=isinstance(reads, ReadVersions))

@@ -24,7 +24,7 @@ class Program(NamedTuple):
 
     loss_fn: Callable[..., Any]
     tx: optax.GradientTransformation
-    per_gradient: optax.GradientTransformation | None = None
+    per_push: optax.GradientTransformation | None = None
     eval_fn: Callable[..., PyTree] | None = None
 
 
@@ -49,7 +49,7 @@ class State(NamedTuple):
 
     params: PyTree
     opt_state: PyTree
-    gradient_state: Any  # of `per_gradient`; None without one
+    gradient_state: Any  # of `per_push`; None without one
     snapshots: PyTree  # leaf [num_slots, ...], the versions that may still be read
 
 
@@ -105,7 +105,7 @@ def count_slots(reads: Schedule | ReadVersions) -> int:
 def initial_state(program: Program, params: PyTree, opt_state: PyTree, num_slots: int) -> State:
     """State before the first event, in memory of its own."""
     params = step.copy_tree(params)
-    of_gradient = None if program.per_gradient is None else program.per_gradient.init(params)
+    of_gradient = None if program.per_push is None else program.per_push.init(params)
     return State(
         params=params,
         opt_state=step.copy_tree(program.tx.init(params) if opt_state is None else opt_state),
@@ -121,7 +121,7 @@ def check_states(
     start = jax.eval_shape(lambda p: initial_state(program, p, opt_state, 1), params)
     states = (start.opt_state, start.gradient_state)
     offers.check_num_workers(states, num_workers, or_more=or_more)
-    chain_order.check_all(params, (program.tx, opt_state), (program.per_gradient, None))
+    chain_order.check_all(params, (program.tx, opt_state), (program.per_push, None))
 
 
 def make_shared(batches: PyTree, num_batches: int, blocks: PyTree, most: int) -> Shared:
@@ -158,9 +158,9 @@ def run_event(program: Program, state: State, event: Event, shared: Shared) -> t
     loss, grads = jax.value_and_grad(program.loss_fn)(view, batch)
     offered = offered_arguments(program, event, view, batch)
     gradient_state = state.gradient_state
-    if program.per_gradient is not None:
+    if program.per_push is not None:
         grads, gradient_state = offers.update(
-            program.per_gradient, grads, gradient_state, state.params, **offered
+            program.per_push, grads, gradient_state, state.params, **offered
         )
     if shared.anchor is not None:
         grads = reduce_variance(program, grads, shared.anchor, batch)

@@ -11,17 +11,22 @@ from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import arguments, chain_order, engines, offers, preconditions, preparation
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.problem import Problem, Recording, Server
 from dcasgd_jax.sim.sweeps import hyperparams as injected
 from dcasgd_jax.sim.sweeps import vectorized
 
 
-def check_arguments(of_members: dict[str, list[Any]], **shared: Any) -> None:
+def check_arguments(of_members: dict[str, list[Any]], problem: Problem, **shared: Any) -> None:
     """Arguments of the right kind, for every member."""
     columns = [of_members[name] for name in ("params", "schedule", "batches", "key")]
     different = {tuple(map(id, values)): values for values in zip(*columns, strict=True)}
     for params, schedule, batches, key in different.values():
         arguments.check_arguments(
-            **shared, params=params, schedule=schedule, batches=batches, key=key
+            **shared,
+            problem=problem._replace(params=params),
+            schedule=schedule,
+            batches=batches,
+            key=key,
         )
 
 
@@ -40,12 +45,23 @@ def check_batches(of_members: list[Any]) -> None:
         )
 
 
-def make_program(of_members: dict[str, list], given: programs.Program) -> programs.Program:
+def make_program(
+    of_members: dict[str, list], problem: Problem, server: Server, recording: Recording
+) -> programs.Program:
     """The program that suits the schedules of all members."""
     different = list({id(schedule): schedule for schedule in of_members["schedule"]}.values())
     first = different[0]
+    of_first = problem._replace(params=of_members["params"][0])
     made = [
-        preparation.make_program(schedule, of_members["params"][0], given) for schedule in different
+        preparation.make_program(
+            schedule,
+            of_first,
+            server,
+            recording,
+            of_members["batches"][0],
+            has_model_state=problem.model_state is not None,
+        )
+        for schedule in different
     ]
     for i, (schedule, program) in enumerate(zip(different, made, strict=True)):
         properties = {
@@ -53,12 +69,12 @@ def make_program(of_members: dict[str, list], given: programs.Program) -> progra
             "updates": (schedule.num_updates, first.num_updates),
             "ways to take pushes": (program.flow, made[0].flow),
         }
-        if given.model_state == "per_worker":
+        if made[0].model_state == "per_worker":
             properties["workers"] = schedule.num_workers, first.num_workers
-        for what, (of_this, of_first) in properties.items():
-            if of_this != of_first:
+        for what, (of_this, wanted) in properties.items():
+            if of_this != wanted:
                 raise ValueError(
-                    f"The schedules of a sweep must be alike, but the first has {of_first} {what} "
+                    f"The schedules of a sweep must be alike, but the first has {wanted} {what} "
                     f"and another ({i} of {len(different)}) has {of_this}: sweep them apart."
                 )
     return made[0]._replace(
@@ -115,8 +131,7 @@ def _states(program: programs.Program, start: vectorized.Start) -> tuple[Any, An
 def make_runs(
     program: programs.Program,
     of_members: dict[str, list],
-    eval_versions: int | Sequence[int] | None,
-    trace_every: int,
+    recording: Recording,
 ) -> list[engines.Run]:
     """The run of each member; members with the same inputs share them."""
     made, examples = {}, {}
@@ -137,8 +152,10 @@ def make_runs(
                 slice(0, len(schedule)),
                 batches,
                 key=None,
-                evaluated=preparation.evaluated_versions(schedule, program.eval_fn, eval_versions),
-                trace_every=trace_every,
+                evaluated=preparation.evaluated_versions(
+                    schedule, program.eval_fn, recording.eval_versions
+                ),
+                trace_every=recording.every,
             )
         run = made[known]
         runs.append(run._replace(shared=run.shared._replace(key=key)))

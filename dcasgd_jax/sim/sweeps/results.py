@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 
+from dcasgd_jax import extras
 from dcasgd_jax.sim import continuation, engines, recording, results, step
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
@@ -50,10 +51,9 @@ class SweepResult:
 
     def to_pandas(self) -> Any:
         """The traces as one data frame, with the member and its hyperparameters; needs pandas."""
-        try:
-            import pandas as pd  # pyright: ignore[reportMissingImports]
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError("to_pandas needs pandas: pip install pandas") from None
+        extras.require_packages("pandas")
+        import pandas as pd
+
         num_kept = self.losses.shape[1]
         numbers = {name: v for name, v in self.hyperparams.items() if v.ndim == 1}
         of_members = {"member": np.arange(len(self)), **numbers}

@@ -1,7 +1,8 @@
 """`sweep`: one simulation for many members, that differ in numbers, seeds or schedules, at once."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,8 +10,8 @@ import optax
 
 from dcasgd_jax import checks
 from dcasgd_jax.schedules import schedule as schedules
-from dcasgd_jax.sim import engines, preconditions, preparation, results
-from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim import arguments, engines, preconditions, preparation
+from dcasgd_jax.sim.problem import Problem, Recording, Server, as_server
 from dcasgd_jax.sim.simulate import simulate
 from dcasgd_jax.sim.sweeps import layout as layouts
 from dcasgd_jax.sim.sweeps import members, vectorized
@@ -21,9 +22,8 @@ from dcasgd_jax.typing import PyTree
 
 
 def sweep(
-    loss_fn: Callable[..., Any],
-    params: PyTree | PerMember,
-    tx: optax.GradientTransformation,
+    problem: Problem,
+    tx: optax.GradientTransformation | Server,
     schedule: schedules.Schedule | PerMember,
     batches: PyTree | Callable[[jax.Array, jax.Array], PyTree] | PerMember,
     *,
@@ -33,15 +33,7 @@ def sweep(
     devices: Sequence[Any] | None = None,
     at_once: int | None = None,
     chunk_size: int = 1024,
-    per_push: optax.GradientTransformation | None = None,
-    model_state: PyTree | PerMember | None = None,
-    model_state_policy: Literal["per_worker", "server"] = "per_worker",
-    eval_fn: Callable[..., PyTree] | None = None,
-    eval_versions: int | Sequence[int] | None = None,
-    send: Callable[[PyTree, PyTree], PyTree] | None = None,
-    metrics: Collection[str] = (),
-    trace_every: int = 1,
-    opt_state: optax.OptState | PerMember | None = None,
+    recording: Recording | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> sweep_results.SweepResult:
     r"""Simulates many members at once; each is what `simulate` makes of it alone.
@@ -56,31 +48,24 @@ def sweep(
     members run one after another with `HostEngine`, as they do if an engine is given.
 
     Args:
-      loss_fn: As in `simulate`; so is every argument below that is not explained here.
-      params: Initial parameters.
-      tx: Built with `optax.inject_hyperparams` if hyperparameters are swept.
+      problem: As in `simulate`, and so is every argument that is not explained here. Its `params`
+        and `model_state` may be `sim.PerMember`.
+      tx: Built with `optax.inject_hyperparams` if hyperparameters are swept; or a `sim.Server` with
+        one, whose `opt_state` (before the hyperparameters are set) may be `sim.PerMember`. A `send`
+        finds a learning rate that is swept among the injected hyperparameters of `opt_state`.
       schedule: One, or one for each member with as many events and updates as the others.
       batches: A tree of arrays, `sim.Indexed` or a `batch_fn`; no iterator, and one `batch_fn` for
         all members. Trees that differ are copied to the devices by the chunk; rows of `sim.Indexed`
         into the same examples are not much to copy.
       hyperparams: Names and values `[num_members]`, set wherever the name occurs among the injected
-        hyperparameters of `tx` and `per_push`; `sim.grid` makes all combinations.
+        hyperparameters of the server's `tx` and `per_push`; `sim.grid` makes all combinations.
       key: PRNG key.
       engine: An engine runs the members one after another. Default: all at once, as above.
       devices: To spread members over. Default: all local ones.
       at_once: Members that one device vectorizes. Default: all that it has; on the CPU as many as
         have 10,000 parameters together, so one by one from 5,000 on, which is faster there.
       chunk_size: Events per compiled scan ≥ 1; bounds the memory of batches and reports.
-      per_push: As in `simulate`.
-      model_state: Initial state of the model.
-      model_state_policy: As in `simulate`.
-      eval_fn: As in `simulate`.
-      eval_versions: As in `simulate`.
-      send: As in `simulate`; a learning rate that is swept it finds among the injected
-        hyperparameters of `opt_state`.
-      metrics: As in `simulate`.
-      trace_every: As in `simulate`.
-      opt_state: Initial optimizer state, before the hyperparameters are set.
+      recording: As in `simulate`.
       progress: Called with the number of events done by all members together, now and then.
 
     Returns:
@@ -98,33 +83,36 @@ def sweep(
       >>> @optax.inject_hyperparams
       ... def tx(learning_rate, lambda0):
       ...     return optax.chain(dc.compensate_delay(lambda0), optax.sgd(learning_rate))
+      >>> problem = sim.Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3))
       >>> result = sim.sweep(
-      ...     lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3),
-      ...     tx(learning_rate=0.0, lambda0=0.0), schedule, jnp.ones((100, 3)),
+      ...     problem, tx(learning_rate=0.0, lambda0=0.0), schedule, jnp.ones((100, 3)),
       ...     hyperparams=sim.grid(learning_rate=[0.01, 0.05], lambda0=[0.0, 0.1]))
       >>> result.params.shape, result.losses.shape
       ((4, 3), (4, 100))
     """
-    preconditions.check_metrics(metrics)
-    preconditions.check_policy(model_state_policy)
+    server = as_server(tx)
+    recording = Recording() if recording is None else recording
+    arguments.check_problem_kind(problem)
+    arguments.check_recording(recording)
+    preconditions.check_policy(problem.model_state_policy)
     checks.check_kind(
         "hyperparams", hyperparams or {}, lambda value: isinstance(value, Mapping),
         "a dict of names and values, such as sim.grid makes one",
     )  # fmt: skip
     hyperparams = {name: np.asarray(values) for name, values in (hyperparams or {}).items()}
     given = {
-        "params": params,
+        "params": problem.params,
         "schedule": schedule,
         "batches": batches,
         "key": key,
-        "model_state": model_state,
-        "opt_state": opt_state,
+        "model_state": problem.model_state,
+        "opt_state": server.opt_state,
     }
     num_members = members.count(hyperparams, **given)
     of_members = {name: members.spread(value, num_members) for name, value in given.items()}
     sweep_preparation.check_arguments(
-        of_members, loss_fn=loss_fn, tx=tx, engine=engine, per_push=per_push, eval_fn=eval_fn,
-        send=send, progress=progress,
+        of_members, problem, server=server._replace(opt_state=None), engine=engine,
+        recording=recording, progress=progress,
     )  # fmt: skip
     chunk_size = checks.check_count("chunk_size", chunk_size)
     if at_once is not None:
@@ -132,19 +120,7 @@ def sweep(
     if devices is not None and not len(devices):
         raise ValueError("devices is empty: give at least one, or None for all local ones.")
     sweep_preparation.check_batches(of_members["batches"])
-    program = sweep_preparation.make_program(
-        of_members,
-        programs.Program(
-            loss_fn=loss_fn,
-            tx=tx,
-            per_push=per_push,
-            batch_fn=of_members["batches"][0] if callable(of_members["batches"][0]) else None,
-            eval_fn=eval_fn,
-            send=send,
-            model_state="none" if model_state is None else model_state_policy,
-            metrics=tuple(metrics),
-        ),
-    )
+    program = sweep_preparation.make_program(of_members, problem, server, recording)
     starts = [
         vectorized.Start(
             of_members["params"][i],
@@ -155,7 +131,7 @@ def sweep(
         for i in range(num_members)
     ]
     sweep_preparation.check_starts(program, starts, of_members["schedule"], hyperparams)
-    runs = sweep_preparation.make_runs(program, of_members, eval_versions, trace_every)
+    runs = sweep_preparation.make_runs(program, of_members, recording)
     first = preparation.first_batch(runs[0])
     convolves = preparation.convolves(
         runs[0], sweep_preparation.state_for_a_look(program, starts[0]), first
@@ -165,9 +141,8 @@ def sweep(
     if engine is None and convolves and platform == "cpu":
         engine = engines.HostEngine()
     if engine is not None:
-        finished = _one_by_one(
-            program, runs, starts, of_members, engine, eval_versions, trace_every, progress
-        )
+        one = functools.partial(_run_one, problem, server, recording, engine)
+        finished = _one_by_one(one, program, runs, starts, of_members, progress)
         return sweep_results.from_members(hyperparams, runs, batch_size, finished)
     together = vectorized.Members(
         program=program,
@@ -182,32 +157,18 @@ def sweep(
     return sweep_results.from_records(hyperparams, runs, batch_size, states, records)
 
 
-def _one_by_one(
-    program, runs, starts, of_members, engine, eval_versions, trace_every, progress
-) -> list[results.SimResult]:
+def _one_by_one(simulate_one, program, runs, starts, of_members, progress):
     """What `simulate` returns for each member."""
     finished = []
-    policy = "server" if program.model_state == "server" else "per_worker"
     for i, (run, start) in enumerate(zip(runs, starts, strict=True)):
         schedule = run.schedule
         done = i * len(schedule)
         finished.append(
-            simulate(
-                program.loss_fn,
-                start.params,
-                program.tx,
+            simulate_one(
+                start,
                 schedule,
                 of_members["batches"][i],
                 key=of_members["key"][i],
-                engine=engine,
-                per_push=program.per_push,
-                model_state=start.model_state,
-                model_state_policy=policy,
-                eval_fn=program.eval_fn,
-                eval_versions=eval_versions,
-                send=program.send,
-                metrics=program.metrics,
-                trace_every=trace_every,
                 state=vectorized.initial_state(
                     program, schedule.num_slots, schedule.num_workers, start
                 ),
@@ -215,3 +176,12 @@ def _one_by_one(
             )
         )
     return finished
+
+
+def _run_one(problem, server, recording, engine, start, schedule, batches, **of_member):
+    """One member alone; its state has the hyperparameters in it."""
+    of_one = problem._replace(params=start.params, model_state=start.model_state)
+    return simulate(
+        of_one, server._replace(opt_state=None), schedule, batches,
+        engine=engine, recording=recording, **of_member,
+    )  # fmt: skip

@@ -1,6 +1,6 @@
 """`svrg`: asynchronous stochastic variance-reduced gradients, epoch by epoch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,11 @@ import numpy as np
 import optax
 
 from dcasgd_jax import checks
+from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.sim import arguments, preconditions
 from dcasgd_jax.sim import batches as sources
+from dcasgd_jax.sim.problem import Problem, Server, as_server
 from dcasgd_jax.sim.shared_memory import blocks as blocks_of
 from dcasgd_jax.sim.shared_memory import simulate as shared_memory
 from dcasgd_jax.sim.shared_memory import step
@@ -20,31 +22,38 @@ from dcasgd_jax.sim.variance_reduction.full_gradient import full_gradient
 from dcasgd_jax.typing import PyTree
 
 
+@document_fields
 class SvrgResult(NamedTuple):
-    """What `svrg` returns; events are counted on through the epochs."""
+    """What `svrg` returns; events are counted on through the epochs.
+
+    Attributes:
+      params: The trained parameters.
+      opt_state: State of the optimizer, as `tx.init` makes one.
+      anchor_losses: [num_epochs], of all examples, at each epoch's anchor.
+      losses: [num_events], of the batch alone, at the params that were read.
+      direction_norms: [num_events], of v, which is handed to `tx`.
+      epoch: [num_events].
+      evaluations: Leaf [num_evaluations, ...]; None without `eval_fn`.
+    """
 
     params: PyTree
     opt_state: optax.OptState
-    anchor_losses: np.ndarray  # [num_epochs], of all examples, at each epoch's anchor
-    losses: np.ndarray  # [num_events], of the batch alone, at the params that were read
-    direction_norms: np.ndarray  # [num_events], of v, which is handed to `tx`
-    epoch: np.ndarray  # [num_events]
-    evaluations: PyTree | None  # leaf [num_evaluations, ...]; None without `eval_fn`
+    anchor_losses: np.ndarray
+    losses: np.ndarray
+    direction_norms: np.ndarray
+    epoch: np.ndarray
+    evaluations: PyTree | None
 
 
 def svrg(
-    loss_fn: Callable[..., Any],
-    params: PyTree,
-    tx: optax.GradientTransformation,
+    problem: Problem,
+    tx: optax.GradientTransformation | Server,
     schedules: Sequence[Schedule | ReadVersions],
     batches: sources.Indexed,
     *,
-    per_gradient: optax.GradientTransformation | None = None,
     blocks: PyTree | None = None,
     full_batch_size: int | None = None,
-    eval_fn: Callable[[PyTree], PyTree] | None = None,
     eval_every: int = 1,
-    opt_state: optax.OptState | None = None,
 ) -> SvrgResult:
     r"""Trains with stale gradients whose noise is measured at an anchor and taken off.
 
@@ -53,29 +62,27 @@ def svrg(
 
     .. math:: v = C(\nabla f_B(x_{read})) - \nabla f_B(\tilde x) + \nabla f(\tilde x)
 
-    with one batch B for both gradients and C = `per_gradient`. Gradients that are under way when
-    the epoch ends are dropped, so none meets an anchor that it was not made for.
+    with one batch B for both gradients and C the `per_push` of a `sim.Server`. Gradients that are
+    under way when the epoch ends are dropped, so none meets an anchor that it was not made for.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`, the mean over the examples of the batch. Pass the same
-        function object again to reuse the compiled program.
-      params: Initial parameters and first anchor; copied, never changed.
+      problem: `sim.Problem(loss_fn, params)`: the loss is the mean over the examples of a batch,
+        and the params are the first anchor. No model state. Its `eval_fn(params)` runs inside the
+        compiled loop.
       tx: Any optax transformation of v; keeps its state from epoch to epoch. It is offered
-        `stale_params`, `staleness`, `worker` and the curvatures as in `simulate`.
+        `stale_params`, `staleness`, `worker` and the curvatures as in `simulate`. Or a
+        `sim.Server(tx, per_push=)`: the latter transforms :math:`\nabla f_B(x_{read})` alone, and
+        is offered the same: compensate there, with `dc.compensate_delay`. In `tx` it would square
+        v, most of which was not taken at the stale params.
       schedules: One for each epoch, from version 0: for M workers and n updates,
         `[sim.make_schedule(law, M, n, seed=e) for e in range(num_epochs)]`; or `ReadVersions`, for
         inconsistent reads. Equally long ones share a compiled program.
       batches: `sim.Indexed(examples, rows)`: `rows[k]` is the batch of event k, counted on
         through the epochs.
-      per_gradient: A transformation of :math:`\nabla f_B(x_{read})` alone, offered the same extra
-        arguments: compensate here, with `dc.compensate_delay`. In `tx` it would square v, most of
-        which was not taken at the stale params.
       blocks: For `ReadVersions`, as in `simulate_shared_memory`.
       full_batch_size: Examples at once when the full gradient is taken, ≥ 1. Default: as many as
         in a batch.
-      eval_fn: `eval_fn(params)`, a tree of arrays; runs inside the compiled loop.
       eval_every: n ≥ 1: evaluate after every n-th event.
-      opt_state: Initial optimizer state. Default: `tx.init(params)`.
 
     Returns:
       An `SvrgResult`.
@@ -93,15 +100,17 @@ def svrg(
       >>> from dcasgd_jax import sim
       >>> schedules = [sim.make_schedule(sim.ExponentialTime(), 4, 30, seed=e) for e in range(3)]
       >>> rows = np.random.default_rng(0).integers(0, 51, size=(90, 5))
-      >>> result = sim.svrg(
-      ...     lambda w, x: jnp.mean((w - x) ** 2), jnp.asarray(3.0), optax.sgd(0.1), schedules,
-      ...     sim.Indexed(jnp.linspace(0, 1, 51), rows), per_gradient=dc.compensate_delay(0.1))
+      >>> problem = sim.Problem(lambda w, x: jnp.mean((w - x) ** 2), jnp.asarray(3.0))
+      >>> server = sim.Server(optax.sgd(0.1), per_push=dc.compensate_delay(0.1))
+      >>> batches = sim.Indexed(jnp.linspace(0, 1, 51), rows)
+      >>> result = sim.svrg(problem, server, schedules, batches)
       >>> print(jnp.round(result.params, 3))  # the mean, without the noise of the batches
       0.5
     """
-    arguments.check_arguments(
-        loss_fn=loss_fn, params=params, tx=tx, per_gradient=per_gradient, eval_fn=eval_fn
-    )
+    server = as_server(tx)
+    arguments.check_arguments(problem=problem, server=server)
+    arguments.refuse_options("svrg", problem, server, ("send",))
+    loss_fn, params, eval_fn = problem.loss_fn, problem.params, problem.eval_fn
     check_arguments(schedules, batches)
     preconditions.check_hashable(loss_fn=loss_fn, eval_fn=eval_fn)
     eval_every = checks.check_count("eval_every", eval_every)
@@ -109,12 +118,14 @@ def svrg(
     shared = step.make_shared(batches, first_events[-1], None, most=first_events[-1])
     full_batch_size = check_full_batch_size(full_batch_size, batches)
     all_blocks = [_blocks(reads, blocks, params) for reads in schedules]
-    program = step.Program(loss_fn, tx, per_gradient, eval_fn)
+    program = step.Program(loss_fn, server.tx, server.per_push, eval_fn)
     for reads in schedules:
         or_more = isinstance(reads, ReadVersions)
         count = int(reads.worker.max(initial=0)) + 1 if or_more else reads.num_workers
-        step.check_states(program, params, opt_state, count, or_more=or_more)
-    state = step.initial_state(program, params, opt_state, max(map(step.count_slots, schedules)))
+        step.check_states(program, params, server.opt_state, count, or_more=or_more)
+    state = step.initial_state(
+        program, params, server.opt_state, max(map(step.count_slots, schedules))
+    )
     evaluates = np.arange(1, first_events[-1] + 1) % eval_every == 0
     anchor_losses, reports = [], []
     for first, reads, of_epoch in zip(first_events[:-1], schedules, all_blocks, strict=True):

@@ -1,6 +1,7 @@
 import io
 import itertools
 
+import calls
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -105,7 +106,7 @@ def test_a_simulation(source):
         return jnp.mean((brightness * params - batch.labels) ** 2)
 
     def run(batches, **options):
-        return sim.simulate(
+        return calls.simulate(
             loss_fn, jnp.zeros(()), tx, schedule, batches, engine=sim.HostEngine(), **options
         )
 

@@ -16,7 +16,7 @@ pytest.importorskip("pyarrow")
 from jax.experimental.compilation_cache import compilation_cache
 
 from dcasgd_jax import sim
-from dcasgd_jax.commands import errors, ledger, terminal
+from dcasgd_jax.commands import errors, ledger, study, terminal
 from dcasgd_jax.commands.reproduce import experiment, results, settings, table, training
 
 from .. import cli
@@ -147,7 +147,7 @@ def test_an_interrupted_run_is_resumed(finished, data, tmp_path, monkeypatch):
     @contextlib.contextmanager
     def interrupted(total):
         def advance(name, count):
-            told.append((name.partition("-m")[0], count))
+            told.append((name.partition(" ")[0], count))
             if sum(count for name, count in told if name == "dcasgd-capped") >= 24:
                 raise KeyboardInterrupt
 
@@ -399,19 +399,21 @@ def test_without_data_the_files_are_named(tmp_path, no_training):
     assert "train-00000-of-00001.parquet" in refused.err
 
 
-def test_every_value_makes_a_run_and_the_first_seed_comes_first(tmp_path, data, monkeypatch):
-    trained, line = [], {"final": {"train_loss": 1.0}}
+def test_every_value_makes_a_run_and_the_first_seed_comes_first(tmp_path, monkeypatch):
+    found = []
 
-    def fake(workload, run, directory, progress):
-        trained.append(run)
-        return line
+    def stop(job, console):
+        of_job = experiment.make_study(job, None, {}, 98)
+        for task, seeds in study.in_order(of_job):
+            found.extend(task.key(study.Member(task.tried[0], seed)) for seed in seeds)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train", fake)
-    monkeypatch.setattr(experiment, "_sentence", lambda line: "")
+    monkeypatch.setattr(experiment, "_run_missing", stop)
     more = ["--methods", "asgd", "sgd", "dcasgd-a", "--workers", "2", "4", "--seeds", "2"]
     values = ["--learning-rate", "0.1", "asgd=0.1,0.2", "--lambda0", "30,2"]
-    few = ["--model", "tiny", "--batch-size", "8", "--data-dir", data]
-    cli.call("reproduce", "cifar10", "--out", tmp_path, *few, *more, *values)
+    few = ["--batch-size", "8"]
+    assert cli.call("reproduce", "cifar10", "--out", tmp_path, *few, *more, *values).code == 130
+    trained = [settings.Run(**run) for run in found]
     assert len(trained) == 2 * (2 * 2 + 1 + 2 * 2)
     assert [run.seed for run in trained] == [0] * 9 + [1] * 9
     assert trained[:5] == [

@@ -1,66 +1,15 @@
-"""What a flax model becomes for `sim.simulate`; shared by NNX and Linen."""
+"""Of a flax model and its loss the functions of a `sim.Problem`; shared by NNX and Linen."""
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from dcasgd_jax import sim
 from dcasgd_jax.sim import leaves
 from dcasgd_jax.typing import PyTree
-
-
-class Problem(NamedTuple):
-    """A model and its loss as `sim.simulate` takes them.
-
-    Example:
-      >>> import dcasgd_jax as dc, jax.numpy as jnp, optax
-      >>> from dcasgd_jax import sim
-      >>> from dcasgd_jax.integrations.problem import Problem
-      >>> problem = Problem(lambda w, target: jnp.sum((w - target) ** 2), jnp.zeros(3), None, None)
-      >>> schedule = sim.make_schedule(sim.RoundRobin(), 2, num_updates=50, seed=0)
-      >>> result = problem.simulate(optax.sgd(0.1), schedule, jnp.ones((50, 3)))
-      >>> print(jnp.round(result.params, 3))
-      [1. 1. 1.]
-    """
-
-    loss_fn: Callable[..., Any]  # the same object again for a model of the same structure
-    params: PyTree  # nested dicts of arrays
-    model_state: PyTree | None  # nested dicts of arrays; None if the model has no such state
-    eval_fn: Callable[..., PyTree] | None
-
-    def simulate(
-        self,
-        tx: optax.GradientTransformation,
-        schedule: sim.Schedule,
-        batches: PyTree,
-        **options,
-    ) -> sim.SimResult:
-        """Calls `sim.simulate` with this loss, these parameters, this state and evaluation.
-
-        Args:
-          tx: As in `sim.simulate`.
-          schedule: As in `sim.simulate`.
-          batches: As in `sim.simulate`.
-          **options: Whatever else `sim.simulate` takes: `key`, `engine`, `model_state_policy`, ...
-
-        Returns:
-          The `SimResult`.
-        """
-        return sim.simulate(
-            self.loss_fn,
-            self.params,
-            tx,
-            schedule,
-            batches,
-            model_state=self.model_state,
-            eval_fn=self.eval_fn,
-            **options,
-        )
 
 
 def same_function_again(make: Callable[..., Callable]) -> Callable[..., Callable]:
@@ -140,7 +89,7 @@ def as_loss_fn(run: Callable, state_structure: Any) -> Callable[..., Any]:
         if jax.tree.structure(model_state) != state_structure:
             raise ValueError(
                 "This model has state besides its parameters (statistics of batch normalisation, "
-                "or the like): pass model_state=problem.model_state to simulate."
+                "or the like): keep the problem's model_state."
             )
         return run(params, model_state, *batch_and_key)
 
