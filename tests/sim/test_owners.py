@@ -16,11 +16,10 @@ import problems
 import pytest
 from hypothesis import given, settings
 from jax.sharding import AxisType
+from schedules import test_faults, test_protocols
 
 import dcasgd_jax as dc
 from dcasgd_jax import rivals, sim
-
-from . import test_faults, test_protocols
 
 LR, MOMENTUM, LAMBDA0 = 0.3, 0.5, 4.0
 NUM_WORKERS = 4
