@@ -1,30 +1,18 @@
-"""The program `dcasgd-jax`: its subcommands, and errors as one line."""
+"""The program `dcasgd-jax`: its subcommands, and errors as one line, also for other programs."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import dcasgd_jax
 from dcasgd_jax import extras
-from dcasgd_jax.commands import (
-    compare,
-    diagnose,
-    errors,
-    every_method,
-    reproduce,
-    shakespeare,
-    strengths,
-    train,
-)
+from dcasgd_jax.commands import compare, diagnose, errors, reproduce, train
 
 SUBCOMMANDS = {
     "compare": compare,
     "diagnose": diagnose,
-    "every-method": every_method,
     "reproduce": reproduce,
-    "shakespeare": shakespeare,
-    "strengths": strengths,
     "train": train,
 }
 """Name -> module with `HELP`, `add_options(parser)` and `run(arguments, command)`."""
@@ -47,12 +35,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: Arguments without the program's name. Default: the process's.
     """
+    run = lambda arguments, command: SUBCOMMANDS[arguments.subcommand].run(arguments, command)
+    return _run(_parser(), run, argv)
+
+
+def run_program(
+    name: str,
+    add_options: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace, Sequence[str]], None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs a program of its own with the manners of a subcommand; returns the exit code.
+
+    Args:
+      name: In its messages.
+      add_options: As a subcommand has it.
+      run: Likewise.
+      argv: As in `main`.
+    """
+    parser = _Parser(prog=name, allow_abbrev=False)
+    add_options(parser)
+    return _run(parser, run, argv)
+
+
+def _run(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace, Sequence[str]], None],
+    argv: Sequence[str] | None,
+) -> int:
     command = list(sys.argv[1:] if argv is None else argv)
-    name = "dcasgd-jax"
+    name = parser.prog
     try:
-        arguments = _parser().parse_args(command)
-        name = f"{name} {arguments.subcommand}"
-        SUBCOMMANDS[arguments.subcommand].run(arguments, command)
+        arguments = parser.parse_args(command)
+        name = " ".join(filter(None, [name, getattr(arguments, "subcommand", None)]))
+        run(arguments, command)
     except (errors.UsageError, extras.MissingExtraError) as error:
         return _complain(name, str(error), EXIT_USAGE)
     except OSError as error:

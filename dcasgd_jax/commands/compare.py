@@ -1,38 +1,93 @@
-"""`dcasgd-jax compare`: all methods on the same schedules, a table, a JSON and a picture."""
+"""`dcasgd-jax compare`: methods on the same schedules, a table, a JSON and a picture."""
 
 import argparse
 import dataclasses
 import datetime
+import itertools
 import pathlib
+import textwrap
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcasgd_jax import extras
 from dcasgd_jax.commands import (
+    catalogue,
     defaults,
+    digits_study,
     errors,
     figures,
+    ledger,
     methods,
     options,
     records,
     report,
-    runs,
+    settings,
+    study,
     terminal,
     tuning,
+    tuning_report,
+    values,
 )
-from dcasgd_jax.commands.every_method import catalogue, single, study
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 HELP = "compare sgd, ssgd, asgd and dcasgd on scikit-learn's digits"
-RESULTS, PICTURE, TUNED = "compare.json", "compare.png", "tuned.json"
+RESULTS, PICTURE = "compare.json", "compare.png"
+ALL = "all"
+
+DESCRIPTION = """\
+Trains on scikit-learn's digits (1797 real images, no download) with several methods on the same
+initial parameters, batches and worker compute times, and compares them. The learning rate grows
+linearly in the first tenth of the updates, and falls to a tenth after one half and after three
+quarters of them, for every method alike. Interrupted, the command keeps what is finished."""
+
+EXAMPLES = """
+examples:
+  dcasgd-jax compare
+  dcasgd-jax compare --law exponential --methods asgd dcasgd-a --learning-rate 0.4
+  dcasgd-jax compare --methods all --model softmax --law exponential
+  dcasgd-jax compare --law-param mean=1,1,1,2 --workers 4 --tune --out slow-worker"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A comparison that can be run."""
+
+    setting: settings.Setting
+    tried: digits_study.Tried
+    num_seeds: int
+    out: pathlib.Path
+    notes: tuple[str, ...]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this subcommand."""
-    options.add_options(parser)
+    parser.description = DESCRIPTION
+    listed = [f"  {method.name:<15}{method.title}" for method in methods.METHODS.values()]
+    others = [name for name in catalogue.names() if name not in methods.METHODS]
+    more = textwrap.wrap(f"and {', '.join(others)}", 78, break_on_hyphens=False)
+    lines = ["methods:", *listed, *(f"  {line}" for line in more)]
+    parser.epilog = "\n".join([*lines, "", options.laws_text(), EXAMPLES])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    options.add_methods(
+        parser,
+        [*catalogue.names(), ALL],
+        list(methods.METHODS),
+        help="which methods; default: the six listed below; `all`: every method of the package. "
+        "Those without default values are tuned, each with the same effort",
+    )
+    for name in ("--momentum", "--model", "--workers", "--law", "--law-param", "--updates"):
+        options.add(parser, name)
+    for name in ("--batch-size", "--seeds", "--learning-rate", "--lambda0"):
+        options.add(parser, name)
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help=f"first choose learning rate and lambda0 among {tuning.NUM_CONFIGURATIONS} "
+        "configurations, or among VALUE,VALUE...: by final train loss on seeds "
+        f"{study.TUNING_SEEDS[0]}-{study.TUNING_SEEDS[-1]}, of those whose loss never rises above "
+        f"{tuning.HIGHEST_LOSS:g} times the initial one (minutes)",
+    )
+    options.add(parser, "--out", default=pathlib.Path("compare-results"))
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
@@ -42,138 +97,122 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
       UsageError: If the options are wrong, a package is missing or nothing can be saved; before
         any training.
     """
-    if options.ALL in arguments.methods:
-        cell = single.make_cell(arguments)
-        study.run([cell], catalogue.names(), arguments.seeds, arguments.out, command)
-        return
     started = time.perf_counter()
-    job = options.make_job(arguments)
-    extras.require_packages("sklearn", "matplotlib", "rich")
-    old_tuned = _prepare_folder(job)
+    job = make_job(arguments)
+    extras.require_packages("sklearn", "matplotlib", "rich", "pandas")
+    records.prepare_folder(job.out, RESULTS, PICTURE)
     console = terminal.make_console()
     for note in job.notes:
         terminal.print_text(console, note)
-    tuned = _tune(job, console) if job.tune else []
-    if tuned:
-        new = {job.setting.model: tuning.record(job.setting, tuned)}
-        records.write_json(job.out / TUNED, old_tuned | new)
-        terminal.print_text(console, f"Saved the grid: {job.out / TUNED}", wrap=False)
-    chosen = {result.method: result.chosen for result in tuned} or {
-        name: methods.Hyperparameters(grid.learning_rates[0], grid.lambda0s[0])
-        for name, grid in job.grids.items()
-    }
-    all_runs = _train_all(job, chosen, console)
-    summaries = report.summarise(all_runs)
-    _print_report(job, summaries, console)
-    content = _results(job, all_runs, summaries, tuned, command)
+    of_job = digits_study.make(
+        "dcasgd-jax compare", [(job.setting, job.tried)], job.num_seeds, curves=True
+    )
+    results = study.run(of_job, job.out, console)
+    tunings = tuning_report.print_all(console, of_job, results)
+    lines = results.runs()
+    summaries = report.summarise(lines)
+    terminal.print_table(console, _title(job), report.make_table(console, summaries))
+    terminal.print_text(console, report.EXPLANATION)
+    for sentence in report.findings(summaries):
+        terminal.print_text(console, sentence)
+    content = _content(job, lines, summaries, tunings, command)
     content["wall_seconds"] = time.perf_counter() - started
     records.write_json(job.out / RESULTS, content)
-    figures.save_comparison(job.out / PICTURE, all_runs, _title(job))
+    figures.save_comparison(job.out / PICTURE, lines, _title(job))
     seconds = time.perf_counter() - started
     saved = f"Saved {job.out / RESULTS} and {PICTURE} beside it ({seconds:.1f} s in all)."
     terminal.print_text(console, saved, wrap=False)
 
 
-def _prepare_folder(job: options.Job) -> dict[str, Any]:
-    """Makes `--out` and proves that it can be written; returns the tuning records in it."""
-    records.prepare_folder(job.out, RESULTS, PICTURE, TUNED)
-    return _read_tuned(job.out / TUNED) if job.tune and (job.out / TUNED).exists() else {}
+def make_job(arguments: argparse.Namespace) -> Job:
+    """Checks the options together.
+
+    Raises:
+      UsageError: If they do not make a comparison.
+    """
+    values.check_batch(arguments.batch_size)
+    values.check_seeds(arguments.seeds)
+    pushes = values.budget(arguments.updates, arguments.workers)
+    setting = options.make_setting(arguments, pushes, arguments.momentum)
+    chosen = _chosen_methods(arguments.methods, setting)
+    given = {
+        option: values.of_methods(option, texts, chosen, several=arguments.tune)
+        for option, texts in (
+            ("--learning-rate", arguments.learning_rate), ("--lambda0", arguments.lambda0),
+        )
+    }  # fmt: skip
+    tried, by_default = {}, []
+    for method in chosen:
+        rates, lambda0s = (of_option.get(method.name) for of_option in given.values())
+        base = _base(setting, method, arguments.tune)
+        complete = rates and (lambda0s or not method.compensates)
+        if not arguments.tune and len(base) == 1 and not complete:
+            by_default.append(method.name)
+        rates = rates or tuple(dict.fromkeys(numbers.learning_rate for numbers in base))
+        lambda0s = lambda0s or tuple(dict.fromkeys(numbers.lambda0 for numbers in base))
+        pairs = itertools.product(rates, lambda0s)
+        tried[method] = [methods.Hyperparameters(*pair) for pair in pairs]
+    notes = []
+    if pushes != arguments.updates:
+        notes.append(
+            f"Note: --updates {arguments.updates} rounded down to {pushes}, a multiple of "
+            f"{setting.num_workers} workers."
+        )
+    if by_default and (differs := defaults.untuned_parts(setting)):
+        notes.append(
+            "Note: the default learning rates and lambda0 were tuned for other values of "
+            f"{', '.join(differs)}; --tune chooses them for this setting."
+        )
+    return Job(setting, tried, arguments.seeds, arguments.out, tuple(notes))
 
 
-def _read_tuned(path: pathlib.Path) -> dict[str, Any]:
-    """Records of other models, which a new record must not wipe out."""
-    try:
-        content = records.read_json(path)
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise errors.UsageError(f"{path} is no record of --tune; move it away")
-    return content
+def _base(
+    setting: settings.Setting, method: methods.Method, tune: bool
+) -> Sequence[methods.Hyperparameters]:
+    """The default values of a method, or those to tune over if it has none."""
+    known = None
+    if not tune and setting.momentum is None:
+        known = defaults.default_hyperparameters(setting.model, method.name)
+    if known is not None:
+        return [known]
+    return tuning.configurations(method, setting.model, setting.momentum)
 
 
-def _tune(job: options.Job, console: "Console") -> list[tuning.Tuned]:
-    num_seeds = len(tuning.TUNING_SEEDS)
-    num_runs = num_seeds * sum(len(grid) for grid in job.grids.values())
-    terminal.print_text(
-        console, f"Tuning {job.setting.model}: {num_runs} runs of {job.setting.num_pushes} pushes."
-    )
-    workloads = [runs.make_workload(job.setting, seed) for seed in tuning.TUNING_SEEDS]
-    tuned = []
-    with terminal.progress_bar(num_runs * job.setting.num_pushes) as advance:
-        for method in job.methods:
-            progress = _progress(advance, f"tune {method.name}")
-            result = tuning.tune(job.setting, method, job.grids[method.name], workloads, progress)
-            tuned.append(result)
-    for result in tuned:
-        title = f"{result.method}: mean final train loss over {num_seeds} seeds"
-        terminal.print_table(console, title, terminal.grid_table(result))
-    for warning in (text for result in tuned for text in result.warnings()):
-        terminal.print_text(console, f"Note: {warning}")
-    return tuned
+def _chosen_methods(names: Sequence[str], setting: settings.Setting) -> list[methods.Method]:
+    there = digits_study.methods_for(setting)
+    if ALL in names:
+        if len(names) > 1:
+            raise errors.UsageError(f"--methods {ALL} has every method in it: name no other")
+        names = list(there)
+    for name in names:
+        if name not in there:
+            needed = "--workers 2 or more" if setting.num_workers == 1 else "--momentum"
+            raise errors.UsageError(f"--methods {name}: only with {needed}")
+    return [method for name, method in there.items() if name in names]
 
 
-def _train_all(
-    job: options.Job, chosen: dict[str, methods.Hyperparameters], console: "Console"
-) -> list[runs.Run]:
-    num_runs = len(job.methods) * job.num_seeds
-    terminal.print_text(
-        console,
-        f"Training {job.setting.model}: {len(job.methods)} methods, {job.num_seeds} seeds, "
-        f"{job.setting.num_pushes} pushes each.",
-    )
-    workloads = [runs.make_workload(job.setting, seed) for seed in range(job.num_seeds)]
-    with terminal.progress_bar(num_runs * job.setting.num_pushes) as advance:
-        return [
-            runs.train(
-                job.setting,
-                method,
-                chosen[method.name],
-                workload,
-                _progress(advance, f"{method.name}, seed {workload.seed}"),
-            )
-            for method in job.methods
-            for workload in workloads
-        ]
-
-
-def _progress(advance: terminal.Advance, text: str) -> runs.Progress:
-    advance(text, 0)
-    return lambda num_pushes: advance(text, num_pushes)
-
-
-def _print_report(
-    job: options.Job, summaries: Sequence[report.Summary], console: "Console"
-) -> None:
-    terminal.print_table(console, _title(job), terminal.summary_table(console, summaries))
-    terminal.print_text(
-        console,
-        "mean and sample std over seeds; loss over all training images; ratio: largest "
-        "|compensation|/|gradient|; diverged: final train loss not finite, or not below both the "
-        "initial one and chance (ln 10); left out of loss, error and ratio.",
-    )
-    for sentence in report.findings(summaries):
-        terminal.print_text(console, sentence)
-
-
-def _title(job: options.Job) -> str:
+def _title(job: Job) -> str:
     setting = job.setting
     return (
         f"{setting.model} on digits, {setting.num_workers} worker"
         f"{'s' * (setting.num_workers > 1)}, {setting.law_name} times, "
-        f"{setting.num_pushes} pushes of {setting.batch_size} images, {job.num_seeds} "
+        f"{setting.num_pushes} pushes of {setting.batch_size}, {job.num_seeds} "
         f"seed{'s' * (job.num_seeds > 1)}"
     )
 
 
-def _results(
-    job: options.Job,
-    all_runs: Sequence[runs.Run],
+def _content(
+    job: Job,
+    lines: Sequence[ledger.Line],
     summaries: Sequence[report.Summary],
-    tuned: Sequence[tuning.Tuned],
+    tunings: dict[str, ledger.Line],
     command: Sequence[str],
 ) -> dict[str, Any]:
     """Everything, in JSON's types."""
-    default_record = None if tuned else defaults.tuning_records()[job.setting.model]
+    record = defaults.tuning_records()[job.setting.model]
+    numbers = lambda summary: {
+        "learning_rate": summary.learning_rate, "lambda0": summary.lambda0,
+    }  # fmt: skip
     return {
         "program": "dcasgd-jax compare",
         "command": list(command),
@@ -181,24 +220,17 @@ def _results(
         "versions": records.versions(),
         "settings": {
             **job.setting.describe(),
-            "methods": [method.name for method in job.methods],
+            "methods": [method.name for method in job.tried],
             "seeds": list(range(job.num_seeds)),
-            "hyperparameters": {
-                summary.method: {
-                    "learning_rate": summary.learning_rate,
-                    "lambda0": summary.lambda0,
-                }
-                for summary in summaries
-            },
-            "tune": job.tune,
-            "out": str(job.out),
+            "hyperparameters": {summary.method: numbers(summary) for summary in summaries},
             **report.fixed_numbers(),
         },
-        "defaults_tuned_for": default_record
-        and {key: default_record[key] for key in ("date", "setting", "seeds")},
+        "defaults_tuned_for": {key: record[key] for key in ("date", "setting", "seeds")},
         "notes": list(job.notes),
         "findings": report.findings(summaries),
-        "tuning": tuning.record(job.setting, tuned) if tuned else None,
-        "summary": [dataclasses.asdict(summary) for summary in summaries],
-        "runs": [dataclasses.asdict(run) for run in all_runs],
+        "tuning": tunings and tuning_report.record(job.setting, tunings),
+        "summary": [summary.describe() for summary in summaries],
+        "runs": [
+            {**line["run"], **{k: v for k, v in line.items() if k != "run"}} for line in lines
+        ],
     }

@@ -18,11 +18,11 @@ LOCK = ".lock"
 
 
 def read(path: pathlib.Path, command: str, fields: Mapping[str, Kinds]) -> dict[str, Any]:
-    """The JSON object that a subcommand has written.
+    """The JSON object that a program has written.
 
     Args:
       path: The file.
-      command: Name of the subcommand.
+      command: Name of the program, with its subcommand.
       fields: What the object must have, by name.
 
     Raises:
@@ -41,7 +41,7 @@ def read(path: pathlib.Path, command: str, fields: Mapping[str, Kinds]) -> dict[
 def refusal(path: pathlib.Path, command: str, why: str) -> errors.UsageError:
     """For a file that cannot be gone on with."""
     return errors.UsageError(
-        f"{path} is no result of dcasgd-jax {command}, or damaged ({why}): move it away, or choose "
+        f"{path} is no result of {command}, or damaged ({why}): move it away, or choose "
         "another --out"
     )
 

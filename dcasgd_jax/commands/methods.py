@@ -15,9 +15,11 @@ from dcasgd_jax.schedules import protocols
 from dcasgd_jax.transforms import cap
 from dcasgd_jax.typing import PyTree
 
+ASYNCHRONOUS = sim.Asynchronous()
 MS_DECAY = 0.95
 SQUARED = dc.curvatures.squared_gradient()
 ADAPTIVE = dc.curvatures.adaptive(MS_DECAY)
+WARM_UP = 0.1  # of the server updates, in which the learning rate grows linearly
 DECAY_FACTOR = 0.1
 DECAY_AT = (0.5, 0.75)  # fractions of the server updates
 
@@ -26,7 +28,7 @@ class Hyperparameters(NamedTuple):
     """What is tuned for each method."""
 
     learning_rate: float
-    lambda0: float | None = None  # None: this method does not compensate
+    lambda0: float | None = None  # or another number that stands for it; None: there is none
 
 
 Recipe = Callable[[Any, Any, optax.Schedule], optax.GradientTransformation]
@@ -40,27 +42,37 @@ class Method:
       name: As on the command line.
       title: One line for the help text.
       protocol: Who waits for whom.
-      compensates: Whether it has a λ0.
+      numbers: Values to try of λ0, or of the number that stands for it; `(None,)`: there is none.
+      rate_scale: Of the learning rates to try: larger where a method divides its steps.
       curvature: As in `dc.compensate_delay`.
       max_pull: As in `dc.compensate_delay`.
-      rule: Makes the strength of the number that stands for λ0 and of the decay of the learning
-        rate, a schedule; `None` is the number itself.
+      rule: Makes the strength of the number and of the factor on the learning rate, a schedule;
+        `None` is the number itself.
       momentum: μ of heavy ball after the compensation; `None` for none.
-      recipe: Makes the optimizer of the learning rate before decay, the number that stands for λ0
-        and the decay, in the place of everything from `curvature` to `momentum`.
-      send: As in `sim.simulate`.
+      recipe: Makes the optimizer of the learning rate, the number and the factor on the rate, in
+        the place of everything from `curvature` to `momentum`.
+      send: As in `sim.Server`.
+      train: Trains without `sim.simulate`: of a setting, hyperparameters and a workload, the
+        final params and the loss of each gradient.
     """
 
     name: str
     title: str
-    protocol: protocols.Protocol
-    compensates: bool = False
+    protocol: protocols.Protocol = ASYNCHRONOUS
+    numbers: tuple[float | None, ...] = (None,)
+    rate_scale: float = 1.0
     curvature: dc.curvatures.Curvature = SQUARED
     max_pull: float | None = None
     rule: Callable[[Any, optax.Schedule], Any] | None = None
     momentum: float | None = None
     recipe: Recipe | None = None
     send: Callable[[PyTree, PyTree], PyTree] | None = None
+    train: Callable[..., tuple[PyTree, Any]] | None = None
+
+    @property
+    def compensates(self) -> bool:
+        """Whether it has a λ0, or a number in its place."""
+        return self.numbers != (None,)
 
 
 METHODS = {
@@ -68,25 +80,22 @@ METHODS = {
     for method in (
         Method("sgd", "sequential SGD on one worker", sim.Sequential()),
         Method("ssgd", "synchronous SGD: the mean of M pushes per update", sim.Synchronous()),
-        Method("asgd", "asynchronous SGD without compensation", sim.Asynchronous()),
+        Method("asgd", "asynchronous SGD without compensation"),
         Method(
             "dcasgd-c",
             "delay-compensated, constant strength (the paper)",
-            sim.Asynchronous(),
-            compensates=True,
+            numbers=(1.0, 4.0, 16.0),
         ),
         Method(
             "dcasgd-a",
             f"delay-compensated, adaptive strength, ms_decay={MS_DECAY:g} (the paper)",
-            sim.Asynchronous(),
-            compensates=True,
+            numbers=(1.0, 4.0, 16.0),
             curvature=ADAPTIVE,
         ),
         Method(
             "dcasgd-capped",
             "dcasgd-a with max_pull=1 (this project's addition)",
-            sim.Asynchronous(),
-            compensates=True,
+            numbers=(2.0, 8.0, 32.0),
             curvature=ADAPTIVE,
             max_pull=1.0,
         ),
@@ -94,31 +103,37 @@ METHODS = {
 }
 
 
-def decay_schedule(num_server_updates: int) -> optax.Schedule:
-    """Factor on the learning rate: 1, then 0.1 from half of the updates, 0.01 from 3/4."""
+def rate_factor(num_server_updates: int) -> optax.Schedule:
+    """Factor on the learning rate: up to 1, then 0.1 from half of the updates, 0.01 from 3/4.
+
+    The same for every method: at the rates that win, training without the warm-up begins with a
+    loss far above the initial one.
+    """
     boundaries = {int(at * num_server_updates): DECAY_FACTOR for at in DECAY_AT}
-    return optax.piecewise_constant_schedule(1.0, boundaries)
+    decay = optax.piecewise_constant_schedule(1.0, boundaries)
+    warm_up = max(round(WARM_UP * num_server_updates), 1)
+    return lambda count: decay(count) * jnp.minimum(1.0, (count + 1) / warm_up)
 
 
 def build_chain(
     method: Method,
     learning_rate: Any,
     lambda0: Any,
-    decay: optax.Schedule,
+    factor: optax.Schedule,
     *,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """The method's optimizer for one learning rate (before decay) and one λ0."""
+    """The method's optimizer for one learning rate, the factor on it and one λ0."""
     if method.recipe is not None:
-        return optax.with_extra_args_support(method.recipe(learning_rate, lambda0, decay))
-    rate = lambda count: learning_rate * decay(count)
+        return optax.with_extra_args_support(method.recipe(learning_rate, lambda0, factor))
+    rate = lambda count: learning_rate * factor(count)
     stages: list[optax.GradientTransformation] = []
     if method.compensates:
         compensate = dc.compensate_delay(
-            lambda0 if method.rule is None else method.rule(lambda0, decay),
+            lambda0 if method.rule is None else method.rule(lambda0, factor),
             curvature=method.curvature,
             max_pull=method.max_pull,
-            # The cap must see the rate that is applied, decay and momentum included.
+            # The cap must see the rate that is applied, with factor and momentum.
             learning_rate=None
             if method.max_pull is None
             else cap.effective_learning_rate(rate, method.momentum),
@@ -137,10 +152,10 @@ def make_tx(method: Method, num_server_updates: int) -> optax.GradientTransforma
 
     One object means one compiled program for all learning rates, λ0 and seeds.
     """
-    decay = decay_schedule(num_server_updates)
+    factor = rate_factor(num_server_updates)
 
     def factory(learning_rate, lambda0=0.0):
-        return build_chain(method, learning_rate, lambda0, decay)
+        return build_chain(method, learning_rate, lambda0, factor)
 
     return optax.inject_hyperparams(factory)(learning_rate=0.0)
 

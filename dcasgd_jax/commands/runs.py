@@ -1,214 +1,138 @@
-"""One run: a method on a workload, with its numbers."""
+"""Runs of a method on the digits: what a seed decides, and what comes of it."""
 
-import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax import digits, sim
-from dcasgd_jax.commands import methods, settings
+from dcasgd_jax.commands import methods, settings, study, tuning
 from dcasgd_jax.schedules import protocols
 from dcasgd_jax.typing import PyTree
 
 NUM_CURVE_POINTS = 36  # about
 
-Progress = Callable[[int], None]
+Progress = Callable[[float], None]
 
 
 class Workload(NamedTuple):
     """What a seed decides, the same for every method."""
 
     seed: int
-    params: PyTree
+    problem: sim.Problem
     rows: np.ndarray  # [num_pushes, batch_size], training images of each push
-    schedules: dict[protocols.Protocol, sim.Schedule]
+    schedule: Callable[[protocols.Protocol], sim.Schedule]
 
 
-class Outcome(NamedTuple):
-    """How a run ended; both are nan if it diverged."""
-
-    train_loss: float
-    test_error: float  # fraction
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Numbers of one run.
-
-    `diverged` means that the final train loss is not finite, or not below both the initial one and
-    that of a uniform guess.
-    """
-
-    method: str
-    seed: int
-    learning_rate: float
-    lambda0: float | None
-    initial_train_loss: float
-    final_train_loss: float
-    final_test_error: float  # fraction
-    diverged: bool
-    server_updates: int
-    simulated_seconds: float
-    mean_staleness: float
-    staleness_counts: list[int]  # pushes of staleness 0, 1, ...
-    max_compensation_ratio: float | None  # of |compensation| / |gradient|; None: none measured
-    median_compensation_ratio: float | None
-    curve_pushes: list[int]
-    curve_seconds: list[float]  # simulated
-    curve_train_loss: list[float]
-
-
+@functools.lru_cache(maxsize=32)
 def make_workload(setting: settings.Setting, seed: int) -> Workload:
-    """Initial parameters, batches and one schedule per protocol for `seed`."""
-    schedules = {}
-    for method in methods.METHODS.values():
-        if method.protocol not in schedules:
-            schedules[method.protocol] = sim.make_schedule(
-                setting.law,
-                setting.num_workers,
-                num_server_updates(setting, method),
-                seed=seed,
-                protocol=method.protocol,
-            )
+    """Initial parameters, batches, and a schedule for each protocol; always the same objects."""
+
+    @functools.cache
+    def schedule(protocol: protocols.Protocol) -> sim.Schedule:
+        updates = num_server_updates(setting, protocol)
+        return sim.make_schedule(
+            setting.law, setting.num_workers, updates, seed=seed, protocol=protocol
+        )
+
     return Workload(
         seed=seed,
-        params=digits.problem(setting.model, seed).params,
+        problem=digits.problem(setting.model, seed),
         rows=digits.batch_rows(digits.NUM_TRAIN, setting.batch_size, setting.num_pushes, seed),
-        schedules=schedules,
+        schedule=schedule,
     )
 
 
-def problem_of(setting: settings.Setting, workload: Workload) -> sim.Problem:
-    """What is trained; it is evaluated between runs, not in them."""
-    return digits.problem(setting.model)._replace(params=workload.params, eval_fn=None)
-
-
-def evaluation(setting: settings.Setting) -> Callable[[PyTree], digits.Evaluation]:
-    """How good some parameters are."""
-    evaluate: Any = digits.problem(setting.model).eval_fn
-    return evaluate
-
-
-def rows_of(workload: Workload, method: methods.Method) -> np.ndarray:
-    """The batches of a method's run: rounds of a barrier may leave some of the budget over."""
-    return workload.rows[: len(workload.schedules[method.protocol])]
-
-
-def num_server_updates(setting: settings.Setting, method: methods.Method) -> int:
+def num_server_updates(setting: settings.Setting, protocol: protocols.Protocol) -> int:
     """Server updates that the budget of pushes makes."""
-    return setting.num_pushes // method.protocol.server(setting.num_workers).pushes_per_update
-
-
-def segment_length(setting: settings.Setting) -> int:
-    """Pushes between two points of a curve: whole rounds of M, and a divisor of all if possible.
-
-    Segments of one length share one compiled program.
-    """
-    rounds = setting.num_pushes // setting.num_workers
-    target = max(rounds // NUM_CURVE_POINTS, 1)
-    near = [n for n in range(max(target // 2, 1), 2 * target + 1) if rounds % n == 0]
-    best = min(near, key=lambda n: abs(n - target), default=target)
-    return best * setting.num_workers
+    return setting.num_pushes // protocol.server(setting.num_workers).pushes_per_update
 
 
 def train(
     setting: settings.Setting,
     method: methods.Method,
-    hyperparameters: methods.Hyperparameters,
-    workload: Workload,
+    members: Sequence[study.Member],
     progress: Progress = lambda num_pushes: None,
-    *,
-    curve: bool = True,
-) -> Run:
-    """Trains once; `progress` hears of pushes done, `curve=False` evaluates only both ends."""
-    evaluate = evaluation(setting)
-    schedule = workload.schedules[method.protocol]
-    length = segment_length(setting)
-    stops = [*(range(length, len(schedule), length) if curve else ()), len(schedule)]
-    end = evaluate(workload.params)
-    losses, traces = [float(end.train_loss)], []
-    for result in _segments(setting, method, hyperparameters, workload, stops):
-        end = evaluate(result.params)
-        losses.append(float(end.train_loss))
-        traces.append(result.trace)
-        progress(len(result.trace.event))
-    return Run(
-        method=method.name,
-        seed=workload.seed,
-        learning_rate=hyperparameters.learning_rate,
-        lambda0=hyperparameters.lambda0,
-        initial_train_loss=losses[0],
-        final_train_loss=losses[-1],
-        final_test_error=float(end.test_error),
-        diverged=has_diverged(losses[0], losses[-1]),
-        server_updates=schedule.num_updates,
-        curve_pushes=[0, *stops],
-        curve_seconds=[0.0, *schedule.time[np.asarray(stops) - 1].tolist()],
-        curve_train_loss=losses,
-        **_trace_numbers(traces),
-    )
+) -> list[study.Outcome]:
+    """Trains all members at once, to how each of them ends.
 
+    Args:
+      setting: Task, cluster and budget.
+      method: How to train.
+      members: Hyperparameters and seeds.
+      progress: Hears of pushes done.
 
-def final_train_losses(
-    setting: settings.Setting,
-    method: methods.Method,
-    members: Sequence[tuple[methods.Hyperparameters, Workload]],
-    progress: Progress = lambda num_pushes: None,
-) -> np.ndarray:
-    """Final train loss of each member [num_members], nan if it diverged; trains all at once.
-
-    What `train` says of each, but for rounding; `progress` hears of pushes done.
+    Returns:
+      For each member the final train loss and test error, and the highest train loss on the way.
     """
-    return np.array([o.train_loss for o in final_outcomes(setting, method, members, progress)])
+    workloads = [make_workload(setting, member.seed) for member in members]
+    if method.train is None:
+        result = _sweep(setting, method, members, workloads, progress)
+        params = jax.device_get(result.params)
+        ends = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(len(members))]
+        losses = result.losses
+    else:
+        ends, losses = [], []
+        for member, workload in zip(members, workloads, strict=True):
+            trained, of_gradients = method.train(setting, member.numbers, workload)
+            ends.append(trained)
+            losses.append(of_gradients)
+            progress(setting.num_pushes)
+    return [
+        _outcome(setting, *of_member) for of_member in zip(workloads, ends, losses, strict=True)
+    ]
 
 
-def final_outcomes(
+def train_with_curves(
     setting: settings.Setting,
     method: methods.Method,
-    members: Sequence[tuple[methods.Hyperparameters, Workload]],
+    members: Sequence[study.Member],
     progress: Progress = lambda num_pushes: None,
-) -> list[Outcome]:
-    """How each member ends; trains all at once. `progress` hears of pushes done."""
-    numbers = [hyperparameters for hyperparameters, _ in members]
-    workloads = [workload for _, workload in members]
-    hyperparams = {"learning_rate": np.array([n.learning_rate for n in numbers])}
-    if method.compensates:
-        hyperparams["lambda0"] = np.array([n.lambda0 for n in numbers])
-    # One array for each workload: members that share it are given it once.
-    rows = {id(workload): rows_of(workload, method) for workload in workloads}
-    done = 0
+) -> list[study.Outcome]:
+    """As `train`, with the train loss on the way, and what a change of one ulp comes to.
 
-    def advance(num_events: int) -> None:
-        nonlocal done
-        progress(num_events - done)
-        done = num_events
-
-    result = sim.sweep(
-        problem_of(setting, workloads[0])._replace(
-            params=sim.PerMember(workload.params for workload in workloads)
-        ),
-        sim.Server(methods.make_tx(method, num_server_updates(setting, method)), send=method.send),
-        sim.PerMember(workload.schedules[method.protocol] for workload in workloads),
-        sim.PerMember(rows[id(workload)] for workload in workloads),
-        hyperparams=hyperparams,
-        progress=advance,
+    Each member is trained twice: `train_loss_nudged` is the final train loss after every initial
+    weight was moved to the next larger float. Where the two differ, the run is chaotic, and other
+    machines, which add up in other orders, give other numbers.
+    """
+    if method.train is not None:
+        return train(setting, method, members, progress)
+    workloads = [make_workload(setting, member.seed) for member in members]
+    nudged = [w._replace(problem=_nudged(w.problem)) for w in workloads]
+    schedules = [workload.schedule(method.protocol) for workload in workloads]
+    stops = curve_stops(schedules[0])
+    result = _sweep(
+        setting, method, [*members, *members], [*workloads, *nudged],
+        lambda num_pushes: progress(num_pushes / 2),
+        sim.Recording(["compensation_ratio"] if method.compensates else [], eval_versions=stops),
+    )  # fmt: skip
+    assert result.evaluations is not None
+    params, ratios = jax.device_get(result.params), result.trace.compensation_ratio
+    end = lambda i, w: _outcome(
+        setting, w, jax.tree.map(lambda leaf: leaf[i], params), result.losses[i]
     )
-    params = jax.device_get(result.params)
-    of_member = lambda i: jax.tree.map(lambda leaf: leaf[i], params)
-    return [outcome(setting, workload, of_member(i)) for i, workload in enumerate(workloads)]
+    return [
+        (ended := end(i, workload))
+        | {"train_loss_nudged": end(len(members) + i, workload)["train_loss"]}
+        | _course(schedule, stops, None if ratios is None else ratios[i])
+        | {
+            "curve_train_loss": [
+                ended["initial_loss"],
+                *np.asarray(result.evaluations.values.train_loss[i], np.float64).tolist(),
+            ]
+        }
+        for i, (workload, schedule) in enumerate(zip(workloads, schedules, strict=True))
+    ]
 
 
-def outcome(setting: settings.Setting, workload: Workload, params: PyTree) -> Outcome:
-    """What the final parameters of a run on a workload are worth."""
-    evaluate = evaluation(setting)
-    initial, final = float(evaluate(workload.params).train_loss), evaluate(params)
-    loss = float(final.train_loss)
-    if has_diverged(initial, loss):
-        return Outcome(math.nan, math.nan)
-    return Outcome(loss, float(final.test_error))
+def loss_of(outcome: study.Outcome) -> float:
+    """What tuning makes small: the final train loss, nan if the loss diverged or rose too high."""
+    too_high = outcome["highest_loss"] > tuning.HIGHEST_LOSS * outcome["initial_loss"]
+    return math.nan if too_high else outcome["train_loss"]
 
 
 def has_diverged(initial_train_loss: float, final_train_loss: float) -> bool:
@@ -216,45 +140,88 @@ def has_diverged(initial_train_loss: float, final_train_loss: float) -> bool:
     return not final_train_loss < min(initial_train_loss, digits.CHANCE_LOSS)
 
 
-def _segments(
-    setting: settings.Setting,
-    method: methods.Method,
-    hyperparameters: methods.Hyperparameters,
-    workload: Workload,
-    stops: Sequence[int],
-) -> Iterator[sim.SimResult]:
-    """The run in pieces that end at `stops`."""
-    tx = methods.make_tx(method, num_server_updates(setting, method))
-    opt_state = methods.init_opt_state(tx, workload.params, hyperparameters)
-    # Chunks as long as a segment, whatever the stops: one compiled program for all.
-    engine = sim.ScanEngine(chunk_size=segment_length(setting))
-    recording = sim.Recording(metrics=["compensation_ratio"] if method.compensates else [])
-    state = None
-    for stop in stops:
-        result = sim.simulate(
-            problem_of(setting, workload),
-            sim.Server(tx, opt_state=opt_state),
-            workload.schedules[method.protocol],
-            rows_of(workload, method),
-            engine=engine,
-            recording=recording,
-            state=state,
-            stop=stop,
-        )
-        state = result.state
-        yield result
+def curve_stops(schedule: sim.Schedule) -> list[int]:
+    """Versions at which a curve has a point: about `NUM_CURVE_POINTS`, the last one included."""
+    points = np.linspace(0, schedule.num_updates, NUM_CURVE_POINTS + 1)[1:]
+    return np.unique(np.ceil(points).astype(int)).tolist()
 
 
-def _trace_numbers(traces: list[sim.Trace]) -> dict[str, Any]:
-    staleness = np.concatenate([trace.staleness for trace in traces])
-    ratios = [t.compensation_ratio for t in traces if t.compensation_ratio is not None]
-    # A diverged run ends in NaN; what it did before still counts.
-    measured = np.concatenate(ratios) if ratios else np.zeros(0)
-    measured = measured[~np.isnan(measured)]
+def _sweep(setting, method, members, workloads, progress, recording=None) -> Any:
+    """Evaluates where the `recording` says, without one nowhere."""
+    numbers = [member.numbers for member in members]
+    hyperparams = {"learning_rate": np.array([n.learning_rate for n in numbers])}
+    if method.compensates:
+        hyperparams["lambda0"] = np.array([n.lambda0 for n in numbers])
+    done = 0
+
+    def advance(num_events: int) -> None:
+        nonlocal done
+        progress(num_events - done)
+        done = num_events
+
+    schedules = [workload.schedule(method.protocol) for workload in workloads]
+    # Rounds of a barrier may leave some of the budget over; shared rows are given once.
+    rows = {id(w): w.rows[: len(s)] for w, s in zip(workloads, schedules, strict=True)}
+    of_one = workloads[0].problem
+    return sim.sweep(
+        sim.Problem(
+            of_one.loss_fn,
+            sim.PerMember(workload.problem.params for workload in workloads),
+            eval_fn=None if recording is None else of_one.eval_fn,
+        ),
+        sim.Server(
+            methods.make_tx(method, num_server_updates(setting, method.protocol)), send=method.send
+        ),
+        sim.PerMember(schedules),
+        sim.PerMember(rows[id(workload)] for workload in workloads),
+        hyperparams=hyperparams,
+        recording=recording,
+        progress=advance,
+    )
+
+
+def _outcome(
+    setting: settings.Setting, workload: Workload, params: PyTree, losses: Any
+) -> study.Outcome:
+    """How a run ended; loss and error are nan if it diverged.
+
+    The highest loss is that of as many gradients after one another as there are workers, which is
+    less noisy than that of one.
+    """
+    evaluate: Any = workload.problem.eval_fn
+    initial, final = float(evaluate(workload.problem.params).train_loss), evaluate(params)
+    loss, error = float(final.train_loss), float(final.test_error)
+    if has_diverged(initial, loss):
+        loss, error = math.nan, math.nan
+    whole = np.asarray(losses, np.float64)
+    whole = whole[: len(whole) // setting.num_workers * setting.num_workers]
+    rounds = whole.reshape(-1, setting.num_workers).mean(axis=1)
     return {
-        "simulated_seconds": float(traces[-1].time[-1]),
-        "mean_staleness": float(staleness.mean()),
-        "staleness_counts": np.bincount(staleness).tolist(),
+        "initial_loss": initial,
+        "train_loss": loss,
+        "test_error": error,
+        "highest_loss": float(np.where(np.isfinite(rounds), rounds, np.inf).max()),
+    }
+
+
+def _course(schedule: sim.Schedule, stops: Sequence[int], ratios: Any) -> dict[str, Any]:
+    """What a run goes through: its time, its staleness, its compensations."""
+    # A diverged run ends in NaN; what it did before still counts.
+    measured = np.zeros(0) if ratios is None else ratios[~np.isnan(ratios)]
+    pushes = np.asarray(stops) * (len(schedule) // schedule.num_updates)
+    return {
+        "server_updates": schedule.num_updates,
+        "simulated_seconds": float(schedule.time[-1]),
+        "mean_staleness": float(schedule.staleness.mean()),
+        "staleness_counts": np.bincount(schedule.staleness).tolist(),
         "max_compensation_ratio": float(measured.max()) if len(measured) else None,
         "median_compensation_ratio": float(np.median(measured)) if len(measured) else None,
+        "curve_pushes": [0, *pushes.tolist()],
+        "curve_seconds": [0.0, *schedule.time[pushes - 1].tolist()],
     }
+
+
+def _nudged(problem: sim.Problem) -> sim.Problem:
+    """With every initial weight at the next larger float."""
+    up = lambda leaf: jnp.nextafter(leaf, jnp.inf)
+    return problem._replace(params=jax.tree.map(up, problem.params))

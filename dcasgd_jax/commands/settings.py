@@ -18,6 +18,14 @@ LAWS = {
 MIN_ROUNDS = 4  # so that every step of the learning-rate decay is at least one server update
 
 
+def describe_law(law: laws.WorkerTimeLaw) -> dict[str, Any]:
+    """The parameters of a law in JSON's types."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(law).items()  # type: ignore[call-overload]
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """The task, the cluster and the budget.
@@ -29,6 +37,7 @@ class Setting:
       law: How long a gradient takes each worker.
       num_pushes: Gradients pushed by all workers together: the budget of every method.
       batch_size: Images per gradient.
+      momentum: μ of heavy ball in every method that has one; `None` for none.
     """
 
     model: str = "mlp"
@@ -37,6 +46,13 @@ class Setting:
     law: laws.WorkerTimeLaw = dataclasses.field(default_factory=sim.GammaTime)
     num_pushes: int = 2520
     batch_size: int = 16
+    momentum: float | None = None
+
+    @property
+    def name(self) -> str:
+        """In a few words."""
+        cluster = f"{self.model}, {self.num_workers} workers, {self.law_name} times"
+        return cluster if self.momentum is None else f"{cluster}, momentum {self.momentum:g}"
 
     def describe(self) -> dict[str, Any]:
         """The setting in JSON's types, named as on the command line."""
@@ -44,10 +60,8 @@ class Setting:
             "model": self.model,
             "workers": self.num_workers,
             "law": self.law_name,
-            "law_params": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in dataclasses.asdict(self.law).items()  # type: ignore[call-overload]
-            },
+            "law_params": describe_law(self.law),
             "updates": self.num_pushes,
-            "batch": self.batch_size,
+            "batch_size": self.batch_size,
+            "momentum": self.momentum,
         }

@@ -1,157 +1,110 @@
-"""Tuning: a grid of hyperparameters per method, on seeds that the comparison does not use."""
+"""Tuning: what to try for each method, and what to choose of what came of it."""
 
-import dataclasses
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dcasgd_jax.commands import methods, records, runs, settings
+from dcasgd_jax.commands import methods
 
-TUNING_SEEDS = (100, 101, 102)
+Frame = Any  # a pandas.DataFrame
 
-LEARNING_RATES = {
-    "mlp": tuple(0.05 * 2 ** (n / 2) for n in range(13)),  # 0.05 to 3.2
-    "softmax": tuple(0.4 * 2 ** (n / 2) for n in range(15)),  # 0.4 to 51
-}
-LAMBDA0S = {
-    "dcasgd-c": (0.04, 0.4, 2.0, 8.0, 32.0, 128.0),
-    "dcasgd-a": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 32.0),
-    "dcasgd-capped": (0.5, 1.0, 2.0, 4.0, 8.0, 32.0, 128.0),
-}
+NUM_CONFIGURATIONS = 24
+"""Tried for every method: 24 learning rates, or 8 learning rates and 3 values of its number."""
 
+LOWEST_RATE = {"mlp": 0.025, "softmax": 0.2}
+HIGHEST_BY_LOWEST = 128.0
+MOMENTUM_RATE = 1 / 8  # of the learning rates, with momentum
 
-Member = tuple[methods.Hyperparameters, runs.Workload]
+HIGHEST_LOSS = 1.5
+"""No configuration is chosen whose loss ever rises above this many times the initial one."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """The values to try for one method."""
-
-    learning_rates: Sequence[float]
-    lambda0s: Sequence[float | None]
-
-    def __len__(self) -> int:
-        """Number of combinations."""
-        return len(self.learning_rates) * len(self.lambda0s)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuned:
-    """One method's grid and what came of it."""
-
-    method: str
-    grid: Grid
-    losses: np.ndarray  # [learning_rates, lambda0s, seeds], final train loss; nan if diverged
-
-    @property
-    def num_diverged(self) -> np.ndarray:
-        """Diverged seeds of each combination; [learning_rates, lambda0s]."""
-        return np.isnan(self.losses).sum(axis=2)
-
-    @property
-    def best(self) -> tuple[int, int]:
-        """Indices of the choice: fewest diverged seeds, then the lowest mean train loss."""
-        finished = self.losses.shape[2] - self.num_diverged
-        mean = np.nansum(self.losses, axis=2) / np.maximum(finished, 1)
-        order = np.lexsort((mean.ravel(), self.num_diverged.ravel()))
-        row, column = np.unravel_index(order[0], mean.shape)
-        return int(row), int(column)
-
-    @property
-    def chosen(self) -> methods.Hyperparameters:
-        """The chosen values."""
-        row, column = self.best
-        return methods.Hyperparameters(self.grid.learning_rates[row], self.grid.lambda0s[column])
-
-    def warnings(self) -> list[str]:
-        """What makes the choice doubtful, a sentence each."""
-        row, column = self.best
-        found = []
-        if self.num_diverged[row, column]:
-            found.append(
-                f"{self.method}: every combination of the grid diverged on some tuning seed; the "
-                f"chosen one on {self.num_diverged[row, column]} of {self.losses.shape[2]}."
-            )
-        for name, index, values in (
-            ("learning rate", row, self.grid.learning_rates),
-            ("lambda0", column, self.grid.lambda0s),
-        ):
-            if len(values) > 1 and index in (0, len(values) - 1):
-                edge = "smallest" if index == 0 else "largest"
-                found.append(
-                    f"{self.method}: the chosen {name} {values[index]:.3g} is the {edge} of its "
-                    "grid; a better one may lie beyond."
-                )
-        return found
-
-
-def default_grid(model: str, method: methods.Method) -> Grid:
-    """The values that `--tune` tries: learning rates spaced by √2, λ0 roughly by 2 to 10."""
-    rates = tuple(float(f"{rate:.4g}") for rate in LEARNING_RATES[model])
-    return Grid(rates, LAMBDA0S[method.name] if method.compensates else (None,))
-
-
-def tune(
-    setting: settings.Setting,
+def configurations(
     method: methods.Method,
-    grid: Grid,
-    workloads: Sequence[runs.Workload],
-    progress: runs.Progress = lambda num_pushes: None,
-) -> Tuned:
-    """Trains every combination on every workload, all in one sweep."""
-
-    def train_losses(members: Sequence[Member]) -> np.ndarray:
-        return runs.final_train_losses(setting, method, members, progress)
-
-    return search(method.name, grid, workloads, train_losses)
-
-
-def search(
-    name: str,
-    grid: Grid,
-    workloads: Sequence[runs.Workload],
-    train_losses: Callable[[Sequence[Member]], np.ndarray],
-) -> Tuned:
-    """What comes of every combination on every workload.
+    model: str,
+    momentum: float | None = None,
+    *,
+    num_rates: int | None = None,
+) -> list[methods.Hyperparameters]:
+    """What is tried for a method: as many as for all others, over the same range.
 
     Args:
-      name: Of the method.
-      grid: The combinations.
-      workloads: A seed each.
-      train_losses: Trains members; returns their final train losses [num_members], nan where one
-        diverged.
+      method: With its own numbers to try.
+      model: One of `digits.MODELS`.
+      momentum: μ of heavy ball, `None` for none.
+      num_rates: Learning rates; default: as many as make `NUM_CONFIGURATIONS`.
     """
-    members = [
-        (methods.Hyperparameters(rate, lambda0), workload)
-        for rate, lambda0, workload in itertools.product(
-            grid.learning_rates, grid.lambda0s, workloads
+    count = num_rates or NUM_CONFIGURATIONS // len(method.numbers)
+    lowest = LOWEST_RATE[model] * method.rate_scale * (1 if momentum is None else MOMENTUM_RATE)
+    step = HIGHEST_BY_LOWEST ** (1 / max(count - 1, 1))
+    rates = [float(f"{lowest * step**i:.4g}") for i in range(count)]
+    return [methods.Hyperparameters(rate, number) for rate in rates for number in method.numbers]
+
+
+def means(tried: Frame, configurations: Sequence[Any]) -> Frame:
+    """A row for each configuration, in order: `lost` seeds, and `mean` loss of the others."""
+    names = list(configurations[0]._fields)
+    grouped = tried.groupby(names, sort=False, dropna=False)["loss"]
+    return grouped.agg(lost=lambda losses: losses.isna().sum(), mean="mean").reset_index()
+
+
+def choose(tried: Frame, configurations: Sequence[Any]) -> Any:
+    """The configuration with the fewest lost seeds, then the lowest mean loss of the others.
+
+    Args:
+      tried: A row for each run: the numbers, and its `loss`, nan if it is lost.
+      configurations: NamedTuples, in the order of the rows.
+    """
+    ranked = means(tried, configurations).sort_values(["lost", "mean"], kind="stable")
+    return configurations[ranked.index[0]]
+
+
+def warnings(tried: Frame, configurations: Sequence[Any], chosen: Any) -> list[str]:
+    """What makes the choice doubtful, a sentence each."""
+    found = []
+    table = means(tried, configurations)
+    lost = int(table["lost"][list(configurations).index(chosen)])
+    if lost:
+        found.append(
+            "every combination of the grid was lost on some tuning seed (it diverged, or rose too "
+            f"high); the chosen one on {lost} of {tried['seed'].nunique()}."
         )
-    ]
-    shape = (len(grid.learning_rates), len(grid.lambda0s), len(workloads))
-    return Tuned(name, grid, train_losses(members).reshape(shape))
+    for name, value in chosen._asdict().items():
+        values = sorted({getattr(c, name) for c in configurations} - {None})
+        if len(values) > 1 and value in (values[0], values[-1]):
+            edge = "smallest" if value == values[0] else "largest"
+            words = name.replace("_", " ")
+            found.append(
+                f"the chosen {words} {value:.3g} is the {edge} of its grid; a better one may lie "
+                "beyond."
+            )
+    return found
 
 
-def record(setting: settings.Setting, tuned: Sequence[Tuned]) -> dict[str, Any]:
-    """Everything about a tuning run, in JSON's types; the defaults are read from such a record."""
-    return {
-        "date": records.today(),
-        "setting": setting.describe(),
-        "seeds": list(TUNING_SEEDS),
-        "chosen_on": "mean final train loss over the seeds; null: diverged",
-        "versions": records.versions(),
-        "methods": {
-            result.method: {
-                "chosen": result.chosen._asdict(),
-                "warnings": result.warnings(),
-                "learning_rates": list(result.grid.learning_rates),
-                "lambda0s": list(result.grid.lambda0s),
-                "final_train_loss": [  # [learning_rates, lambda0s, seeds]
-                    [[float(f"{loss:.5g}") for loss in seeds] for seeds in row]
-                    for row in result.losses
-                ],
-            }
-            for result in tuned
-        },
-    }
+def rate_ranges(tried: Frame, chosen: Any) -> dict[str, list[float] | None]:
+    """How far the learning rate can be moved from the chosen one, with the other numbers chosen.
+
+    `stable` reaches as far as no tuning seed is lost, `within_twice` as far as the mean loss is at
+    most twice that of the choice; both along the grid, without a gap, and `None` if the choice
+    itself is lost.
+    """
+    same = np.ones(len(tried), bool)
+    for name, value in chosen._asdict().items():
+        if name != "learning_rate" and value is not None:
+            same &= (tried[name] == value).to_numpy()
+    losses = tried[same].groupby("learning_rate")["loss"].agg(lambda x: x.mean(skipna=False))
+    rates = losses.index.to_numpy()
+    row = int(np.flatnonzero(rates == chosen.learning_rate)[0])
+    found: dict[str, list[float] | None] = {}
+    for name, accepted in (
+        ("stable", losses.notna().to_numpy()),
+        ("within_twice", (losses <= 2 * losses.iloc[row]).to_numpy()),
+    ):
+        found[name] = None
+        if accepted[row]:
+            refused = np.flatnonzero(~accepted)
+            first = max(refused[refused < row], default=-1) + 1
+            last = min(refused[refused > row], default=len(rates)) - 1
+            found[name] = [float(rates[first]), float(rates[last])]
+    return found

@@ -8,7 +8,18 @@ from typing import NamedTuple
 
 from dcasgd_jax.__main__ import main
 
-TINY = ["--model", "softmax", "--workers", "4", "--updates", "64", "--batch", "4", "--seeds", "2"]
+TINY = [
+    "--model",
+    "softmax",
+    "--workers",
+    "4",
+    "--updates",
+    "64",
+    "--batch-size",
+    "4",
+    "--seeds",
+    "2",
+]
 
 
 class Result(NamedTuple):
@@ -17,10 +28,10 @@ class Result(NamedTuple):
     err: str
 
 
-def call(*arguments) -> Result:
+def call(*arguments, program=main) -> Result:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(argument) for argument in arguments])
+        code = program([str(argument) for argument in arguments])
     return Result(code, out.getvalue(), err.getvalue())
 
 

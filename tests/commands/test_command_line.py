@@ -33,14 +33,14 @@ BAD = {
     "half a worker": (["compare", "--workers", "1.5"], ["--workers", "1.5"]),
     "no seed": (["compare", "--seeds", "0"], ["--seeds"]),
     "seeds that tuning uses": (["compare", "--seeds", "101"], ["--seeds 101", "at most 100"]),
-    "no image": (["compare", "--batch", "0"], ["--batch"]),
-    "batch too large": (["compare", "--batch", "1348"], ["--batch 1348", "1347"]),
+    "no image": (["compare", "--batch-size", "0"], ["--batch-size"]),
+    "batch too large": (["compare", "--batch-size", "1348"], ["--batch-size 1348", "1347"]),
     "no update": (["compare", "--updates", "-5"], ["--updates"]),
     "too few updates": (["compare", "--updates", "31"], ["--updates 31", "at least 32"]),
     "learning rate no number": (["compare", "--learning-rate", "high"], ["high", "number"]),
     "learning rate zero": (["compare", "--learning-rate", "0"], ["--learning-rate 0", "> 0"]),
     "learning rate infinite": (["compare", "--learning-rate", "inf"], ["inf", "finite"]),
-    "learning rate of nobody": (["compare", "--learning-rate", "adam=1"], ["'adam'", "ssgd"]),
+    "learning rate of nobody": (["compare", "--learning-rate", "adam=1"], ["adam", "ssgd"]),
     "learning rate of another": (
         ["compare", "--methods", "sgd", "--learning-rate", "asgd=1"],
         ["asgd", "not among --methods"],
@@ -58,7 +58,6 @@ def no_training(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("work began")
 
-    monkeypatch.setattr(runs, "train", fail)
     monkeypatch.setattr(runs, "make_workload", fail)
 
 
@@ -94,7 +93,7 @@ def test_out_that_cannot_be_written_is_found_before_the_run(tmp_path, below):
 
 
 @pytest.mark.usefixtures("no_training")
-@pytest.mark.parametrize("name", ["compare.json", "compare.png", "tuned.json"])
+@pytest.mark.parametrize("name", ["compare.json", "compare.png", "results.jsonl"])
 def test_out_where_a_folder_has_the_name_of_a_result(tmp_path, name):
     (tmp_path / name).mkdir()
     result = cli.call("compare", "--out", tmp_path)
@@ -114,20 +113,14 @@ def test_out_on_a_full_or_read_only_disk(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_training")
-@pytest.mark.parametrize("content", ["not JSON", "[1, 2]", "\udc80"])
-def test_tuned_json_that_is_no_record_is_not_overwritten(tmp_path, content):
-    file = tmp_path / "tuned.json"
-    file.write_bytes(content.encode(errors="surrogateescape"))
-    result = cli.call("compare", "--tune", "--out", tmp_path)
-    assert result.code == 2
-    assert_one_line(result, str(file), "move it away")
-    assert file.read_bytes() == content.encode(errors="surrogateescape")
-
-
-@pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize(
     ("package", "called"),
-    [("sklearn", "scikit-learn"), ("matplotlib", "matplotlib"), ("rich", "rich")],
+    [
+        ("sklearn", "scikit-learn"),
+        ("matplotlib", "matplotlib"),
+        ("rich", "rich"),
+        ("pandas", "pandas"),
+    ],
 )
 def test_missing_extra_says_what_to_install(tmp_path, monkeypatch, package, called):
     find = extras.importlib.util.find_spec
@@ -140,28 +133,43 @@ def test_missing_extra_says_what_to_install(tmp_path, monkeypatch, package, call
     assert not (tmp_path / "out").exists()
 
 
-def test_interrupt_is_one_line_and_leaves_no_files(tmp_path, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
+def test_an_interrupted_comparison_keeps_what_is_finished(tmp_path, monkeypatch):
+    trained, train = [], runs.train_with_curves
 
-    monkeypatch.setattr(runs, "train", interrupt)
-    result = cli.call("compare", *cli.TINY, "--out", tmp_path)
+    def interrupted(setting, method, members, progress):
+        if method.name == "asgd":
+            raise KeyboardInterrupt
+        trained.append(method.name)
+        return train(setting, method, members, progress)
+
+    arguments = ("compare", *cli.TINY, "--methods", "sgd", "asgd", "--learning-rate", "0.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "train_with_curves", interrupted)
+        result = cli.call(*arguments, "--out", tmp_path)
     assert result.code == 130
-    assert result.err == "dcasgd-jax compare: error: interrupted\n"
-    assert not list(tmp_path.iterdir())
+    assert result.err.splitlines()[-1] == "dcasgd-jax compare: error: interrupted"
+    assert (tmp_path / "results.jsonl").read_text().count("\n") == 2
+    result = cli.call(*arguments, "--out", tmp_path)
+    assert result.code == 0
+    assert "4 runs, 2 of them in" in result.out
+    assert (tmp_path / "results.jsonl").read_text().count("\n") == 4
+    assert "Note" not in result.out
 
 
 def test_disk_full_at_the_end_is_one_line_after_the_table(tmp_path, monkeypatch):
+    write = records.write_json
+
     def refuse(path, content):
-        raise OSError(28, os.strerror(28), str(path))
+        if path.name == "compare.json":
+            raise OSError(28, os.strerror(28), str(path))
+        write(path, content)
 
     monkeypatch.setattr(records, "write_json", refuse)
     result = cli.call(
         *("compare", *cli.TINY, "--methods", "sgd", "--learning-rate", "1", "--out", tmp_path)
     )
     assert result.code == 1
-    assert "No space left" in result.err
-    assert result.err.count("\n") == 1
+    assert "No space left" in result.err.splitlines()[-1]
     assert "\nsgd " in result.out
 
 
@@ -181,7 +189,7 @@ def test_help_is_complete_and_loads_none_of_the_heavy_packages():
         "import sys; from dcasgd_jax.__main__ import main\n"
         "try: main(['compare', '--help'])\n"
         "except SystemExit as stop: code = stop.code\n"
-        "print(code, sorted({'sklearn', 'matplotlib', 'rich'} & set(sys.modules)))"
+        "print(code, sorted({'sklearn', 'matplotlib', 'rich', 'pandas'} & set(sys.modules)))"
     )
     done = run_python("-c", program)
     assert done.stderr == ""

@@ -1,15 +1,16 @@
 """Whole comparisons, tiny ones, through the command line."""
 
+import dataclasses
 import importlib.metadata
-import math
 import re
 import statistics
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from dcasgd_jax import digits, sim
-from dcasgd_jax.commands import methods, runs, settings
+from dcasgd_jax import sim
+from dcasgd_jax.commands import catalogue, methods, runs, settings, tuning
 
 from . import cli
 
@@ -36,25 +37,26 @@ def flat(text):
 
 def test_all_files_are_there_and_nothing_else(whole):
     folder, *_ = whole
-    assert sorted(path.name for path in folder.iterdir()) == ["compare.json", "compare.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("compare.json", "compare.png", "results.jsonl", "settings.json")
+    ]
     picture = (folder / "compare.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
     assert len(picture) > 30_000
 
 
 def test_json_holds_settings_versions_and_every_run(whole):
-    folder, _, content = whole
+    _folder, _, content = whole
     expected = {
         "model": "softmax",
         "workers": 4,
         "law": "gamma",
         "law_params": {"shape": 100.0, "mean": 1.0},
         "updates": 64,
-        "batch": 4,
+        "batch_size": 4,
+        "momentum": None,
         "methods": ALL,
         "seeds": [0, 1],
-        "tune": False,
-        "out": str(folder),
     }
     assert expected.items() <= content["settings"].items()
     for name in ("jax", "jaxlib", "numpy", "optax", "scikit-learn", "dcasgd-jax"):
@@ -68,8 +70,8 @@ def test_json_holds_settings_versions_and_every_run(whole):
     for run in content["runs"]:
         assert run["curve_pushes"][0] == 0
         assert run["curve_pushes"][-1] == sum(run["staleness_counts"]) == 64
-        assert run["curve_train_loss"][0] == run["initial_train_loss"]
-        assert run["curve_train_loss"][-1] == run["final_train_loss"]
+        assert run["curve_train_loss"][0] == run["initial_loss"]
+        assert run["curve_train_loss"][-1] == pytest.approx(run["train_loss"], rel=1e-5)
         assert run["curve_seconds"][-1] == run["simulated_seconds"]
         assert run["server_updates"] == (16 if run["method"] == "ssgd" else 64)
 
@@ -77,11 +79,11 @@ def test_json_holds_settings_versions_and_every_run(whole):
 @pytest.mark.parametrize("method", ALL)
 def test_table_and_summary_are_the_statistics_of_the_runs(whole, method):
     _, result, content = whole
-    losses = [run["final_train_loss"] for run in cli.runs_of(content, method)]
-    errors = [100 * run["final_test_error"] for run in cli.runs_of(content, method)]
+    losses = [run["train_loss"] for run in cli.runs_of(content, method)]
+    errors = [100 * run["test_error"] for run in cli.runs_of(content, method)]
     (row,) = (line for line in result.out.splitlines() if line.startswith(f"{method} "))
     (summary,) = (s for s in content["summary"] if s["method"] == method)
-    cells = re.findall(r"([\d.]+) ± ([\d.]+)", row)
+    cells = re.findall(r"([\d.]+)±([\d.]+)", row)
     for values, field, (mean, std), places in (
         (losses, "train_loss", cells[0], 4),
         (errors, "test_error_percent", cells[1], 2 if statistics.mean(errors) < 10 else 1),
@@ -93,12 +95,12 @@ def test_table_and_summary_are_the_statistics_of_the_runs(whole, method):
         assert (summary[field]["min"], summary[field]["max"]) == (min(values), max(values))
 
 
-def test_output_fits_100_columns_and_says_where_the_numbers_are(whole):
+def test_output_fits_80_columns_and_says_where_the_numbers_are(whole):
     folder, result, _ = whole
     *lines, last = result.out.splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(len(line) for line in lines if str(folder) not in line) <= 80
     assert "…" not in result.out
-    assert not result.err
+    assert result.err.count("\n") == len(ALL)  # not a terminal: a line for each method
     assert last.startswith(f"Saved {folder / 'compare.json'} and compare.png")
 
 
@@ -106,22 +108,22 @@ def test_what_a_seed_decides_is_the_same_for_every_method(whole):
     *_, content = whole
     for seed in (0, 1):
         of_seed = [run for run in content["runs"] if run["seed"] == seed]
-        assert len({run["initial_train_loss"] for run in of_seed}) == 1
+        assert len({run["initial_loss"] for run in of_seed}) == 1
         raced = [run for run in of_seed if run["method"] in ASYNCHRONOUS]
         for field in ("curve_seconds", "staleness_counts"):
             assert all(run[field] == raced[0][field] for run in raced)
     first, second = cli.runs_of(content, "asgd")
     assert first["curve_seconds"] != second["curve_seconds"]
-    assert first["initial_train_loss"] != second["initial_train_loss"]
+    assert first["initial_loss"] != second["initial_loss"]
 
 
 def test_asynchronous_methods_share_one_schedule_object():
     workload = runs.make_workload(settings.Setting(num_workers=4, num_pushes=64), seed=3)
-    shared = {id(workload.schedules[methods.METHODS[name].protocol]) for name in ASYNCHRONOUS}
+    shared = {id(workload.schedule(methods.METHODS[name].protocol)) for name in ASYNCHRONOUS}
     assert len(shared) == 1
     law = sim.GammaTime()
     expected = sim.make_schedule(law, 4, 64, seed=3)
-    schedule = workload.schedules[sim.Asynchronous()]
+    schedule = workload.schedule(sim.Asynchronous())
     np.testing.assert_array_equal(schedule.worker, expected.worker)
     np.testing.assert_array_equal(schedule.time, expected.time)
 
@@ -139,7 +141,7 @@ def test_staleness_and_compensation_are_reported_where_they_exist(whole):
 
 def test_compensation_changes_the_run_and_the_cap_changes_it_again(whole):
     *_, content = whole
-    finals = [cli.runs_of(content, name)[0]["final_train_loss"] for name in ASYNCHRONOUS]
+    finals = [cli.runs_of(content, name)[0]["train_loss"] for name in ASYNCHRONOUS]
     assert len(set(finals)) == len(finals)
 
 
@@ -151,11 +153,14 @@ def test_lambda0_zero_is_asgd_to_the_bit(tmp_path):
     assert all(curve == curves[0] for curve in curves)
 
 
-def test_same_seeds_give_identical_numbers_and_replace_the_files(whole):
+def test_what_is_there_is_not_run_again_and_would_be_the_same(whole):
     folder, _, content = whole
     _, again = cli.compare(folder, *FIXED)
     assert without_dates(again) == without_dates(content)
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 4
+    (folder / "results.jsonl").unlink()
+    _, anew = cli.compare(folder, *FIXED)
+    assert without_dates(anew) == without_dates(content)
 
 
 def test_given_values_reach_the_runs(whole, tmp_path):
@@ -171,13 +176,15 @@ def test_given_values_reach_the_runs(whole, tmp_path):
     assert cli.runs_of(changed, "ssgd") == cli.runs_of(content, "ssgd")
     for name in ("sgd", "dcasgd-c"):
         before, after = cli.runs_of(content, name)[0], cli.runs_of(changed, name)[0]
-        assert before["final_train_loss"] != after["final_train_loss"]
+        assert before["train_loss"] != after["train_loss"]
     assert "tuned for other values" not in result.out
 
 
 def test_defaults_for_another_setting_come_with_a_note(tmp_path):
     result, content = cli.compare(tmp_path, "--methods", "asgd")
-    assert "tuned for other values of workers, updates, batch; --tune chooses" in flat(result.out)
+    assert "tuned for other values of workers, updates, batch_size; --tune chooses" in flat(
+        result.out
+    )
     assert content["notes"][0].startswith("Note: the default learning rates")
     assert content["defaults_tuned_for"]["setting"]["workers"] == 8
 
@@ -192,13 +199,13 @@ def test_updates_are_rounded_down_to_whole_rounds_with_a_note(tmp_path):
 def test_diverged_runs_are_reported_and_not_averaged(tmp_path):
     rates = ["--learning-rate", "asgd=1e38", "--learning-rate", "sgd=0.5"]
     result, content = cli.compare(tmp_path, "--methods", "asgd", "sgd", *rates)
-    assert [run["diverged"] for run in cli.runs_of(content, "asgd")] == [True, True]
-    assert cli.runs_of(content, "asgd")[0]["final_train_loss"] is None
+    assert [run["train_loss"] for run in cli.runs_of(content, "asgd")] == [None, None]
+    assert cli.runs_of(content, "asgd")[0]["train_loss"] is None
     summary = {s["method"]: s for s in content["summary"]}
     assert summary["asgd"]["train_loss"] is None
     assert summary["asgd"]["num_diverged"] == 2
     (row,) = (line for line in result.out.splitlines() if line.startswith("asgd "))
-    assert "2/2 diverged" in row
+    assert row.endswith(" 2/2")
     assert "±" not in row
     assert "asgd: 2 of 2 runs diverged" in flat(result.out)
     assert (tmp_path / "compare.png").stat().st_size > 10_000
@@ -207,22 +214,58 @@ def test_diverged_runs_are_reported_and_not_averaged(tmp_path):
 def test_a_finite_loss_above_the_initial_one_is_diverged(tmp_path):
     _, content = cli.compare(tmp_path, "--methods", "asgd", "--learning-rate", "1e6")
     for run in content["runs"]:
-        assert run["final_train_loss"] > run["initial_train_loss"]
-        assert run["diverged"]
-    assert content["findings"] == ["asgd: 2 of 2 runs diverged."]
+        assert run["curve_train_loss"][-1] > run["initial_loss"]
+        assert run["train_loss"] is None
+    assert content["findings"][0] == "asgd: 2 of 2 runs diverged."
+    assert content["findings"][1].startswith("The loss rose above 1.5 times the initial one")
 
 
-def test_a_run_that_learnt_nothing_is_diverged(monkeypatch):
-    """Finite and below the initial loss, but no better than a uniform guess."""
-    setting = settings.Setting(num_workers=2, num_pushes=8, batch_size=4)
-    workload = runs.make_workload(setting, seed=0)
-    losses = iter([2.9, math.log(10)])
-    task = digits.problem(setting.model)
-    evaluate = lambda params: digits.Evaluation(next(losses), 0.9)
-    monkeypatch.setattr(digits, "task", lambda model: task._replace(evaluate=evaluate))
-    numbers = methods.Hyperparameters(0.1)
-    run = runs.train(setting, methods.METHODS["asgd"], numbers, workload, curve=False)
-    assert (run.initial_train_loss, run.diverged) == (2.9, True)
+def test_a_nudge_of_one_ulp_tells_which_numbers_repeat(whole):
+    *_, _result, content = whole
+    for run in content["runs"]:
+        assert run["train_loss_nudged"] == pytest.approx(run["train_loss"], rel=0.5)
+        assert run["train_loss_nudged"] != run["train_loss"] or "sgd" in run["method"]
+    assert any(sentence.startswith("Repeat on other") for sentence in content["findings"])
+
+
+def test_methods_without_defaults_are_tuned_and_momentum_is_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "NUM_CONFIGURATIONS", 3)
+    few = ("--methods", "asgd", "dana-slim", "svrg")
+    refused = cli.call("compare", *cli.TINY, *few[:-1], "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert "--methods dana-slim: only with --momentum" in refused.err
+    result, content = cli.compare(tmp_path, *few[:-1], "--momentum", "0.5", "--updates", "160")
+    assert "2 methods to tune first, 18 runs." in result.out
+    assert content["settings"]["momentum"] == 0.5
+    assert set(content["tuning"]["methods"]) == {"asgd", "dana-slim"}
+    assert [run["method"] for run in content["runs"]] == ["asgd"] * 2 + ["dana-slim"] * 2
+
+
+def test_all_methods_are_one_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "NUM_CONFIGURATIONS", 3)
+    names = ("asgd", "fedbuff", "svrg", *(f"asgd-{n}" for n in range(8)))
+    there = catalogue.methods_for(4, 64, None)
+    chosen = {name: dataclasses.replace(there[name.partition("-")[0]], name=name) for name in names}
+    monkeypatch.setattr(catalogue, "methods_for", lambda *_: chosen)
+    result, content = cli.compare(tmp_path, "--methods", "all")
+    assert list(dict.fromkeys(run["method"] for run in content["runs"])) == list(names)
+    assert content["summary"][2]["change_by_one_ulp"] is None  # a system with a loop of its own
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    lines = [line for line in result.out.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_folder_of_another_comparison_is_refused(whole):
+    folder, *_ = whole
+    before = (folder / "results.jsonl").read_bytes()
+    for option, value, words in (
+        ("--updates", "128", "have updates 64, not 128"),
+        ("--law", "exponential", 'have law "gamma", not "exponential"'),
+    ):
+        refused = cli.call("compare", *cli.TINY, "--out", folder, option, value)
+        assert refused.code == 2
+        assert f"{words}: choose another --out" in refused.err
+    assert (folder / "results.jsonl").read_bytes() == before
 
 
 def test_a_law_with_one_value_per_worker(tmp_path):
@@ -239,27 +282,22 @@ def test_a_law_with_one_value_per_worker(tmp_path):
 
 
 def test_tuning_chooses_the_lowest_mean_loss_and_uses_it(tmp_path):
-    (tmp_path / "tuned.json").write_text('{"mlp": {"kept": true}}')
     result, content = cli.compare(
         tmp_path,
         *("--methods", "asgd", "dcasgd-a", "--tune", "--learning-rate", "0.1,0.2,0.4"),
         *("--learning-rate", "asgd=0.2", "--lambda0", "1,1e30"),
     )
-    records = cli.strict_json(tmp_path / "tuned.json")
-    assert records["mlp"] == {"kept": True}
-    record = records["softmax"]
-    assert content["tuning"] == record
+    record = content["tuning"]
     assert record["seeds"] == [100, 101, 102]
     assert record["setting"]["workers"] == 4
+    assert set(record["methods"]) == {"dcasgd-a"}  # one value is nothing to choose
     tuned = record["methods"]["dcasgd-a"]
-    losses = np.asarray(tuned["final_train_loss"], float)
-    assert losses.shape == (3, 2, 3)
-    assert np.isnan(losses[:, 1]).any()
-    mean = np.where(np.isnan(losses).any(axis=2), np.inf, losses.mean(axis=2))
-    row, column = np.unravel_index(np.argmin(mean), mean.shape)
-    chosen = {"learning_rate": [0.1, 0.2, 0.4][row], "lambda0": [1, 1e30][column]}
+    tried = pd.DataFrame(tuned["tried"])
+    assert len(tried) == 3 * 2 * 3
+    lost = tried["loss"].isna()
+    assert (lost == (tried["lambda0"] == 1e30)).all()
+    means = tried[~lost].groupby("learning_rate")["loss"].mean()
+    chosen = {"learning_rate": means.idxmin(), "lambda0": 1}
     assert tuned["chosen"] == chosen == content["settings"]["hyperparameters"]["dcasgd-a"]
-    assert record["methods"]["asgd"]["chosen"]["learning_rate"] == 0.2
-    assert record["methods"]["asgd"]["warnings"] == []  # a given value is no edge of a grid
-    assert f"[{mean[row, column]:.4f}]" in result.out
+    assert f"[{means.min():.4f}]" in result.out
     assert "dcasgd-a: the chosen lambda0 1 is the smallest of its grid" in flat(result.out)

@@ -11,10 +11,12 @@ from dcasgd_jax.commands import methods
 
 NUM_UPDATES = 12
 RATE, LAMBDA0 = 0.4, 3.0
+# A tenth of the updates is one: the warm-up is over at once.
+FACTORS = jnp.array([1.0] * 6 + [0.1] * 3 + [0.01] * 3)
 
 
 def written_down(name, lambda0=LAMBDA0):
-    rate = optax.piecewise_constant_schedule(RATE, {6: 0.1, 9: 0.1})
+    rate = lambda count: RATE * FACTORS[count]
     compensation = {
         "dcasgd-c": lambda: [compensations.explicit(lambda0)],
         "dcasgd-a": lambda: [compensations.explicit(lambda0, ms_decay=0.95)],
@@ -85,3 +87,9 @@ def test_one_optimizer_object_for_all_numbers(name):
     ]
     shapes = [jax.tree.map(jax.typeof, state) for state in states]
     assert shapes[0] == shapes[1]
+
+
+def test_the_rate_grows_in_a_tenth_of_the_updates_and_falls_twice():
+    factor = methods.rate_factor(40)
+    found = [float(factor(count)) for count in (0, 1, 2, 3, 4, 19, 20, 29, 30, 39)]
+    np.testing.assert_allclose(found, [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)

@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import datetime
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dcasgd_jax import digits, extras
-from dcasgd_jax.commands import methods, records, terminal
+from dcasgd_jax.commands import kept, ledger, methods, records, report, study, terminal
 from dcasgd_jax.commands.diagnose import (
     advice,
     events,
@@ -38,10 +39,10 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     """
     started = time.perf_counter()
     job = options.make_job(arguments)
-    extras.require_packages("sklearn", "matplotlib", "rich")
+    extras.require_packages("sklearn", "matplotlib", "rich", "pandas")
     records.prepare_folder(job.out, RESULTS, PICTURE)
     console = terminal.make_console()
-    runs = _run_all(job)
+    runs = [_run_of(line) for line in study.run(make_study(job), job.out, console).runs()]
     rows = summary.summarise(runs)
     curves = fisher.run() if job.fisher_experiment else []
     notes, advised = _notes(runs), advice.advise(rows)
@@ -61,22 +62,45 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     terminal.print_text(console, saved, wrap=False)
 
 
-def _run_all(job: options.Job) -> list[events.Run]:
-    with terminal.progress_bar(job.num_seeds * job.setting.num_pushes) as advance:
-        found = []
-        for seed in range(job.num_seeds):
-            text = f"asgd, seed {seed}"
-            advance(text, 0)
-            found.append(
-                events.diagnose_run(
-                    job.setting,
-                    job.learning_rate,
-                    seed,
-                    job.events_per_moment,
-                    lambda done, text=text: advance(text, done),
-                )
+def make_study(job: options.Job) -> study.Study:
+    """A run of plain asynchronous SGD for each seed."""
+    numbers = methods.Hyperparameters(job.learning_rate)
+    settings = _settings(job)
+    del settings["learning_rate"]  # tells runs apart, so one folder may hold several
+
+    def train(members: Sequence[study.Member], progress: study.Progress) -> Iterator[Any]:
+        for member in members:
+            found = events.diagnose_run(
+                job.setting, job.learning_rate, member.seed, job.events_per_moment, progress
             )
-    return found
+            yield {name: v for name, v in dataclasses.asdict(found).items() if name != "seed"}
+
+    return study.Study(
+        program="dcasgd-jax diagnose",
+        settings=settings,
+        tasks=[study.Task({"method": "asgd"}, [numbers], train, job.setting.num_pushes)],
+        seeds=range(job.num_seeds),
+        loss_of=lambda outcome: outcome["last_train_loss"],
+        check=lambda line: kept.check_fields(line, {"events": list, "diverged": bool}),
+    )
+
+
+def _run_of(line: ledger.Line) -> events.Run:
+    """As it was before it was a line; JSON has no nan."""
+    numbers = lambda explained: {
+        field: math.nan if value is None else value for field, value in explained.items()
+    }
+    found = [
+        events.Event(
+            **event | {"explained": {k: numbers(v) for k, v in event["explained"].items()}}
+        )
+        for event in line["events"]
+    ]
+    losses = {
+        name: math.nan if line[name] is None else line[name]
+        for name in ("initial_train_loss", "last_train_loss")
+    }
+    return events.Run(line["run"]["seed"], **losses, diverged=line["diverged"], events=found)
 
 
 def _notes(runs: Sequence[events.Run]) -> list[str]:
@@ -140,20 +164,19 @@ def _results(job: options.Job, command: Sequence[str]) -> dict[str, Any]:
         "command": list(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": records.versions(),
-        "settings": {
-            **job.setting.describe(),
-            "learning_rate": job.learning_rate,
-            "learning_rate_decay": {
-                "factor": methods.DECAY_FACTOR,
-                "at_fractions_of_server_updates": list(methods.DECAY_AT),
-            },
-            "seeds": list(range(job.num_seeds)),
-            "events_per_moment": job.events_per_moment,
-            "moments": events.MOMENTS,
-            "window": events.WINDOW,
-            "ms_decay": methods.MS_DECAY,
-            "eps": events.EPS,
-            "out": str(job.out),
-        },
+        "settings": {**_settings(job), "seeds": list(range(job.num_seeds))},
         "rules": {**advice.rules(), "hardly_learnt": HARDLY_LEARNT},
+    }
+
+
+def _settings(job: options.Job) -> dict[str, Any]:
+    return {
+        **job.setting.describe(),
+        "learning_rate": job.learning_rate,
+        **{name: v for name, v in report.fixed_numbers().items() if "learning_rate" in name},
+        "events_per_moment": job.events_per_moment,
+        "moments": events.MOMENTS,
+        "window": events.WINDOW,
+        "ms_decay": methods.MS_DECAY,
+        "eps": events.EPS,
     }

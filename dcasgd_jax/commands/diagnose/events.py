@@ -113,8 +113,8 @@ def stops(
 ) -> Iterator[Stop]:
     """Yields a `Stop` before each of the events, increasing from 1 on; the run goes on in between.
 
-    The learning rate falls as in `dcasgd-jax compare`; what the seed decides is the same, too.
-    Ends early where the simulator gives the run up.
+    The learning rate rises and falls as in `dcasgd-jax compare`; what the seed decides is the
+    same, too. Ends early where the simulator gives the run up.
     """
     problem = digits.problem(setting.model, seed)._replace(eval_fn=None)
     rows = digits.batch_rows(digits.NUM_TRAIN, setting.batch_size, len(schedule), seed)
@@ -147,10 +147,10 @@ def stops(
 @functools.cache
 def _make_tx(learning_rate: float, num_updates: int) -> optax.GradientTransformationExtraArgs:
     """Asynchronous SGD that keeps, without using it, the mean square of the adaptive strength."""
-    decay = methods.decay_schedule(num_updates)
+    factor = methods.rate_factor(num_updates)
     return optax.chain(
         dc.compensate_delay(0.0, curvature=dc.curvatures.adaptive(methods.MS_DECAY, EPS)),
-        optax.scale_by_learning_rate(lambda count: learning_rate * decay(count)),
+        optax.scale_by_learning_rate(lambda count: learning_rate * factor(count)),
     )
 
 

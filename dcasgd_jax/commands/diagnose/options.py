@@ -2,12 +2,9 @@
 
 import argparse
 import dataclasses
-import math
 import pathlib
 
-from dcasgd_jax import digits
-from dcasgd_jax.commands import defaults, errors, methods, settings
-from dcasgd_jax.commands import options as common
+from dcasgd_jax.commands import defaults, errors, options, settings, values
 from dcasgd_jax.commands.diagnose import events
 
 DESCRIPTION = """\
@@ -39,17 +36,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    _add_setting(parser)
+    for name in ("--model", "--workers", "--law", "--law-param", "--updates", "--batch-size"):
+        options.add(parser, name)
+    options.add(parser, "--seeds", default=3)
     parser.add_argument(
         "--learning-rate",
-        type=_positive_number,
+        type=values.positive,
         metavar="LR",
-        help="of the run, before it falls to a tenth after one half and after three quarters of "
-        "the pushes; default: what compare uses for asgd",
+        help="of the run, before it is warmed up and falls as in compare; default: what compare "
+        "uses for asgd",
     )
     parser.add_argument(
         "--events",
-        type=common.integer_from(1),
+        type=values.integer_from(1),
         default=8,
         metavar="N",
         help="pushes looked at per moment and seed, default %(default)s",
@@ -60,46 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also compare outer products of gradients with the Hessian of softmax regression, "
         "as the paper's supplement does",
     )
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=pathlib.Path("diagnose-results"),
-        metavar="DIR",
-        help="folder for diagnose.json and diagnose.png, each replaced if it is there; default "
-        "%(default)s",
-    )
-
-
-def _add_setting(parser: argparse.ArgumentParser) -> None:
-    default = settings.Setting()
-    parser.add_argument(
-        "--model",
-        "--task",
-        choices=list(digits.MODELS),
-        default=default.model,
-        help="softmax regression, or an MLP with one hidden layer of 64; default %(default)s",
-    )
-    parser.add_argument(
-        "--law",
-        choices=list(settings.LAWS),
-        default=default.law_name,
-        metavar="LAW",
-        help=f"how long a gradient takes a worker: {', '.join(settings.LAWS)}; default %(default)s",
-    )
-    common.add_law_param(parser)
-    for names, value, text in (
-        (["--workers"], default.num_workers, "M"),
-        (["--updates"], default.num_pushes, "pushed gradients of one run"),
-        (["--batch", "--batch-size"], default.batch_size, "images per gradient"),
-        (["--seeds"], 3, "run seeds 0 to N-1"),
-    ):
-        parser.add_argument(
-            *names,
-            type=common.integer_from(1),
-            default=value,
-            metavar="N",
-            help=f"{text}, default %(default)s",
-        )
+    options.add(parser, "--out", default=pathlib.Path("diagnose-results"))
 
 
 def make_job(arguments: argparse.Namespace) -> Job:
@@ -109,18 +69,19 @@ def make_job(arguments: argparse.Namespace) -> Job:
       UsageError: If they do not make a diagnosis.
     """
     workers, pushes = arguments.workers, arguments.updates
-    common.check_batch(arguments.batch)
+    values.check_batch(arguments.batch_size)
     least = max(settings.MIN_ROUNDS * workers, len(events.MOMENTS) * arguments.events)
     if pushes < least:
         raise errors.UsageError(
             f"--updates {pushes}: use at least {least} with {workers} workers and --events "
             f"{arguments.events}"
         )
-    setting = common.make_setting(arguments, pushes)
+    setting = options.make_setting(arguments, pushes)
     rate = arguments.learning_rate
     if rate is None:
-        plain = methods.METHODS["asgd"]
-        rate = defaults.default_hyperparameters(setting.model, plain).learning_rate
+        known = defaults.default_hyperparameters(setting.model, "asgd")
+        assert known is not None
+        rate = known.learning_rate
     return Job(
         setting=setting,
         learning_rate=rate,
@@ -129,13 +90,3 @@ def make_job(arguments: argparse.Namespace) -> Job:
         fisher_experiment=arguments.fisher_experiment,
         out=arguments.out,
     )
-
-
-def _positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number > 0")
-    return value

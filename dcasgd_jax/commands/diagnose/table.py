@@ -22,15 +22,12 @@ EXPLANATION = (
 
 def make_table(console: "Console", rows: Sequence[summary.Row]) -> "Table":
     """What `terminal.print_table` takes."""
-    lambda0 = "λ0" if console.encoding.lower().startswith("utf") else "lam0"
-    table = terminal.new_table()
-    table.add_column("moment", no_wrap=True)
-    table.add_column("curvature", no_wrap=True)
-    for name in (
-        *("explained\n%", f"best\n{lambda0}", "cosine\nstale", "cosine\ncompens."),
-        *("ratio", "below\neps %", f"for all:\n{lambda0}", "expl.\n%"),
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+    _, lambda0 = terminal.symbols(console)
+    table = terminal.new_table(
+        *("moment", "curvature", "expl.\n%", f"best\n{lambda0}", "cosine\nstale"),
+        *("cosine\ncomp.", "ratio", "<eps\n%", f"all:\n{lambda0}", "expl.\n%"),
+    )
+    table.columns[1].justify = "left"
     for moment in dict.fromkeys(row.moment for row in rows):
         if moment != rows[0].moment:
             table.add_row()

@@ -1,15 +1,16 @@
 """`dcasgd-jax reproduce`: all runs that are missing, then the table and the picture."""
 
 import argparse
+import functools
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from dcasgd_jax import extras
-from dcasgd_jax.commands import errors, records, terminal
+from dcasgd_jax.commands import errors, ledger, study, terminal
 from dcasgd_jax.commands.reproduce import (
     jobs,
     pictures,
@@ -34,44 +35,31 @@ def run(arguments: argparse.Namespace) -> None:
         runs of other settings; before any training.
     """
     job = jobs.make_job(arguments)
-    extras.require_packages("matplotlib", "rich", extra="reproduce")
+    extras.require_packages("matplotlib", "rich", "pandas", extra="reproduce")
     console = terminal.make_console()
     if not job.report_only:
         extras.require_packages("flax", "orbax.checkpoint", "sklearn", extra="reproduce")
         _run_missing(job, console)
     lines = results.read(job.out)
     if not lines:
-        raise errors.UsageError(f"{job.out / results.RESULTS} holds no finished run")
+        raise errors.UsageError(f"{job.out / ledger.RESULTS} holds no finished run")
     for line in lines:
         if (there := line["settings"]["experiment"]) != job.setting.experiment:
             raise errors.UsageError(
-                f"{job.out / results.RESULTS} holds runs of {there}: choose another --out"
+                f"{job.out / ledger.RESULTS} holds runs of {there}: choose another --out"
             )
     terminal.print_table(console, table.title(lines), table.make_table(console, lines))
     terminal.print_text(console, table.explanation(lines))
     pictures.save(job.out / PICTURE, lines)
-    saved = f"Saved {job.out / results.RESULTS} and {PICTURE} beside it."
+    saved = f"Saved {job.out / ledger.RESULTS} and {PICTURE} beside it."
     terminal.print_text(console, saved, wrap=False)
 
 
 def _run_missing(job: jobs.Job, console: "Console") -> None:
-    records.prepare_folder(job.out)
-    lines = results.read(job.out)
     protocol = protocols.PROTOCOLS[job.setting.experiment]
     data = _load(job, protocol)
+    num_images = len(data.train.labels)
     described = job.setting.describe(data, protocol.checksum(data))
-    results.check_settings(job.out, lines, described)
-    finished = {results.run_of(line) for line in lines}
-    missing = [run for run in job.runs if run not in finished]
-    terminal.print_text(
-        console,
-        f"{len(job.runs)} runs, {len(job.runs) - len(missing)} of them in {job.out} already.",
-        wrap=False,
-    )
-    for note in _notes(job, missing, len(data.train.labels)):
-        terminal.print_text(console, note)
-    if not missing:
-        return
     _keep_compiled(job.cache_dir)
     workload = training.Workload(
         setting=job.setting,
@@ -80,40 +68,58 @@ def _run_missing(job: jobs.Job, console: "Console") -> None:
         problem=protocol.problem_maker(job.setting, data, job.eval_batch_size),
         checkpoint_every=job.checkpoint_every,
     )
-    total = sum(_num_pushes(job.setting, run, len(data.train.labels)) for run in missing)
-    with terminal.progress_bar(total) as advance:
-        for run in missing:
-            advance(run.name, 0)
-            if run in {results.run_of(line) for line in results.read(job.out)}:
-                advance(run.name, _num_pushes(job.setting, run, len(data.train.labels)))
-                continue  # another process has finished it meanwhile
-            report = lambda count, name=run.name: advance(name, count)
-            line = train_once(workload, run, job.out, report)
-            results.append(job.out, line | {"settings": described})
-            _forget(job.out, run)
-            terminal.print_text(console, _sentence(line), wrap=False)
+    for note in _notes(job, num_images):
+        terminal.print_text(console, note)
+    study.run(make_study(job, workload, described, num_images), job.out, console)
+
+
+def make_study(
+    job: jobs.Job, workload: training.Workload, described: dict[str, Any], num_images: int
+) -> study.Study:
+    """The runs of a job as tasks of the engine: nothing is tuned, one seed after the other."""
+    tasks = [
+        study.Task(
+            place={"method": run.method, "workers": run.workers},
+            tried=[run.numbers],
+            train=functools.partial(_train, workload, job.out, run, described),
+            pushes=_num_pushes(job.setting, run, num_images),
+        )
+        for run in dict.fromkeys(run._replace(seed=0) for run in job.runs)
+    ]
+    return study.Study(
+        program=results.PROGRAM,
+        settings=described,
+        tasks=tasks,
+        seeds=list(dict.fromkeys(run.seed for run in job.runs)),
+        loss_of=lambda outcome: outcome["final"]["train_loss"],
+        check=results.check,
+        tell=_sentence,
+        seeds_first=True,
+    )
+
+
+def _train(
+    workload: training.Workload,
+    out: pathlib.Path,
+    first: settings.Run,
+    described: dict[str, Any],
+    members: Sequence[study.Member],
+    progress: study.Progress,
+) -> Iterator[study.Outcome]:
+    """Each run in its own folder of checkpoints, which goes when its line is in the results."""
+    for member in members:
+        run = first._replace(seed=member.seed)
+        directory = out / CHECKPOINTS / run.name
+        directory.parent.mkdir(exist_ok=True)
+        yield training.train(workload, run, directory, progress) | {"settings": described}
+        shutil.rmtree(directory, ignore_errors=True)
+        training.seconds_file(directory).unlink(missing_ok=True)
 
 
 def _keep_compiled(cache_dir: pathlib.Path | None) -> None:
     """Spares the next call the compilation, unless the user has said where to keep programs."""
     if cache_dir is not None and jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir.expanduser() / "compiled"))
-
-
-def train_once(
-    workload: training.Workload, run: settings.Run, out: pathlib.Path, report: training.Progress
-) -> results.Line:
-    """One run, in its own folder of checkpoints."""
-    directory = out / CHECKPOINTS / run.name
-    directory.parent.mkdir(exist_ok=True)
-    return training.train(workload, run, directory, report)
-
-
-def _forget(out: pathlib.Path, run: settings.Run) -> None:
-    """Removes the checkpoints of a run that is in the file of results."""
-    directory = out / CHECKPOINTS / run.name
-    shutil.rmtree(directory, ignore_errors=True)
-    training.seconds_file(directory).unlink(missing_ok=True)
 
 
 def _load(job: jobs.Job, protocol: protocols.Protocol) -> Any:
@@ -142,11 +148,11 @@ def _num_pushes(setting: settings.Setting, run: settings.Run, num_images: int) -
     return setting.epochs * settings.budget(setting, run, num_images).pushes_per_epoch
 
 
-def _notes(job: jobs.Job, missing: Sequence[settings.Run], num_images: int) -> list[str]:
+def _notes(job: jobs.Job, num_images: int) -> list[str]:
     """What a small subset does to an epoch."""
     notes = []
-    for workers in sorted({run.workers for run in missing}):
-        run = next(run for run in missing if run.workers == workers)
+    for workers in sorted({run.workers for run in job.runs}):
+        run = next(run for run in job.runs if run.workers == workers)
         pushes = settings.budget(job.setting, run, num_images).pushes_per_epoch
         used = pushes * job.setting.batch_size
         if used < 0.95 * num_images:

@@ -2,10 +2,11 @@
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 
-from dcasgd_jax.commands import errors, methods, option_values
+from dcasgd_jax.commands import methods, values
 from dcasgd_jax.commands.reproduce import paper, settings, texts
 
 
@@ -33,9 +34,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
     """
     chosen = [methods.METHODS[name] for name in dict.fromkeys(arguments.methods)]
     workers = list(dict.fromkeys(arguments.workers))
-    laws = [option_values.make_law(arguments.law, arguments.law_param, m) for m in workers]
-    if arguments.momentum >= 1:
-        raise errors.UsageError(f"--momentum {arguments.momentum:g}: must be less than 1")
+    laws = [values.make_law(arguments.law, arguments.law_param, m) for m in workers]
     own = {
         field: getattr(arguments, field)
         for field in ("image_size", "num_classes")
@@ -51,14 +50,14 @@ def make_job(arguments: argparse.Namespace) -> Job:
         batch_size=arguments.batch_size,
         law_name=arguments.law,
         law=laws[0],
-        momentum=arguments.momentum,
+        momentum=arguments.momentum or 0.0,
         weight_decay=arguments.weight_decay,
         batch_norm=arguments.batch_norm,
         eval_every=arguments.eval_every,
     )
-    compensating = [method for method in chosen if method.compensates]
-    rates = option_values.given_values("--learning-rates", arguments.learning_rates, chosen, True)
-    lambda0s = option_values.given_values("--lambda0", arguments.lambda0, compensating, True)
+    of_methods = functools.partial(values.of_methods, chosen=chosen, several=True)
+    rates = of_methods("--learning-rate", arguments.learning_rate)
+    lambda0s = of_methods("--lambda0", arguments.lambda0)
     return Job(
         setting=setting,
         runs=_all_runs(
@@ -79,8 +78,8 @@ def _all_runs(
     chosen: Sequence[methods.Method],
     workers: Sequence[int],
     num_seeds: int,
-    rates: option_values.Values,
-    lambda0s: option_values.Values,
+    rates: values.Values,
+    lambda0s: values.Values,
     max_pull: float,
     reported: paper.Paper,
 ) -> tuple[settings.Run, ...]:

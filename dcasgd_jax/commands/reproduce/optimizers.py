@@ -9,6 +9,13 @@ import optax
 from dcasgd_jax.commands import methods
 
 
+def decay_schedule(num_updates: int, decay_at: tuple[float, ...]) -> optax.Schedule:
+    """Factor on the learning rate: 1, then a tenth after each of the fractions of the updates."""
+    # Rounded first: 2/3 of 3 updates are 2, whatever the last bit says.
+    boundaries = {int(round(at * num_updates, 6)): methods.DECAY_FACTOR for at in decay_at}
+    return optax.piecewise_constant_schedule(1.0, boundaries)
+
+
 @functools.cache
 def make_tx(
     method: methods.Method,
@@ -22,10 +29,7 @@ def make_tx(
     Compensation of the raw gradient, weight decay, momentum, learning rate. One object means one
     compiled program for all learning rates, λ0 and seeds; `methods.init_opt_state` sets them.
     """
-    # Rounded first: 2/3 of 3 updates are 2, whatever the last bit says.
-    boundaries = {int(round(at * num_updates, 6)): methods.DECAY_FACTOR for at in decay_at}
-    decay = optax.piecewise_constant_schedule(1.0, boundaries)
-
+    decay = decay_schedule(num_updates, decay_at)
     moving = dataclasses.replace(method, momentum=momentum or None)
 
     def factory(learning_rate: Any, lambda0: Any = 0.0):

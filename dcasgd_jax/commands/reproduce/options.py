@@ -1,13 +1,9 @@
 """The options of `dcasgd-jax reproduce`."""
 
 import argparse
-import dataclasses
-import math
 import pathlib
 
-from dcasgd_jax.commands import methods
-from dcasgd_jax.commands import settings as common
-from dcasgd_jax.commands.options import integer_from
+from dcasgd_jax.commands import methods, options, values
 from dcasgd_jax.commands.reproduce import paper, settings, texts
 
 
@@ -21,28 +17,18 @@ def add_options(parser: argparse.ArgumentParser, experiment: str) -> None:
     _add_runs(parser, reported)
     _add_protocol(parser, words, reported)
     out = parser.add_argument_group("results")
-    out.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=pathlib.Path(f"reproduce-{experiment}"),
-        metavar="DIR",
-        help="folder for results.jsonl, results.png and checkpoints; default %(default)s",
-    )
-    out.add_argument(
-        "--report-only",
-        action="store_true",
-        help="only print the table and draw the picture of what is in --out",
-    )
+    options.add(out, "--out", default=pathlib.Path(f"reproduce-{experiment}"))
+    options.add_report_only(out)
     out.add_argument(
         "--checkpoint-every",
-        type=_number_above_zero,
+        type=values.positive,
         default=words.checkpoint_every,
         metavar="N",
         help="epochs between two checkpoints of a run, default %(default)g",
     )
     out.add_argument(
         "--eval-batch-size",
-        type=integer_from(1),
+        type=values.integer_from(1),
         metavar="N",
         help="images evaluated at once; lower it if the device runs out of memory",
     )
@@ -50,12 +36,10 @@ def add_options(parser: argparse.ArgumentParser, experiment: str) -> None:
 
 def _add_data(parser: argparse.ArgumentParser, words: texts.Texts) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data-dir",
-        type=pathlib.Path,
-        metavar="DIR",
+    options.add(
+        group, "--data-dir",
         help=f"folder with {words.files}; default: download from the Hugging Face hub",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--cache-dir",
         type=pathlib.Path,
@@ -65,55 +49,37 @@ def _add_data(parser: argparse.ArgumentParser, words: texts.Texts) -> None:
     for option, what in (("--subset", "training"), ("--test-subset", words.tested)):
         group.add_argument(
             option,
-            type=integer_from(1),
+            type=values.integer_from(1),
             metavar="N",
             help=f"use only {words.subset} N {what} images",
         )
 
 
 def _add_runs(parser: argparse.ArgumentParser, reported: paper.Paper) -> None:
-    workers = " ".join(map(str, reported.workers))
     everything = reported.methods == tuple(methods.METHODS)
     shown = "all six, listed below" if everything else " ".join(reported.methods)
     group = parser.add_argument_group("runs")
-    group.add_argument(
-        "--workers",
-        type=integer_from(1),
-        nargs="+",
-        default=list(reported.workers),
-        metavar="M",
-        help=f"numbers of workers; sgd always has one; default {workers}",
-    )
-    group.add_argument(
-        "--methods",
-        nargs="+",
-        choices=list(methods.METHODS),
-        default=list(reported.methods),
-        metavar="METHOD",
+    options.add(
+        group, "--workers", nargs="+", default=list(reported.workers),
+        help="numbers of workers; sgd always has one",
+    )  # fmt: skip
+    options.add_methods(
+        group, list(methods.METHODS), reported.methods,
         help=f"which methods, in this order; default: {shown}",
-    )
-    group.add_argument(
-        "--seeds",
-        type=integer_from(1),
-        default=1,
-        metavar="N",
-        help="run seeds 0 to N-1; default 1",
-    )
+    )  # fmt: skip
+    options.add(group, "--seeds", default=1)
+    strengths = " ".join(f"{k}={v:g}" for k, v in reported.lambda0.items())
     for option, what, default in (
-        ("--learning-rates", "learning rates", f"{reported.learning_rate:g}"),
-        ("--lambda0", "lambda0", " ".join(f"{k}={v:g}" for k, v in reported.lambda0.items())),
+        ("--learning-rate", "of one method, or of all", f"{reported.learning_rate:g}"),
+        ("--lambda0", "of one method, or of all that have one", strengths),
     ):
-        group.add_argument(
-            option,
-            nargs="+",
-            default=[],
-            metavar="[METHOD=]VALUE[,VALUE...]",
-            help=f"{what} of one method or of all that have one; each value makes a run; default "
-            f"{default}",
-        )
+        options.add(
+            group, option, metavar="[METHOD=]VALUE[,VALUE...]",
+            help=f"{what}; each value makes a run; default {default}",
+        )  # fmt: skip
     group.add_argument(
         "--max-pull",
-        type=_number_from_zero,
+        type=values.number_from(0),
         default=1.0,
         metavar="VALUE",
         help="cap of dcasgd-capped, default %(default)s",
@@ -123,47 +89,30 @@ def _add_runs(parser: argparse.ArgumentParser, reported: paper.Paper) -> None:
 def _add_protocol(
     parser: argparse.ArgumentParser, words: texts.Texts, reported: paper.Paper
 ) -> None:
-    default = dataclasses.replace(
-        settings.Setting(),
-        model=next(iter(words.models)),
-        epochs=reported.epochs,
-        batch_size=reported.batch_size,
-    )
+    default = settings.Setting()
     group = parser.add_argument_group(
         "protocol", "the same for all runs in one folder; other values need another --out"
     )
     group.add_argument(
         "--epochs",
-        type=integer_from(1),
-        default=default.epochs,
+        type=values.integer_from(1),
+        default=reported.epochs,
         metavar="N",
         help="the steps of the learning rate move with it; default %(default)s",
     )
-    group.add_argument(
-        "--batch-size",
-        type=integer_from(1),
-        default=default.batch_size,
-        metavar="N",
-        help="images per worker and gradient, default %(default)s",
+    options.add(
+        group, "--batch-size", default=reported.batch_size, help="images per worker and gradient"
     )
-    group.add_argument("--law", choices=list(common.LAWS), default="gamma", metavar="LAW",
-                       help="how long a gradient takes a worker, one of "
-                       f"{', '.join(common.LAWS)}; default %(default)s")  # fmt: skip
+    options.add(group, "--law")
+    options.add(group, "--law-param")
+    options.add(group, "--momentum", help="heavy ball in every method; default 0, as in the paper")
     group.add_argument(
-        "--law-param",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of the law, repeatable",
+        "--weight-decay",
+        type=values.number_from(0),
+        default=default.weight_decay,
+        metavar="VALUE",
+        help="default %(default)g",
     )
-    for name, number in (("momentum", default.momentum), ("weight-decay", default.weight_decay)):
-        group.add_argument(
-            f"--{name}",
-            type=_number_from_zero,
-            default=number,
-            metavar="VALUE",
-            help="default %(default)g",
-        )
     group.add_argument(
         "--batch-norm",
         choices=["per_worker", "server"],
@@ -171,16 +120,14 @@ def _add_protocol(
         help="running statistics of each worker, averaged to evaluate, or those of the last push; "
         "default %(default)s",
     )
-    group.add_argument(
-        "--model",
-        choices=list(words.models),
-        default=default.model,
-        help=f"default %(default)s; tiny: {words.models['tiny']}",
-    )
+    options.add(
+        group, "--model", choices=list(words.models), default=next(iter(words.models)),
+        help="; ".join(f"{name}: {what}" for name, what in words.models.items()),
+    )  # fmt: skip
     for option, (number, what) in words.numbers.items():
         group.add_argument(
             option,
-            type=integer_from(1),
+            type=values.integer_from(1),
             default=number,
             metavar="N",
             help=f"{what}; default %(default)s",
@@ -193,27 +140,11 @@ def _add_protocol(
     )
     group.add_argument(
         "--eval-every",
-        type=integer_from(1),
+        type=values.integer_from(1),
         metavar="N",
         help="epochs between two evaluations; default: as few as take no more than about a tenth "
         "of the time",
     )
-
-
-def _number_from_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number >= 0")
-    return value
-
-
-def _number_above_zero(text: str) -> float:
-    if not (value := _number_from_zero(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number > 0")
-    return value
 
 
 def _epilog(words: texts.Texts, reported: paper.Paper) -> str:

@@ -1,17 +1,14 @@
-"""The file of results: one line of JSON per finished run, whole or not counted."""
+"""A line of the results: what is read of it, and whether it is one."""
 
-import json
-import os
 import pathlib
 from typing import Any
 
-from dcasgd_jax import files
-from dcasgd_jax.commands import errors, kept, methods, records
+from dcasgd_jax.commands import kept, ledger, methods
 from dcasgd_jax.commands.reproduce import paper, settings
 
-RESULTS, SETTINGS = "results.jsonl", "settings.json"
+PROGRAM = "dcasgd-jax reproduce"
 
-Line = dict[str, Any]
+Line = ledger.Line
 
 # What tables and pictures read, by part of a line.
 _FIELDS: dict[str, kept.Kinds] = {
@@ -31,38 +28,8 @@ _RATIO: dict[str, kept.Kinds] = dict.fromkeys(("median", "max"), kept.NUMBER_OR_
 
 
 def read(folder: pathlib.Path) -> list[Line]:
-    """All finished runs, in the order in which they were finished.
-
-    A last line without its end, which a killed process may leave, is no result.
-
-    Raises:
-      UsageError: If another line is no result of this program; names it.
-    """
-    path = folder / RESULTS
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return [_parse(path, number, line) for number, line in _whole_lines(content).items()]
-
-
-def append(folder: pathlib.Path, line: Line) -> None:
-    """Adds one line that is on the disk when this returns; removes a torn one before it.
-
-    Several processes may do this at once. A run that is there already is not added again.
-    """
-    text = json.dumps(records.finite_or_none(line), allow_nan=False, ensure_ascii=False)
-    handle = os.open(folder / RESULTS, os.O_RDWR | os.O_CREAT, 0o666)
-    with os.fdopen(handle, "r+b") as stream:
-        files.wait_for_lock(stream)
-        content = stream.read()
-        if line["run"] in (json.loads(other)["run"] for other in _whole_lines(content).values()):
-            return
-        stream.seek(content.rfind(b"\n") + 1)
-        stream.truncate()
-        stream.write(f"{text}\n".encode())
-        stream.flush()
-        os.fsync(stream.fileno())
+    """All finished runs of a folder; see `ledger.read`."""
+    return ledger.read(folder, PROGRAM, check)
 
 
 def run_of(line: Line) -> settings.Run:
@@ -75,41 +42,7 @@ def paper_of(line: Line) -> paper.Paper:
     return paper.ALL[line["settings"]["experiment"]]
 
 
-def check_settings(folder: pathlib.Path, lines: list[Line], present: dict[str, Any]) -> None:
-    """Refuses to mix runs of other settings; keeps the settings of a new folder.
-
-    Raises:
-      UsageError: Names the first setting that differs from those of the runs in the folder.
-    """
-    with files.Lock(folder / kept.LOCK, patience_seconds=60.0):
-        path = folder / SETTINGS
-        before = [line["settings"] for line in lines]
-        if path.exists():
-            before.insert(0, kept.read(path, "reproduce", {}))
-        for settings_before in before:
-            kept.check_same(f"the runs in {folder} have", settings_before, present)
-        if not path.exists():
-            records.write_json(path, present)
-
-
-def _whole_lines(content: bytes) -> dict[int, bytes]:
-    """Those that are not empty and have an end, by number."""
-    lines = content[: content.rfind(b"\n") + 1].splitlines()
-    return {number: line for number, line in enumerate(lines, 1) if line.strip()}
-
-
-def _parse(path: pathlib.Path, number: int, text: bytes) -> Line:
-    try:
-        line = json.loads(text)
-        _check(line)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise errors.UsageError(
-            f"{path}, line {number}, is no result of dcasgd-jax reproduce ({error}): remove it"
-        ) from None
-    return line
-
-
-def _check(line: Any) -> None:
+def check(line: Any) -> None:
     """Raises ValueError or TypeError, in words, if no table or picture can be made of a line."""
     kept.check_fields(line, _FIELDS)
     kept.check_fields(line["run"], _RUN)

@@ -8,6 +8,7 @@ import numpy as np
 import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.commands import methods
+from dcasgd_jax.commands import settings as common
 from dcasgd_jax.commands.reproduce import paper
 from dcasgd_jax.schedules import laws
 
@@ -103,10 +104,7 @@ class Setting:
             "loss_images": num_loss_images(data),
             "data_crc32": checksum,
             "law": self.law_name,
-            "law_params": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in dataclasses.asdict(self.law).items()  # type: ignore[call-overload]
-            },
+            "law_params": common.describe_law(self.law),
             "momentum": self.momentum,
             "weight_decay": self.weight_decay,
             "ms_decay": self.paper.ms_decay,
@@ -136,6 +134,14 @@ def num_loss_images(data: Data) -> int:
     return min(max(len(data.test.labels) // 5, 1), len(data.train.labels))
 
 
+class Numbers(NamedTuple):
+    """What an optimizer takes."""
+
+    learning_rate: float
+    lambda0: float | None
+    max_pull: float | None
+
+
 class Run(NamedTuple):
     """What tells one run from another in its folder."""
 
@@ -145,6 +151,11 @@ class Run(NamedTuple):
     lambda0: float | None
     max_pull: float | None
     seed: int
+
+    @property
+    def numbers(self) -> Numbers:
+        """Those of the optimizer."""
+        return Numbers(self.learning_rate, self.lambda0, self.max_pull)
 
     @property
     def name(self) -> str:

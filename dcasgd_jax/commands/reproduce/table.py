@@ -71,14 +71,11 @@ def _merit(row: Row) -> tuple[float, float]:
 
 def make_table(console: "Console", lines: Sequence[results.Line]) -> "Table":
     """What `terminal.print_table` takes."""
-    utf = console.encoding.lower().startswith("utf")
-    plus_minus, lambda0 = ("±", "λ0") if utf else ("+-", "lam0")
-    table = terminal.new_table()
-    table.add_column("method", no_wrap=True)
-    for name in ("M", "lr", lambda0, "test\nerror %", "paper\n%", "train\nloss", "simul.\nseconds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("stale-\nness", "median\nratio", "max\nratio", "runs"):
-        table.add_column(name, justify="right", no_wrap=True)
+    plus_minus, lambda0 = terminal.symbols(console)
+    table = terminal.new_table(
+        *("method", "M", "lr", lambda0, "test\nerror %", "paper\n%", "train\nloss"),
+        *("simul.\nsecs", "stale-\nness", "median\nratio", "max\nratio", "runs"),
+    )
     for row in rows(lines):
         table.add_row(*_cells(row, plus_minus))
     return table

@@ -65,7 +65,7 @@ and after three quarters of them, no momentum and no weight decay. {_CALL_AGAIN}
         examples=(
             "  dcasgd-jax reproduce cifar10 --data-dir data --workers 8 --seeds 3",
             "  dcasgd-jax reproduce cifar10 --methods asgd dcasgd-capped --workers 8 \\",
-            "      --learning-rates asgd=0.5,0.1 --lambda0 dcasgd-capped=100,300 --subset 10000",
+            "      --learning-rate asgd=0.5,0.1 --lambda0 dcasgd-capped=100,300 --subset 10000",
         ),
     ),
     "imagenet": Texts(

@@ -81,7 +81,7 @@ def _check_settings(job: options.Job) -> None:
     """A folder belongs to one run; only how long it is may change."""
     path = job.out / SETTINGS
     if path.exists():
-        saved = kept.read(path, "train", {})
+        saved = kept.read(path, "dcasgd-jax train", {})
         same = {"num_updates": None}
         kept.check_same(f"the run in {job.out} has", saved | same, job.describe() | same)
 
@@ -91,7 +91,7 @@ def _is_done(job: options.Job) -> bool:
     path = job.out / RESULTS
     if not path.exists():
         return False
-    updates = kept.read(path, "train", {"num_updates": int})["num_updates"]
+    updates = kept.read(path, "dcasgd-jax train", {"num_updates": int})["num_updates"]
     if updates > job.num_updates:
         raise errors.UsageError(
             f"--updates {job.num_updates}: the run in {job.out} has {updates} already; ask for "

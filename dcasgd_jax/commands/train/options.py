@@ -10,8 +10,7 @@ import optax
 
 import dcasgd_jax as dc
 from dcasgd_jax import sim
-from dcasgd_jax.commands import errors, methods, option_values, settings
-from dcasgd_jax.commands.options import integer_from
+from dcasgd_jax.commands import errors, methods, options, settings, values
 from dcasgd_jax.schedules import laws, protocols
 
 TASKS = ("digits", "cifar10")
@@ -58,31 +57,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "again with the same --out, it goes on from the last checkpoint there."
     )
     add = parser.add_argument
-    number = functools.partial(add, type=integer_from(1), metavar="N")
+    number = functools.partial(add, type=values.integer_from(1), metavar="N")
     add("--runtime", choices=["ray"], default="ray", help="what runs the processes; default ray")
     add("--address", metavar="HOST:PORT", help="join this Ray cluster; default: start one here")
     add("--task", choices=TASKS, default="digits", help="default %(default)s")
-    add(
-        "--data-dir", type=pathlib.Path, metavar="DIR",
+    options.add(
+        parser, "--data-dir",
         help="folder with CIFAR-10 on every machine; default: from the Hugging Face hub",
     )  # fmt: skip
     number("--subset", help="train on the first N images of CIFAR-10, evaluate on N test images")
-    number("--workers", default=3, help="default %(default)s")
-    number("--updates", default=200, help="server updates, default %(default)s")
-    number("--batch", default=16, help="images per gradient, default %(default)s")
-    add("--seed", type=integer_from(0), default=0, metavar="N", help="default %(default)s")
+    options.add(parser, "--workers", default=3)
+    options.add(parser, "--updates", default=200, help="server updates")
+    options.add(parser, "--batch-size")
+    add("--seed", type=values.integer_from(0), default=0, metavar="N", help="default %(default)s")
     add(
         "--method", choices=METHODS, default="dcasgd-capped",
         help="; ".join(f"{name}: {methods.METHODS[name].title}" for name in METHODS)
         + "; default %(default)s",
     )  # fmt: skip
     rates = ", ".join(f"{task} {rate:g}" for task, rate in _LEARNING_RATE.items())
-    add("--learning-rate", type=_positive, metavar="VALUE", help=f"default: {rates}")
+    add("--learning-rate", type=values.positive, metavar="VALUE", help=f"default: {rates}")
     strengths = ", ".join(f"{name} {value:g}" for name, value in _LAMBDA0.items())
-    add("--lambda0", type=_positive, metavar="VALUE", help=f"default: {strengths}")
+    add("--lambda0", type=values.positive, metavar="VALUE", help=f"default: {strengths}")
     add("--protocol", choices=PROTOCOLS, default="asynchronous", help="default %(default)s")
     add(
-        "--bound", type=integer_from(0), metavar="N",
+        "--bound", type=values.integer_from(0), metavar="N",
         help="of the protocol: staleness at which pushes are dropped, gradients that a worker may "
         "be ahead, pushes per update, or backup workers",
     )  # fmt: skip
@@ -90,10 +89,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--delays", choices=list(settings.LAWS), metavar="LAW",
         help=f"slow the workers down to times of this law, of {', '.join(settings.LAWS)}",
     )  # fmt: skip
-    add(
-        "--law-param", nargs="+", default=[], metavar="NAME=VALUE",
-        help="seconds of the law, such as mean=0.1; one value or one per worker",
-    )  # fmt: skip
+    options.add(parser, "--law-param")
     number("--shards", default=1, help="servers that share the parameters, default %(default)s")
     add("--wire-dtype", choices=["bfloat16"], help="default: float32")
     number(
@@ -101,10 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=50,
         help="updates between two checkpoints, default %(default)s",
     )
-    add(
-        "--out", type=pathlib.Path, default=pathlib.Path("train-results"), metavar="DIR",
-        help="folder for train.json, schedule.npz, log.jsonl and checkpoints; default %(default)s",
-    )  # fmt: skip
+    options.add(parser, "--out", default=pathlib.Path("train-results"))
 
 
 def make_job(arguments: argparse.Namespace) -> Job:
@@ -126,7 +119,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
         raise errors.UsageError("--protocol buffered: only with --method asgd")
     delays = None
     if arguments.delays is not None:
-        delays = option_values.make_law(arguments.delays, arguments.law_param, arguments.workers)
+        delays = values.make_law(arguments.delays, arguments.law_param, arguments.workers)
     return Job(
         task=arguments.task,
         method=arguments.method,
@@ -135,7 +128,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
         learning_rate=arguments.learning_rate or _LEARNING_RATE[arguments.task],
         lambda0=arguments.lambda0 or _LAMBDA0.get(arguments.method),
         protocol=protocol,
-        batch_size=arguments.batch,
+        batch_size=arguments.batch_size,
         seed=arguments.seed,
         num_shards=arguments.shards,
         wire_dtype=arguments.wire_dtype,
@@ -181,13 +174,3 @@ def _protocol(arguments: argparse.Namespace) -> protocols.Protocol:
         "synchronous": sim.Synchronous,
     }
     return made[name](bound)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number > 0")
-    return value

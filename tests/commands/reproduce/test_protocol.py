@@ -49,7 +49,7 @@ def test_an_epoch_of_the_paper():
 def test_the_learning_rate_falls_after_one_half_and_three_quarters(method, epochs):
     setting = settings.Setting(epochs=epochs)
     per_epoch = settings.budget(setting, run_of(method), 50_000).updates_per_epoch
-    decay = methods.decay_schedule(epochs * per_epoch)
+    decay = optimizers.decay_schedule(epochs * per_epoch, methods.DECAY_AT)
     for epoch, before, after in ((epochs / 2, 1, 0.1), (3 * epochs / 4, 0.1, 0.01)):
         last = int(epoch * per_epoch) - 1
         np.testing.assert_allclose(decay(last), before, rtol=1e-6)

@@ -16,7 +16,7 @@ pytest.importorskip("pyarrow")
 from jax.experimental.compilation_cache import compilation_cache
 
 from dcasgd_jax import sim
-from dcasgd_jax.commands import errors, terminal
+from dcasgd_jax.commands import errors, ledger, study, terminal
 from dcasgd_jax.commands.reproduce import experiment, results, settings, table, training
 
 from .. import cli
@@ -74,7 +74,7 @@ def no_training(monkeypatch):
 
 def arguments(data, out, *more):
     tiny = ["--model", "tiny", "--batch-size", "8", "--epochs", "4", "--workers", "4"]
-    chosen = ["--methods", *METHODS, "--learning-rates", "0.05"]
+    chosen = ["--methods", *METHODS, "--learning-rate", "0.05"]
     return ["reproduce", "cifar10", "--data-dir", data, "--out", out, *tiny, *chosen, *more]
 
 
@@ -93,7 +93,7 @@ def of_any_process(lines):
 
 def test_all_methods_are_trained_and_reported(finished):
     out, said = finished
-    content = (out / results.RESULTS).read_text()
+    content = (out / ledger.RESULTS).read_text()
     lines = [json.loads(line, parse_constant=pytest.fail) for line in content.splitlines()]
     assert [line["run"]["method"] for line in lines] == METHODS
     assert not list((out / experiment.CHECKPOINTS).iterdir())
@@ -135,9 +135,9 @@ def test_all_methods_are_trained_and_reported(finished):
 
 
 def test_what_is_there_is_not_trained_again(folder, data, no_training):
-    before = (folder / results.RESULTS).read_bytes()
+    before = (folder / ledger.RESULTS).read_bytes()
     assert "4 runs, 4 of them" in reproduce(data, folder)
-    assert (folder / results.RESULTS).read_bytes() == before
+    assert (folder / ledger.RESULTS).read_bytes() == before
 
 
 def test_an_interrupted_run_is_resumed(finished, data, tmp_path, monkeypatch):
@@ -147,11 +147,11 @@ def test_an_interrupted_run_is_resumed(finished, data, tmp_path, monkeypatch):
     @contextlib.contextmanager
     def interrupted(total):
         def advance(name, count):
-            told.append((name.partition("-m")[0], count))
+            told.append((name.partition(" ")[0], count))
             if sum(count for name, count in told if name == "dcasgd-capped") >= 24:
                 raise KeyboardInterrupt
 
-        yield advance
+        yield terminal.Progress(advance, lambda text: None)
 
     chosen = ["--methods", "asgd", "dcasgd-capped"]
     with monkeypatch.context() as patch:
@@ -170,7 +170,6 @@ def test_an_interrupted_run_is_resumed(finished, data, tmp_path, monkeypatch):
     assert not list((tmp_path / experiment.CHECKPOINTS).iterdir())
 
 
-@pytest.mark.parametrize("with_file", [True, False], ids=["settings.json", "lines"])
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
@@ -182,14 +181,12 @@ def test_an_interrupted_run_is_resumed(finished, data, tmp_path, monkeypatch):
         ("--batch-norm", "server", 'batch_norm "per_worker", not "server"'),
     ],
 )
-def test_other_settings_are_refused(folder, data, no_training, option, value, words, with_file):
-    if not with_file:
-        (folder / results.SETTINGS).unlink()
-    before = (folder / results.RESULTS).read_bytes()
+def test_other_settings_are_refused(folder, data, no_training, option, value, words):
+    before = (folder / ledger.RESULTS).read_bytes()
     refused = cli.call(*arguments(data, folder, option, value))
     assert refused.code == 2
     assert words in refused.err
-    assert (folder / results.RESULTS).read_bytes() == before
+    assert (folder / ledger.RESULTS).read_bytes() == before
 
 
 def test_a_run_that_has_begun_fixes_the_settings(data, tmp_path, monkeypatch):
@@ -204,7 +201,7 @@ def test_a_run_that_has_begun_fixes_the_settings(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("left", [b"", b"\n", b'{"run": {"meth', b"\xce"], ids=repr)
 def test_a_torn_last_line_is_no_result(folder, data, monkeypatch, left):
-    path = folder / results.RESULTS
+    path = folder / ledger.RESULTS
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole[:-1]) + (whole[-1][:-1] if left == b"" else left))
     trained = []
@@ -212,7 +209,7 @@ def test_a_torn_last_line_is_no_result(folder, data, monkeypatch, left):
     def fake(workload, run, directory, progress):
         trained.append(run.method)
         line = json.loads(whole[-1])
-        del line["settings"]
+        del line["settings"], line["run"]
         return line
 
     monkeypatch.setattr(training, "train", fake)
@@ -236,7 +233,7 @@ def test_a_torn_last_line_is_no_result(folder, data, monkeypatch, left):
     ids=lambda line: str(line[:20]),
 )
 def test_another_damaged_line_is_named(folder, line):
-    path = folder / results.RESULTS
+    path = folder / ledger.RESULTS
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([whole[0], line, *whole[1:]]))
     refused = cli.call("reproduce", "cifar10", "--report-only", "--out", folder)
@@ -259,7 +256,7 @@ def without_a_field(value, path=()):
 
 def test_a_line_without_a_field_is_named_or_is_not_needed(folder):
     """Either one line of an error, or the report can be made without the field."""
-    path = folder / results.RESULTS
+    path = folder / ledger.RESULTS
     whole = path.read_bytes().splitlines(keepends=True)
     refused = {}
     for field, changed in without_a_field(json.loads(whole[1])):
@@ -284,9 +281,9 @@ def test_a_line_without_a_field_is_named_or_is_not_needed(folder):
 
 APPEND = """
 import pathlib, sys
-from dcasgd_jax.commands.reproduce import results
+from dcasgd_jax.commands import ledger
 for k in range(150):
-    results.append(pathlib.Path(sys.argv[1]), {"run": {"seed": k, "method": sys.argv[2]}})
+    ledger.append(pathlib.Path(sys.argv[1]), {"run": {"seed": k, "method": sys.argv[2]}})
 """
 
 
@@ -294,12 +291,12 @@ def test_two_processes_lose_no_line(tmp_path):
     command = [sys.executable, "-c", APPEND, str(tmp_path)]
     children = [subprocess.Popen([*command, name]) for name in ("a", "b")]
     assert [child.wait(timeout=120) for child in children] == [0, 0]
-    lines = [json.loads(line) for line in (tmp_path / results.RESULTS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / ledger.RESULTS).read_text().splitlines()]
     assert [line["run"]["seed"] for line in lines if line["run"]["method"] == "a"] == [*range(150)]
     assert [line["run"]["seed"] for line in lines if line["run"]["method"] == "b"] == [*range(150)]
     assert len(lines) == 300
-    results.append(tmp_path, {"run": {"seed": 7, "method": "a"}})  # somebody else has finished it
-    assert len((tmp_path / results.RESULTS).read_text().splitlines()) == 300
+    ledger.append(tmp_path, {"run": {"seed": 7, "method": "a"}})  # somebody else has finished it
+    assert len((tmp_path / ledger.RESULTS).read_text().splitlines()) == 300
 
 
 @pytest.mark.parametrize(
@@ -307,7 +304,7 @@ def test_two_processes_lose_no_line(tmp_path):
     [("{", "line 1: Expecting"), ("[]", "[] is no JSON object"), ("\xff", "decode byte")],
 )
 def test_damaged_settings_are_named_in_one_line(folder, data, no_training, content, words):
-    (folder / results.SETTINGS).write_bytes(content.encode("latin-1"))
+    (folder / ledger.SETTINGS).write_bytes(content.encode("latin-1"))
     refused = cli.call(*arguments(data, folder))
     assert refused.code == 2
     assert refused.err.count("\n") == 1
@@ -318,18 +315,18 @@ def test_damaged_settings_are_named_in_one_line(folder, data, no_training, conte
 def test_a_report_needs_only_the_lines(folder, no_training, monkeypatch):
     """With eight workers the paper has more to compare with; the best learning rate is drawn."""
     lines = results.read(folder)
-    (folder / results.RESULTS).unlink()
+    (folder / ledger.RESULTS).unlink()
     (folder / experiment.PICTURE).unlink()
     for line in lines:
         for seed, error in ((0, 0.10), (1, 0.12)):
             line["run"] |= {"workers": 8 if line["run"]["method"] != "sgd" else 1, "seed": seed}
             line["final"]["test_error"] = error
-            results.append(folder, line)
+            ledger.append(folder, line)
     lines[2]["run"]["learning_rate"] = 0.5
     lost = {"curve": {"epoch": []}, "diverged": True, "final": dict.fromkeys(lines[2]["final"])}
     lost["compensation_ratio"] = {"median": 0.5, "max": None}  # infinite, which JSON has not
-    results.append(folder, lines[2] | lost)
-    (folder / results.SETTINGS).unlink()
+    ledger.append(folder, lines[2] | lost)
+    (folder / ledger.SETTINGS).unlink()
     report = cli.call("reproduce", "cifar10", "--report-only", "--out", folder)
     assert report.code == 0, report.err
     for words in ("11.00 ± 1.41", "10.26", "10.10", "8.65", "0.5    inf  1/1 div."):
@@ -356,7 +353,7 @@ def test_out_of_device_memory_says_what_needs_less(data, tmp_path, monkeypatch):
 
 def test_a_run_that_blows_up_is_a_result(data, tmp_path):
     """Its line says where; the table does not take its error."""
-    rates = ["--learning-rates", "asgd=1e38", "--methods", "asgd"]
+    rates = ["--learning-rate", "asgd=1e38", "--methods", "asgd"]
     said = reproduce(data, tmp_path, *rates)
     (line,) = results.read(tmp_path)
     assert line["diverged"]
@@ -374,11 +371,14 @@ BAD = {
     "no epoch": (["--epochs", "0"], ["--epochs", "integer >= 1"]),
     "unknown method": (["--methods", "adam"], ["adam", "dcasgd-capped"]),
     "unknown law": (["--law-param", "scale=2"], ["scale=2", "shape and mean"]),
-    "rate of nobody": (["--learning-rates", "adam=1"], ["'adam'"]),
-    "rate of zero": (["--learning-rates", "0"], ["> 0"]),
+    "rate of nobody": (["--learning-rate", "adam=1"], ["adam"]),
+    "rate of zero": (["--learning-rate", "0"], ["> 0"]),
     "lambda0 of asgd": (["--lambda0", "asgd=1"], ["asgd has no lambda0"]),
     "negative cap": (["--max-pull", "-1"], ["--max-pull", ">= 0"]),
-    "momentum of one": (["--momentum", "1"], ["--momentum 1", "less than 1"]),
+    "momentum of one": (
+        ["--momentum", "1"],
+        ["--momentum", "'1' is not a finite number in [0, 1)"],
+    ),
 }
 
 
@@ -400,11 +400,20 @@ def test_without_data_the_files_are_named(tmp_path, no_training):
 
 
 def test_every_value_makes_a_run_and_the_first_seed_comes_first(tmp_path, monkeypatch):
-    trained = []
-    monkeypatch.setattr(experiment, "_run_missing", lambda job, console: trained.extend(job.runs))
+    found = []
+
+    def stop(job, console):
+        of_job = experiment.make_study(job, None, {}, 98)
+        for task, seeds in study.in_order(of_job):
+            found.extend(task.key(study.Member(task.tried[0], seed)) for seed in seeds)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "_run_missing", stop)
     more = ["--methods", "asgd", "sgd", "dcasgd-a", "--workers", "2", "4", "--seeds", "2"]
-    values = ["--learning-rates", "0.1", "asgd=0.1,0.2", "--lambda0", "30,2"]
-    cli.call("reproduce", "cifar10", "--out", tmp_path, *more, *values)
+    values = ["--learning-rate", "0.1", "asgd=0.1,0.2", "--lambda0", "30,2"]
+    few = ["--batch-size", "8"]
+    assert cli.call("reproduce", "cifar10", "--out", tmp_path, *few, *more, *values).code == 130
+    trained = [settings.Run(**run) for run in found]
     assert len(trained) == 2 * (2 * 2 + 1 + 2 * 2)
     assert [run.seed for run in trained] == [0] * 9 + [1] * 9
     assert trained[:5] == [

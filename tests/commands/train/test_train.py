@@ -68,7 +68,7 @@ def wait_for(condition, process):
 @pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="looks for processes in /proc")
 def test_ctrl_c_leaves_a_checkpoint_and_no_processes(tmp_path, no_other_ray):
     out, mark = tmp_path / "out", f"{tmp_path}".encode()
-    arguments = ["--workers", "2", "--batch", "4", "--delays", "constant", "--law-param"]
+    arguments = ["--workers", "2", "--batch-size", "4", "--delays", "constant", "--law-param"]
     arguments += ["seconds=0.02", "--checkpoint-every", "1000", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-c", LISTENING, "train", "--updates", "100000", *arguments],
@@ -130,7 +130,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_processes(tmp_path, no_other_ray):
 def test_a_run_that_diverges_is_saved_and_told_in_one_line(tmp_path, no_other_ray):
     out = tmp_path / "out"
     result = cli.call(
-        *("train", "--out", out, "--workers", 2, "--batch", 4, "--method", "asgd"),
+        *("train", "--out", out, "--workers", 2, "--batch-size", 4, "--method", "asgd"),
         *("--learning-rate", 1e38),
     )
     assert result.code == 2
@@ -166,7 +166,7 @@ def test_cifar10_on_generated_images(tmp_path, no_other_ray):
     writers.write_cifar_parquet(data, num_train=24, num_test=10)
     result = cli.call(
         *("train", "--task", "cifar10", "--data-dir", data, "--out", out, "--workers", 2),
-        *("--updates", 6, "--batch", 4, "--subset", 16, "--protocol", "synchronous"),
+        *("--updates", 6, "--batch-size", 4, "--subset", 16, "--protocol", "synchronous"),
         *("--bound", 0, "--shards", 2, "--wire-dtype", "bfloat16", "--method", "asgd"),
     )
     assert result.code == 0, result.err

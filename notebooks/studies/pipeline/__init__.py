@@ -1,0 +1,1 @@
+"""A transformer in an asynchronous pipeline: what `shakespeare.py` trains, keeps and draws."""
