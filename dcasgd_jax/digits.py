@@ -28,7 +28,10 @@ __all__ = [
 ]
 
 NUM_TRAIN = 1347
+"""Images to train on."""
+
 NUM_TEST = 450
+"""Images to test on."""
 
 MODELS = {
     "softmax": (64, 10),

@@ -57,6 +57,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 napoleon_custom_sections = ["Source", ("Warns", "returns_style")]
 
 
@@ -71,6 +72,8 @@ class LinkPublicNames(SphinxTransform):
         for literal in list(self.document.findall(nodes.literal)):
             named = re.match(r"([A-Za-z_][\w.]*)(\(.*\))?$", literal.astext())
             target = named and self.targets.get(named[1])
+            if named and not target:  # a method is described with its class
+                target = self.targets.get(named[1].rpartition(".")[0])
             unlinked = (nodes.reference, nodes.title, addnodes.pending_xref)
             if not target or isinstance(literal.parent, unlinked):
                 continue
@@ -82,8 +85,8 @@ class LinkPublicNames(SphinxTransform):
             link += literal
 
 
-def escape_bars(app, what, name, obj, options, lines: list[str]) -> None:
-    """Norms such as |g| in docstrings are no substitutions of reStructuredText."""
+def escape(app, what, name, obj, options, lines: list[str]) -> None:
+    """Norms such as |g| and plurals of code mean something else in reStructuredText."""
     math_indent = None
     for number, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
@@ -93,28 +96,47 @@ def escape_bars(app, what, name, obj, options, lines: list[str]) -> None:
             math_indent = indent
         if math_indent is None and not line.lstrip().startswith((">>>", "...")):
             parts = re.split(r"(`[^`]*`)", line)
-            parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+            between = [part.replace("|", "\\|") for part in parts[::2]]
+            # As in `Param`s: code ends only where no letter follows.
+            parts[::2] = between[:1] + [re.sub(r"^(?=\w)", "\\\\ ", part) for part in between[1:]]
             lines[number] = "".join(parts)
 
 
+_of_attributes: dict[str, list[str]] = {}
+
+
+def hide_from_napoleon(app, what, name, obj, options, lines: list[str]) -> None:
+    """Napoleon takes what an attribute's text has before a colon for its type."""
+    if what in ("attribute", "data", "property"):
+        _of_attributes[name], lines[:] = list(lines), []
+
+
+def show_again(app, what, name, obj, options, lines: list[str]) -> None:
+    """Behind napoleon."""
+    lines[:] = _of_attributes.pop(name, lines)
+
+
 def skip_what_says_nothing(app, what, name, obj, skip: bool, options) -> bool | None:
-    """Fields without a text of their own, and what every protocol, law or engine has."""
-    text = getattr(obj, "__doc__", None) or ""
-    if text.startswith("Alias for field number") or name in {"events", "times", "run", "check"}:
+    """Fields of named tuples, and what every protocol, law or engine has."""
+    if type(obj).__name__ == "_tuplegetter":  # the text of its class describes it
         return True
-    return None
+    of_each = name in {"schedule", "server", "times", "run", "check"}
+    whose = getattr(obj, "__qualname__", "")
+    return True if of_each and whose and not whose.startswith("Protocol.") else None
 
 
 def show_default_curvature(app, what, name, obj, options, signature, returns):
     """The default of `curvature=` as one writes it, not as the source names it."""
-    return (signature or "").replace("compensating.ADAPTIVE", "ADAPTIVE").replace(
-        "ADAPTIVE", "adaptive()"
-    ) or None, returns
+    shown = re.sub(r"(compensating\.)?ADAPTIVE", "adaptive()", signature or "")
+    shown = shown.replace("=_SQUARED", "=squared_gradient()")
+    return shown or None, returns
 
 
 def setup(app) -> None:
     """Called by Sphinx."""
     app.add_transform(LinkPublicNames)
-    app.connect("autodoc-process-docstring", escape_bars, priority=600)
+    app.connect("autodoc-process-docstring", hide_from_napoleon, priority=400)
+    app.connect("autodoc-process-docstring", show_again, priority=550)
+    app.connect("autodoc-process-docstring", escape, priority=600)
     app.connect("autodoc-process-signature", show_default_curvature)
     app.connect("autodoc-skip-member", skip_what_says_nothing)

@@ -19,7 +19,7 @@ PREFIXES = {
     "dcasgd_jax.integrations.nnx": ("integrations.nnx", "dc_nnx"),
     "dcasgd_jax.integrations.linen": ("integrations.linen", "dc_linen"),
 }
-DOCUMENTED = re.compile(r"^\.\. auto(?:function|class|data):: (\S+)", re.MULTILINE)
+DOCUMENTED = re.compile(r"^\.\. (?:auto(?:function|class|data)|data):: (\S+)", re.MULTILINE)
 MODULE = re.compile(r"^\.\. (?:current)?module:: (\S+)", re.MULTILINE)
 
 

@@ -1,28 +1,63 @@
 """8 virtual devices, strict rank promotion; float64 only inside the `x64` fixture."""
 
+import gc
+import getpass
+import os
 import pathlib
+import resource
+import tempfile
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Programs that a test compiled before are read from a file, also by the processes that tests start:
+# compiling is most of what the tests do. One that was written in part is compiled again.
+PROGRAMS = pathlib.Path(tempfile.gettempdir()) / f"dcasgd-jax-tests-{getpass.getuser()}"
+KEPT_PROGRAMS = {
+    "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS)),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in KEPT_PROGRAMS.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
-MAPS = pathlib.Path("/proc/self/maps")
+MAPS, MEMORY = pathlib.Path("/proc/self/maps"), pathlib.Path("/proc/self/statm")
 MANY_MAPS = 30_000  # Linux allows a process 65,530
+MUCH_MEMORY = 1 << 30  # bytes
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_compiled_programs():
-    """Forgets compiled programs before they use up the process's memory maps, which crashes XLA."""
+    """Forgets compiled programs before they use up the memory, or the memory maps, which crash XLA.
+
+    The files above have them still.
+    """
     yield
-    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MANY_MAPS:
+    if not MAPS.exists():
+        return
+    resident = int(MEMORY.read_text().split()[1]) * resource.getpagesize()
+    if resident > MUCH_MEMORY or len(MAPS.read_bytes().splitlines()) > MANY_MAPS:
         jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def compiled_afresh():
+    """No program is read from a file: for tests that look at one, of which a file keeps less."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()

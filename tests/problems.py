@@ -30,6 +30,12 @@ def softmax_loss(params, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+@functools.cache
+def gradient_of(loss_fn):
+    """The same compiled function again for all literal loops."""
+    return jax.jit(jax.grad(loss_fn))
+
+
 def noisy_loss(params, batch, key):
     images, labels = batch
     keep = jax.random.bernoulli(key, 0.8, images.shape).astype(images.dtype)

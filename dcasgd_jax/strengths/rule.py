@@ -38,7 +38,7 @@ class Situation(NamedTuple):
       hessian_vector_product: Of the loss at the stale params, if the server offers it; else
         None.
       displacement: w - w_stale.
-      sums: Sums(*functions) of `Coordinates` to an array: for each function a tree like the
+      sums: `sums(*functions)` of `Coordinates` to an array: for each function a tree like the
         gradients of the sums of its arrays. What reads the trees instead makes XLA write them
         out on a CPU.
     """

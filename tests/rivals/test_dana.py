@@ -146,6 +146,7 @@ def test_the_velocity_that_is_not_written_yet_changes_no_bit():
         np.testing.assert_array_equal(state.total, total)
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_a_step_copies_no_velocities(nesterov):
     params = jnp.ones((1000, 100))

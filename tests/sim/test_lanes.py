@@ -352,6 +352,7 @@ def wide_problem(num_workers, law, **options):
     return (sim.Problem(loss, params), EVERYTHING, schedule, batches), 4 * (24 * 16 + 40 * 3)
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 @pytest.mark.parametrize("lanes_per_device", [1, 2])
 def test_a_wave_exchanges_its_snapshots_and_its_gradients(lanes_per_device):
     """In float32, twice the parameters per event; the rest are scalars."""
@@ -367,6 +368,7 @@ def test_a_wave_exchanges_its_snapshots_and_its_gradients(lanes_per_device):
     assert measured.total <= 2.1 * measured.wave_size * size
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 def test_idle_lanes_count_in_the_exchange():
     problem, size = wide_problem(5, sim.ExponentialTime())
     measured = lanes().exchange(*problem)
@@ -374,6 +376,7 @@ def test_idle_lanes_count_in_the_exchange():
     assert measured.all_to_all == 2 * 8 * size
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 def test_a_replicated_server_gathers_the_gradients_everywhere():
     problem, size = wide_problem(8, sim.RoundRobin())
     measured = lanes(server="replicated").exchange(*problem)
@@ -395,6 +398,7 @@ def hlo_of_server(engine, problem):
     return "\n".join("\n".join(found[name]) for name in in_server)
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 def test_a_sharded_server_works_on_slices():
     """Every device updates an eighth of each leaf: no operation has a whole leaf's shape."""
     problem, _ = wide_problem(8, sim.RoundRobin())
@@ -408,6 +412,7 @@ def test_a_sharded_server_works_on_slices():
     assert "all-" not in text
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 def test_no_device_copies_the_snapshots():
     """Each has slices of them, in place; besides, what its lane computes and its slices of that."""
     schedule = schedule_for(num_workers=30, num_updates=60)
@@ -415,7 +420,7 @@ def test_no_device_copies_the_snapshots():
     size = 4 * 256 * 512
     loss = lambda params, batch: jnp.mean(jnp.tanh(batch @ params["w"]) ** 2)
     batches = np.ones((60, 4, 256), np.float32)
-    problem = (loss, params, optax.sgd(0.1), schedule, batches)
+    problem = (sim.Problem(loss, params), optax.sgd(0.1), schedule, batches)
     memory = compiled(lanes(lanes_per_device=1), problem).memory_analysis()
     state = (schedule.num_slots + 1) * size / 8
     assert schedule.num_slots > 10

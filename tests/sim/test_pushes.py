@@ -23,7 +23,7 @@ def literal_loop(schedule, *, compensates="push", dtype=np.float64):
     """A NumPy server that follows the schedule word by word; returns all versions."""
     params = problems.softmax_params(dtype)
     batches = problems.softmax_batches(len(schedule), dtype)
-    grad_fn = jax.jit(jax.grad(problems.softmax_loss))
+    grad_fn = problems.gradient_of(problems.softmax_loss)
     server = oracle.Server(
         params, schedule.num_workers, lr=LR, lambda0=LAMBDA0, ms_decay=MS_DECAY, momentum=MOMENTUM
     )

@@ -256,6 +256,7 @@ def program_size(monkeypatch, **options):
     return len(texts[0])
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 def test_no_send_costs_nothing(monkeypatch):
     nothing = program_size(monkeypatch)
     assert nothing == program_size(monkeypatch, send=lambda params, opt_state: params)

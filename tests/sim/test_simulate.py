@@ -20,7 +20,7 @@ from dcasgd_jax import sim
 
 def numpy_loop(schedule, params, batches, loss_fn, **server_options):
     """The oracle's server fed by an event loop that follows the schedule literally."""
-    grad_fn = jax.jit(jax.grad(loss_fn))
+    grad_fn = problems.gradient_of(loss_fn)
     server = oracle.Server(params, schedule.num_workers, **server_options)
     versions = [server.params]
     for k in range(len(schedule)):

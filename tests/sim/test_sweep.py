@@ -263,6 +263,7 @@ def test_a_member_goes_on_from_its_state():
             calls.simulate(*arguments, schedule, batches, state=whole.member(i).state)
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 def test_there_is_no_communication_and_one_compilation():
     from dcasgd_jax.sim.sweeps import vectorized
 
