@@ -6,7 +6,7 @@ Every function draws into the `Axes` it is given, or into a new figure, and retu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ _MAX_BARS = 60  # of a histogram
 
 def plot_loss(
     results: sim.SimResult | Mapping[str, sim.SimResult],
-    against: str = "updates",
+    against: Literal["updates", "samples", "seconds"] = "updates",
     *,
     smooth: int | None = None,
     ax: Axes | None = None,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import optax
 
 from dcasgd_jax.schedules import protocols
+from dcasgd_jax.sim.program import Metric
 
 _KEPT_INCIDENTS = 1000
 
@@ -19,7 +20,7 @@ class Settings(NamedTuple):
     num_updates: int
     protocol: protocols.Protocol = protocols.Asynchronous()
     per_push: optax.GradientTransformation | None = None
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
 
 
 @dataclasses.dataclass

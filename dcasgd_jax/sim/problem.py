@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import optax
 
 from dcasgd_jax.field_docs import document_fields
+from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
 
 
@@ -106,7 +107,7 @@ class Recording(NamedTuple):
       ([25, 50], (50,))
     """
 
-    metrics: Collection[str] = ()
+    metrics: Collection[programs.Metric] = ()
     every: int = 1
     eval_versions: int | Sequence[int] | None = None
 

@@ -1,7 +1,7 @@
 """What a run is made of: the program that is compiled, its state, its inputs, its reports."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import optax
@@ -13,7 +13,8 @@ from dcasgd_jax.typing import PyTree
 Flow = Literal["each", "some", "mean"]
 # Mutable model state: none, one per worker, or one on the server where the last push wins.
 ModelStatePolicy = Literal["none", "per_worker", "server"]
-METRICS = ("gap", "compensation_ratio", "cosine", "below_eps")
+Metric = Literal["gap", "compensation_ratio", "cosine", "below_eps"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 class Program(NamedTuple):
@@ -30,7 +31,7 @@ class Program(NamedTuple):
     corrupts: bool = False  # some pushes arrive as NaN
     repeats: bool = False  # some pushes arrive twice, and workers have a model state of their own
     model_state: ModelStatePolicy = "none"
-    metrics: tuple[str, ...] = ()  # of METRICS
+    metrics: tuple[Metric, ...] = ()
 
 
 class Pulled(NamedTuple):

@@ -20,6 +20,7 @@ from dcasgd_jax.schedules.cluster import Durations
 from dcasgd_jax.sim import preparation
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.problem import Problem, Server, as_server
+from dcasgd_jax.sim.program import Metric
 from dcasgd_jax.typing import PyTree
 
 
@@ -39,7 +40,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     log: str | os.PathLike | None = None,
     progress: Callable[[watching.Status], None] | None = None,
-    metrics: Collection[str] = (),
+    metrics: Collection[Metric] = (),
     worker_options: Mapping[str, Any] | None = None,
     server_options: Mapping[str, Any] | None = None,
     max_restarts: int = 3,
