@@ -137,10 +137,7 @@ def runs(schedule, tx, **options):
     yield "sweep", member_of_a_sweep(schedule, tx, **options)
 
 
-# dcasgd is remember_pulls of such a chain. To an engine a late or slow worker, or one that crashes
-# for good, is a schedule like others; of the other faults it has to know, or a pull comes unbidden.
-ON_ALL_ENGINES = ("explicit", "remember_pulls")
-WITH_ALL_ENGINES = ("none", "restart", "duplicated", "lost", "nan")
+ON_ALL_ENGINES = ("explicit", "remember_pulls", "dcasgd")
 
 
 def assert_close(params, expected, what):
@@ -163,7 +160,7 @@ def test_every_form_is_the_explicit_chain(protocol, fault, x64):
     expected = None
     for form, tx in made.items():
         told = {"tx": tx} if not options else {**options, "per_push": tx}
-        on_all = form in ON_ALL_ENGINES and fault in WITH_ALL_ENGINES
+        on_all = form in ON_ALL_ENGINES
         results = runs(schedule, **told) if on_all else [("host", train(schedule, **told, **HOST))]
         for engine, params in results:
             expected = params if expected is None else expected
