@@ -54,6 +54,9 @@ def play(
     return _Play(cluster, num_updates, server, workers, overlap).run()
 
 
+_PATIENCE = 10_000  # pushes without an update, for each worker and each push of a mean
+
+
 class _Play:
     """One run: the heap of what is to happen, and the record of what has."""
 
@@ -87,9 +90,15 @@ class _Play:
     def run(self) -> Schedule:
         server, heap, lives = self._server, self._heap, self._life
         num_updates = self._num_updates
+        patience = _PATIENCE * (len(lives) + server.pushes_per_update)
+        version, look = 0, patience
         while server.version < num_updates:
             if not heap:
-                raise self._everybody_crashed()
+                raise self._nothing_is_under_way()
+            if len(self._worker) > look:
+                if server.version == version:
+                    raise self._no_update(patience)
+                version, look = server.version, len(self._worker) + patience
             time, kind, worker, _, life, read_version, read_time = heapq.heappop(heap)
             if kind == _LIFE:
                 self._change_life(time, self._lives[worker])
@@ -168,11 +177,26 @@ class _Play:
                 self._version[event] = self._server.version
                 event -= 1
 
-    def _everybody_crashed(self) -> ValueError:
-        last_crash = max(life.time for life in self._lives if life.kind == faults.CRASH)
+    def _nothing_is_under_way(self) -> ValueError:
+        """Everybody has crashed, or a server of a user's own lets nobody pull."""
+        after = f"after {self._server.version} of {self._num_updates} updates"
+        crashes = [life.time for life in self._lives if life.kind == faults.CRASH]
+        if not crashes:
+            return ValueError(
+                f"{type(self._server).__name__} lets nobody pull, and no gradient is under way, "
+                f"{after}: its admit() must name a worker in the end."
+            )
         return ValueError(
-            f"Every worker has crashed, the last one at {last_crash} s, after "
-            f"{self._server.version} of {self._num_updates} updates; let one restart (sim.Restart)."
+            f"Every worker has crashed, the last one at {max(crashes)} s, {after}; let one restart "
+            "(sim.Restart)."
+        )
+
+    def _no_update(self, pushes: int) -> ValueError:
+        """A server of a user's own that would never be done."""
+        return ValueError(
+            f"{type(self._server).__name__} has made no update for {pushes:,} pushes, after "
+            f"{self._server.version} of {self._num_updates}: its push() or admit() must raise "
+            "version in the end."
         )
 
     def _schedule(self) -> Schedule:

@@ -297,6 +297,38 @@ def test_a_protocol_of_ones_own_may_have_something_faster_than_the_loop():
     np.testing.assert_array_equal(schedule.read_version, round_robin.read_version)
 
 
+@dataclasses.dataclass(frozen=True)
+class Of(sim.Protocol):
+    """Whatever server one has."""
+
+    make: type[sim.ProtocolServer]
+
+    def server(self, num_workers):
+        return self.make()
+
+
+class DropsAll(sim.ProtocolServer):
+    def push(self, worker, read_version):
+        return False
+
+
+class LetsNobodyPull(sim.ProtocolServer):
+    def admit(self):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        (DropsAll, r"DropsAll has made no update for 30,000 pushes, after 0 of 5"),
+        (LetsNobodyPull, r"LetsNobodyPull lets nobody pull, and no gradient is under way, after 0"),
+    ],
+)
+def test_a_server_that_would_never_be_done_is_refused(server, message):
+    with pytest.raises(ValueError, match=message):
+        sim.make_schedule(sim.ConstantTime(), 2, 5, seed=0, protocol=Of(server))
+
+
 def test_a_server_must_say_that_it_averages():
     with pytest.raises(
         ValueError, match="SilentServer takes 2 pushes for one update, but its push"
