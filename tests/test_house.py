@@ -134,6 +134,19 @@ def test_a_file_holds_one_idea(path):
     assert len(lines) <= 300
 
 
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_function_can_be_read(path):
+    """Lines of code, without docstrings, comments and blank lines."""
+    text = (PACKAGE.parent / path).with_suffix(".py").read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            documented = ast.get_docstring(node, clean=False) is not None
+            first = node.body[0].end_lineno if documented else node.lineno
+            lines = text.splitlines()[first : node.end_lineno]
+            code = [line for line in lines if line.strip() and not line.strip().startswith("#")]
+            assert len(code) <= 60, f"{node.name}: {len(code)} lines"
+
+
 def public(module):
     """What a module says is public: it has an `__all__`, and that is complete."""
     named = {name: getattr(module, name) for name in module.__all__}

@@ -128,21 +128,7 @@ def simulate(
         evaluated=evaluated,
         trace_every=recording.every,
     )
-    if state is None:
-        current = step.initial_state(
-            program,
-            problem.params,
-            server.opt_state,
-            problem.model_state,
-            schedule.num_slots,
-            schedule.num_workers,
-        )
-    else:
-        current = step.copy_tree(state)
-    offers.check_num_workers((current.opt_state, current.push_state), schedule.num_workers)
-    if state is None:
-        preparation.check_chains(program, current, given=server.opt_state is not None)
-    preconditions.check_send(program, current.params, current.opt_state)
+    current = _first_state(program, problem, server, schedule, state)
     try:
         first = preparation.first_batch(run)
         convolves = preparation.convolves(run, current, first)
@@ -168,3 +154,29 @@ def simulate(
         non_finite=results.find_non_finite(schedule, start, record),
         state=continuation.mark(current, schedule, start, versions),
     )
+
+
+def _first_state(
+    program: programs.Program,
+    problem: Problem,
+    server: Server,
+    schedule: schedules.Schedule,
+    state: programs.SimState | None,
+) -> programs.SimState:
+    """The state to begin with, in memory of its own; checks that the optimizer fits."""
+    if state is None:
+        current = step.initial_state(
+            program,
+            problem.params,
+            server.opt_state,
+            problem.model_state,
+            schedule.num_slots,
+            schedule.num_workers,
+        )
+    else:
+        current = step.copy_tree(state)
+    offers.check_num_workers((current.opt_state, current.push_state), schedule.num_workers)
+    if state is None:
+        preparation.check_chains(program, current, given=server.opt_state is not None)
+    preconditions.check_send(program, current.params, current.opt_state)
+    return current

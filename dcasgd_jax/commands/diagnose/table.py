@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 EXPLANATION = (
-    "In brackets: mean staleness in versions. Medians over the stale pushes, each with the lambda0 that is "
+    "In brackets: mean staleness in versions. Medians over the stale pushes, each with the "
+    "lambda0 that is "
     "best for it; explained: the share of the change of the gradient that the compensation takes "
     "away; cos.: cosine of the stale, and of the compensated, with the true gradient; ratio: "
     "|compensation|/|gradient|; below eps: coordinates whose mean square is below it; for all: "

@@ -117,8 +117,7 @@ def sweep(
     chunk_size = checks.check_count("chunk_size", chunk_size)
     if at_once is not None:
         at_once = checks.check_count("at_once", at_once)
-    if devices is not None and not len(devices):
-        raise ValueError("devices is empty: give at least one, or None for all local ones.")
+    platform = _platform(devices)
     sweep_preparation.check_batches(of_members["batches"])
     program = sweep_preparation.make_program(of_members, problem, server, recording)
     starts = [
@@ -132,12 +131,7 @@ def sweep(
     ]
     sweep_preparation.check_starts(program, starts, of_members["schedule"], hyperparams)
     runs = sweep_preparation.make_runs(program, of_members, recording)
-    first = preparation.first_batch(runs[0])
-    convolves = preparation.convolves(
-        runs[0], sweep_preparation.state_for_a_look(program, starts[0]), first
-    )
-    batch_size = preparation.batch_size(first)
-    platform = jax.default_backend() if devices is None else devices[0].platform
+    batch_size, convolves = _look_at_a_gradient(program, runs[0], starts[0])
     if engine is None and convolves and platform == "cpu":
         engine = engines.HostEngine()
     if engine is not None:
@@ -155,6 +149,22 @@ def sweep(
     layout = layouts.make_layout(num_members, devices, at_once, size)
     states, records = vectorized.run(together, layout, chunk_size, progress)
     return sweep_results.from_records(hyperparams, runs, batch_size, states, records)
+
+
+def _platform(devices: Sequence[Any] | None) -> str:
+    """Of the devices, of which there is at least one."""
+    if devices is None:
+        return jax.default_backend()
+    if not len(devices):
+        raise ValueError("devices is empty: give at least one, or None for all local ones.")
+    return devices[0].platform
+
+
+def _look_at_a_gradient(program, run, start) -> tuple[int, bool]:
+    """Samples in a batch, and whether their gradient uses convolutions."""
+    first = preparation.first_batch(run)
+    state = sweep_preparation.state_for_a_look(program, start)
+    return preparation.batch_size(first), preparation.convolves(run, state, first)
 
 
 def _one_by_one(simulate_one, program, runs, starts, of_members, progress):
