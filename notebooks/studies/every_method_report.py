@@ -22,7 +22,7 @@ CELL = list(digits_study.VARIED)
 DECADES = 1.5  # beyond which the colour of the picture no longer changes
 
 BETTER = """\
-better, worse: cells where no seed of the one reaches any of the other's. first: cells with the \
+better, worse: cells where no seed of the one reaches any of the other's. 1st: cells with the \
 lowest mean of the parallel methods. div.: runs of all cells. error: median difference from \
 asgd's, in points. room: median factor between the learning rates whose loss is within twice the \
 best."""
@@ -155,7 +155,7 @@ def _digits(number: float, count: int) -> str:
 def summary_table(summary: study.Frame) -> "Table":
     """A row for each method over all cells."""
     shown = terminal.new_table(
-        *("method", "median", "worst", "better", "equal", "worse", "first", "cells"),
+        *("method", "med.", "worst", "better", "equal", "worse", "1st", "cells"),
         *("div.", "error", "room"),
     )
     number = lambda value, form: "-" if math.isnan(value) else f"{value:{form}}"

@@ -228,7 +228,8 @@ def plain_run(setting, schedule):
     task = digits.problem(setting.model)
     rows = events.digits.batch_rows(1347, setting.batch_size, len(schedule), seed=3)
     gradient, decay = jax.jit(jax.grad(task.loss_fn)), methods.rate_factor(len(schedule))
-    versions, squares = [task.init(3)], [jax.tree.map(jnp.zeros_like, task.init(3))]
+    start = digits.problem(setting.model, 3).params
+    versions, squares = [start], [jax.tree.map(jnp.zeros_like, start)]
     for event in range(len(schedule)):
         grads = gradient(versions[schedule.read_version[event]], rows[event])
         rate = 0.5 * float(decay(event))

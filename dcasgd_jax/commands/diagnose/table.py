@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 EXPLANATION = (
-    "stale: versions, on average. Medians over the stale pushes, each with the lambda0 that is "
+    "In brackets: mean staleness in versions. Medians over the stale pushes, each with the "
+    "lambda0 that is "
     "best for it; explained: the share of the change of the gradient that the compensation takes "
-    "away; cosine: of the stale, and of the compensated, with the true gradient; ratio: "
+    "away; cos.: cosine of the stale, and of the compensated, with the true gradient; ratio: "
     "|compensation|/|gradient|; below eps: coordinates whose mean square is below it; for all: "
     "the lambda0 that is best for all pushes of the moment together, and what it explains. "
     "uniform is a control: the bare displacement."
@@ -24,15 +25,15 @@ def make_table(console: "Console", rows: Sequence[summary.Row]) -> "Table":
     """What `terminal.print_table` takes."""
     _, lambda0 = terminal.symbols(console)
     table = terminal.new_table(
-        *("moment", "curvature", "expl.\n%", f"best\n{lambda0}", "cosine\nstale"),
-        *("cosine\ncomp.", "ratio", "<eps\n%", f"all:\n{lambda0}", "expl.\n%"),
+        *("moment", "curvature", "expl.\n%", f"best\n{lambda0}", "cos.\nstale"),
+        *("cos.\ncomp.", "ratio", "<eps\n%", f"all:\n{lambda0}", "expl.\n%"),
     )
     table.columns[1].justify = "left"
     for moment in dict.fromkeys(row.moment for row in rows):
         if moment != rows[0].moment:
             table.add_row()
         of_moment = [row for row in rows if row.moment == moment]
-        labels = {0: moment, 1: f"stale {of_moment[0].mean_staleness:.1f}"}
+        labels = {0: moment, 1: f"({of_moment[0].mean_staleness:.1f})"}
         for i, row in enumerate(of_moment):
             table.add_row(labels.get(i, ""), *_cells(row))
     return table
