@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
             wrap=False,
         )
         return
+    _check_address(job)
     records.write_json(job.out / SETTINGS, job.describe())
     problem = _make_problem(job)
     terminal.print_text(
@@ -75,6 +76,17 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     )
     if trained.given_up is not None:
         raise errors.UsageError(str(trained.given_up))
+
+
+def _check_address(job: options.Job) -> None:
+    """Somebody answers there; asked before any data are read."""
+    if job.address is not None:
+        from dcasgd_jax.runtime.ray import cluster
+
+        try:
+            cluster.check_answers(job.address)
+        except (ValueError, OSError) as error:
+            raise errors.UsageError(str(error)) from None
 
 
 def _check_settings(job: options.Job) -> None:

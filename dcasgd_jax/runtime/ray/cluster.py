@@ -45,15 +45,24 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
         ray.shutdown()
 
 
-def _join(address: str) -> None:
-    """Connects to a running cluster; raises ConnectionError soon if there is none."""
-    target = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+def check_answers(address: str) -> None:
+    """Raises ConnectionError soon if there is no cluster at an address, as `ray.init` takes it."""
+    target = _target(address)
     if target not in ("auto", "local") and "://" not in target:
         _check_reachable(target)
+
+
+def _target(address: str) -> str:
+    return os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+
+
+def _join(address: str) -> None:
+    """Connects to a running cluster."""
+    check_answers(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except SystemExit as error:  # Ray would end the whole program
-        raise ConnectionError(f"Ray could not join the cluster at {target}.") from error
+        raise ConnectionError(f"Ray could not join the cluster at {_target(address)}.") from error
 
 
 def _check_reachable(address: str) -> None:
