@@ -101,7 +101,7 @@ def test_an_interrupted_run_is_resumed(finished, data, tmp_path, monkeypatch):
             if sum(done) >= 12:
                 raise KeyboardInterrupt
 
-        yield advance
+        yield terminal.Progress(advance, lambda text: None)
 
     more = ["--checkpoint-every", "0.5"]
     with monkeypatch.context() as patch:
