@@ -192,7 +192,7 @@ BAD = {
     "bound too small": (["--protocol", "drop-stale", "--bound", "0"], "at least 1"),
     "all backups": (["--protocol", "synchronous", "--bound", "3"], "less than --workers 3"),
     "buffered": (["--protocol", "buffered", "--bound", "2"], "only with --method asgd"),
-    "rate": (["--learning-rate", "-1"], "'-1' is no number > 0"),
+    "rate": (["--learning-rate", "-1"], "'-1' is not a finite number > 0"),
     "runtime": (["--runtime", "slurm"], "slurm"),
     "no data": (["--task", "cifar10", "--data-dir", "nowhere"], "nowhere"),
 }
