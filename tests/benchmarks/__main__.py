@@ -6,19 +6,24 @@ import platform
 import sys
 
 import engines
+import event_schedules
 import jax
 import jaxlib
 import lanes
 import optax
 import other_methods
 import ray_server
-import schedules
 import server_step
 import sweep
 
 
 def main():
-    rows = [*server_step.rows(), *engines.scan_rows(), *engines.host_rows(), *schedules.rows()]
+    rows = [
+        *server_step.rows(),
+        *engines.scan_rows(),
+        *engines.host_rows(),
+        *event_schedules.rows(),
+    ]
     rows += [*other_methods.step_rows(), *other_methods.hessian_rows()]
     rows += lanes.rows_of_8_devices()
     rows += sweep.rows()

@@ -1,12 +1,12 @@
 """The benchmarks still run, at toy size; nothing here is timed against a goal."""
 
 import engines
+import event_schedules
 import lanes
 import one_ray
 import other_methods
 import pytest
 import ray_server
-import schedules
 import server_step
 import sweep
 
@@ -24,7 +24,7 @@ def ray_rows():
         lambda: other_methods.hessian_rows(num_events=8, batch=2, repeats=1),
         lambda: engines.scan_rows(num_events=16, batch=4, repeats=1),
         lambda: engines.host_rows(num_events=3, batch=2, width=2, repeats=1),
-        lambda: schedules.rows(num_events=500, repeats=1),
+        lambda: event_schedules.rows(num_events=500, repeats=1),
         lambda: lanes.rows(num_events=16, batch=2, repeats=1, cases=lanes.CASES[:1]),
         lambda: sweep.rows(num_events=8, num_members=3, batch=2, repeats=1),
         ray_rows,
