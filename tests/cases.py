@@ -55,7 +55,7 @@ class Case:
     @property
     def jit(self):
         """Whether a loop is faster jitted: a `lax.cond` outside of jit compiles at every call."""
-        return self.name.startswith("delay_gradients")
+        return self.name.startswith("delay_gradients") or "rotated" in self.name
 
     def make(self, **overrides):
         return self.factory(**{**self.kwargs, **overrides})
@@ -102,6 +102,23 @@ CASES = [
         {"lambda0": 2.0, "ms_decay": 0.9, **_WORKERS},
         _by_argument_and_worker,
         ("num_workers",),
+    ),
+    Case(
+        "rotated",
+        compensations.rotated,
+        {"lambda0": 2.0, "batch_size": 2},
+        _by_argument,
+        ("batch_size", "every", "sides"),
+    ),
+    Case(
+        "rotated_input_capped",
+        compensations.rotated,
+        {"lambda0": 50.0, "batch_size": 2, "sides": "input", **_CAP},
+        _by_argument,
+        ("batch_size", "every", "sides"),
+    ),
+    Case(
+        "rows", compensations.rows, {"lambda0": 2.0, "batch_size": 2}, _by_argument, ("batch_size",)
     ),
     Case("explicit_capped", compensations.explicit, {"lambda0": 50.0, **_CAP}, _by_argument),
     Case(
@@ -160,6 +177,13 @@ CASES = [
         {"learning_rate": 0.1, **_WORKERS},
         _by_worker,
         ("num_workers", "nesterov"),
+    ),
+    Case(
+        "rotated_dcasgd",
+        compensations.rotated_dcasgd,
+        {"learning_rate": 0.1, "max_pull": 1.0, "batch_size": 16, **_WORKERS},
+        _by_worker,
+        ("num_workers", "batch_size"),
     ),
     Case(
         "dcasgd_everything",

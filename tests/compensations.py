@@ -27,6 +27,32 @@ def explicit(
     )
 
 
+def rotated(
+    lambda0, *, batch_size, decay=0.9, every=2, sides="both", max_pull=None, learning_rate=None
+):
+    """`compensate_delay` in an eigenbasis."""
+    chosen = dc.curvatures.rotated(batch_size, decay=decay, every=every, sides=sides)
+    return dc.compensate_delay(
+        lambda0, curvature=chosen, max_pull=max_pull, learning_rate=learning_rate
+    )
+
+
+def rows(lambda0, *, batch_size, max_pull=None, learning_rate=None):
+    """`compensate_delay` with an outer product for each output."""
+    chosen = dc.curvatures.rows(batch_size)
+    return dc.compensate_delay(
+        lambda0, curvature=chosen, max_pull=max_pull, learning_rate=learning_rate
+    )
+
+
+def rotated_dcasgd(learning_rate, num_workers, *, batch_size, lambda0=1.0, max_pull=None):
+    """`dc.dcasgd` in an eigenbasis."""
+    chosen = dc.curvatures.rotated(batch_size)
+    return dc.dcasgd(
+        learning_rate, num_workers, lambda0=lambda0, curvature=chosen, max_pull=max_pull
+    )
+
+
 def per_worker(
     lambda0,
     num_workers,

@@ -188,7 +188,7 @@ def test_public_names_are_the_ones_promised():
     }
     assert set(public(dc.curvatures)) == {
         *("squared_gradient", "adaptive", "absolute", "fisher", "hessian", "elementwise"),
-        *("Curvature", "AdaptiveState"),
+        *("rotated", "rows", "Curvature", "AdaptiveState", "RotatedState"),
     }
     assert set(public(dc.strengths)) == {
         *("ratio", "capped_share", "least_squares", "StrengthRule", "Situation", "Coordinates"),

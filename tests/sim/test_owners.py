@@ -230,6 +230,7 @@ def test_a_guess_would_have_shown(x64):
 # What has a row for each worker, for any number of them.
 WITH_ROWS = {
     "dcasgd": lambda n: dc.dcasgd(0.1, n),
+    "dcasgd rotated": lambda n: dc.dcasgd(0.1, n, curvature=dc.curvatures.rotated(4)),
     "remember_pulls": lambda n: dc.remember_pulls(optax.sgd(0.1), n),
     "adaptive": lambda n: chain(compensations.explicit(1.0, ms_decay=0.9, num_workers=n)),
     "per_worker_momentum": lambda n: optax.chain(

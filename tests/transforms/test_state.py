@@ -123,8 +123,11 @@ def test_state_is_sharded_like_params(case, axis_type):
     for state in (fresh, once, twice):
         assert types(state) == types(fresh)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-            if "kernel" in jax.tree_util.keystr(path):
-                assert_sharded_like(leaf, tree["dense"]["kernel"])
+            kernel = tree["dense"]["kernel"]
+            if "kernel" in jax.tree_util.keystr(path) and leaf.shape[-2:] == kernel.shape:
+                assert_sharded_like(leaf, kernel)
+            elif axis_type == AxisType.Explicit:  # else XLA chooses
+                assert leaf.sharding.is_fully_replicated, path
 
 
 def assert_sharded_like(leaf, param):

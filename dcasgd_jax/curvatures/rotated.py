@@ -1,0 +1,218 @@
+"""The empirical Fisher's diagonal, in the eigenbasis of a Kronecker-factored Fisher."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcasgd_jax import checks, compensation, trees
+from dcasgd_jax.curvatures import directions
+from dcasgd_jax.curvatures.curvature import Curvature
+from dcasgd_jax.field_docs import document_fields
+from dcasgd_jax.typing import PyTree, Scalar
+
+_ALWAYS_FIRST = 3  # pushes whose basis is too young to be kept
+_HAS_OUTPUT = {"input": False, "both": True}  # sides -> whether the output side is turned too
+
+
+@document_fields
+class RotatedState(NamedTuple):
+    """State of `rotated`: trees like params with one array for each; at least float32.
+
+    Attributes:
+      num_updates: Int32 scalars: how many gradients of the leaf have entered.
+      mean_square: S, shaped like the leaf: the mean square of the gradient in its basis.
+      input_moment: L, [m, m] for a leaf [m, n]; [1, 1] where the side is not rotated.
+      input_basis: U, likewise.
+      output_moment: R, [n, n] or [1, 1]; None with `sides="input"`.
+      output_basis: V, likewise.
+    """
+
+    num_updates: Any
+    mean_square: Any
+    input_moment: Any
+    input_basis: Any
+    output_moment: Any
+    output_basis: Any
+
+
+class _Estimate(NamedTuple):
+    """B S and its basis; trees like params."""
+
+    curvature: PyTree
+    bases: tuple[PyTree, ...]  # U, and V if the output side is rotated
+
+
+def rotated(
+    batch_size: int,
+    *,
+    decay: Scalar = 0.95,
+    every: int = 50,
+    sides: str = "input",
+    max_side: int = 1024,
+) -> Curvature:
+    r"""The empirical Fisher in directions of its own, which a diagonal does not know.
+
+    .. math:: L \leftarrow \beta L + (1 - \beta) \, G G^T, \quad P = U^T G V, \quad
+              S \leftarrow \beta S + (1 - \beta) \, P \odot P
+
+    .. math:: term = U \left( \min\left(\frac{\lambda_0 B S}{1 - \beta^{k + 1}},\; q_{max}\right)
+              \odot U^T \Delta V \right) V^T, \quad \Delta = w - w_{stale}
+
+    where U are the eigenvectors of L, and V is the identity or, with `sides="both"`, the
+    eigenvectors of the same mean of :math:`G^T G`. B S estimates the diagonal of the Fisher in this
+    basis, because the noise in a mean of B terms has 1/B of their variance: λ0 = 1 is its natural
+    value. Cap it with `max_pull=1`; the cap acts in the basis.
+
+    Leaves with more than two axes are matrices [all but the last, last], as convolution kernels
+    [height * width * in, out] are. Vectors and scalars have the identity for a basis. A leaf whose
+    gradient is not finite, or `None`, leaves its state as it is. Where parameters are sharded, each
+    device has whole L, U, R and V; with automatic axes XLA may cut them. The `LanesEngine` has
+    them on every device, but for those that happen to be shaped like a parameter.
+
+    Args:
+      batch_size: B ≥ 1, the number of terms in the mean that the gradient is: images, or all
+        *tokens* (not sequences), without those that are masked. A wrong B is a wrong λ0.
+      decay: β in [0, 1).
+      every: A basis is computed anew at each of the first three pushes and at every `every`-th.
+        Under `vmap`, as in `sim.sweep`, it is computed at every push and mostly thrown away.
+      sides: "input" or "both".
+      max_side: Sides longer than this are not rotated: U or V is the identity there.
+
+    Returns:
+      A curvature. A leaf [m, n] has a state of 2m² + mn numbers, of 2m² + 2n² + mn with both sides;
+      a push takes about 8m²n operations, or 8mn(m + n).
+
+    Raises:
+      ValueError: For a number out of range, or other sides.
+      TypeError: If `batch_size`, `every` or `max_side` is no integer.
+
+    Source: this project. The basis is that of Shampoo (Gupta et al., 2018) and SOAP (Vyas et al.,
+    2024), the Fisher's diagonal in it that of EKFAC (George et al., 2018).
+
+    Example:
+      >>> import dcasgd_jax as dc, jax.numpy as jnp
+      >>> tx = dc.compensate_delay(
+      ...     curvature=dc.curvatures.rotated(16), max_pull=1.0, learning_rate=0.5)
+      >>> grads = jnp.asarray([[0.3, 0.0], [0.4, 0.0]])  # in the direction (0.6, 0.8) of inputs
+      >>> params = jnp.ones((2, 2))
+      >>> updates, _ = tx.update(
+      ...     grads, tx.init(params), params, stale_params=jnp.zeros((2, 2)))
+      >>> print(*(f"{added:.2f}" for added in (updates - grads).ravel()))
+      1.68 0.00 2.24 0.00
+
+    That is min(16 * 0.5**2, 2) * 1.4 * (0.6, 0.8) for the first output, and nothing for the other.
+    """
+    batch_size = checks.check_count("batch_size", batch_size)
+    checks.check_fraction("decay", decay)
+    every, max_side = checks.check_count("every", every), checks.check_count("max_side", max_side)
+    if not isinstance(sides, str) or sides not in _HAS_OUTPUT:
+        raise ValueError(f'sides must be "input" or "both", got {sides!r}.')
+    has_output = _HAS_OUTPUT[sides]
+
+    def init(params: PyTree) -> RotatedState:
+        of_side = lambda make, side: jax.tree.map(lambda p: make(p, side, max_side), params)
+        return RotatedState(
+            num_updates=jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params),
+            mean_square=trees.zeros_to_accumulate(params),
+            input_moment=of_side(_no_moment, 0),
+            input_basis=of_side(_identity, 0),
+            output_moment=of_side(_no_moment, 1) if has_output else None,
+            output_basis=of_side(_identity, 1) if has_output else None,
+        )
+
+    def update(state: RotatedState, grads: PyTree) -> tuple[_Estimate, RotatedState]:
+        structure = jax.tree.structure(grads, is_leaf=trees.is_none)
+        kept = [tree for tree in state if tree is not None]
+        leaves = zip(*map(structure.flatten_up_to, [grads, *kept]), strict=True)
+        after = [_update_leaf(decay, every, *of_leaf) for of_leaf in leaves]
+        new = [structure.unflatten(column) for column in zip(*after, strict=True)] or kept
+        new_state = RotatedState(*new, *[None] * (len(state) - len(new)))
+
+        def estimate(count, mean_square):
+            weight = 1 - jnp.asarray(decay, mean_square.dtype) ** count
+            return batch_size * trees.quotient(mean_square, weight)
+
+        curvature = jax.tree.map(estimate, new_state.num_updates, new_state.mean_square)
+        bases = (new_state.input_basis, new_state.output_basis)[: 1 + has_output]
+        return _Estimate(curvature, bases), new_state
+
+    name = f"rotated({batch_size}, decay={decay!r}, every={every}, sides={sides!r}"
+    return Curvature(f"{name}, max_side={max_side})", init, update, _term, _diagonal)
+
+
+def _side(param: Any, side: int, max_side: int) -> int:
+    """How long a side is, 1 if it is not rotated."""
+    length = directions.sides(jnp.shape(param))[side] if jnp.ndim(param) > 1 else 1
+    return length if 1 < length <= max_side else 1
+
+
+def _no_moment(param: Any, side: int, max_side: int) -> jax.Array:
+    length = _side(param, side, max_side)
+    return jnp.zeros((length, length), trees.wide_dtype(param))
+
+
+def _identity(param: Any, side: int, max_side: int) -> jax.Array:
+    return jnp.eye(_side(param, side, max_side), dtype=trees.wide_dtype(param))
+
+
+def _update_leaf(decay, every, grad, count, mean_square, *factors) -> tuple[Any, ...]:
+    """The state of one leaf after a gradient; `factors` are moment and basis of each side."""
+    if grad is None:
+        return count, mean_square, *factors
+    grad = jnp.asarray(grad).astype(mean_square.dtype)
+    is_usable = jnp.isfinite(jnp.sum(grad * grad))
+    is_due = is_usable & ((count < _ALWAYS_FIRST) | (count % every == 0))
+
+    def average(old, new):
+        following = (decay * old + (1 - decay) * new).astype(old.dtype)
+        return jnp.where(is_usable, following, old)
+
+    matrix = directions.matrix(grad)
+    products = (
+        (lambda: directions.multiply(matrix, matrix.T)),
+        (lambda: directions.multiply(matrix.T, matrix)),
+    )
+    new_factors, bases = [], []
+    for product, moment, basis in zip(products, factors[::2], factors[1::2], strict=False):
+        if moment.shape[0] > 1:
+            moment = average(moment, product())
+            basis = jax.lax.cond(is_due, _eigenvectors, _keep, moment, basis)
+        new_factors += [moment, basis]
+        bases.append(basis)
+    turned = _to_basis(grad, *bases)
+    new_count = jnp.where(is_usable, jnp.asarray(optax.safe_increment(count)), count)
+    return new_count, average(mean_square, turned * turned), *new_factors
+
+
+# Functions of the module, so that outside of jit they are compiled once and not at every call.
+def _eigenvectors(moment: jax.Array, basis: jax.Array) -> jax.Array:
+    del basis
+    return jnp.linalg.eigh(moment)[1]
+
+
+def _keep(moment: jax.Array, basis: jax.Array) -> jax.Array:
+    del moment
+    return basis
+
+
+def _to_basis(leaf: jax.Array, left: jax.Array, right: jax.Array | None = None) -> jax.Array:
+    return directions.turn(leaf, left.T, right)
+
+
+def _from_basis(leaf: Any, left: jax.Array, right: jax.Array | None = None) -> Any:
+    if leaf is None:
+        return None
+    return directions.turn(leaf, left, None if right is None else right.T)
+
+
+def _diagonal(estimate: _Estimate, grads: PyTree, strength: Any) -> PyTree:
+    return compensation.scaled_curvature(grads, strength, estimate.curvature)
+
+
+def _term(estimate: _Estimate, grads, displacement, strength, max_curvature) -> PyTree:
+    scaled = _diagonal(estimate, grads, strength)
+    turned = jax.tree.map(_to_basis, displacement, *estimate.bases)
+    pulled = compensation.pull_back(scaled, turned, max_curvature)
+    return jax.tree.map(_from_basis, pulled, *estimate.bases, is_leaf=trees.is_none)

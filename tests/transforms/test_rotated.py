@@ -1,0 +1,352 @@
+"""Curvatures that know directions: reference runs, mutants, identities, and what is refused."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+
+import dcasgd_jax as dc
+from transforms import rotated_oracle
+
+CASES = oracle.cases("rotated")
+VISIBLE = 1e-2  # of outputs of order 10
+
+rotated, rows = dc.curvatures.rotated, dc.curvatures.rows
+BOTH = {"rotated": rotated(16, every=2), "both sides": rotated(16, sides="both"), "rows": rows(16)}
+each = pytest.mark.parametrize("curvature", BOTH.values(), ids=BOTH)
+
+
+def compensate(settings, **changes):
+    """`compensate_delay` of the settings of a case."""
+    settings = {"lam": 1.0, "decay": 0.95, "every": 20, "max_pull": 1.0, **settings, **changes}
+    curvature = rotated(
+        settings["batch"], decay=settings["decay"], every=settings["every"],
+        sides="input" if settings.get("side") == "left" else "both",
+    )  # fmt: skip
+    return dc.compensate_delay(
+        settings["lam"], curvature=curvature,
+        max_pull=settings["max_pull"], learning_rate=settings["eta"],
+    )  # fmt: skip
+
+
+def run(tx, steps, view=lambda leaf: leaf, dtype=None):
+    """What each push of a case becomes."""
+    arrays = lambda name: [view(jnp.asarray(step[name], dtype)) for step in steps]
+    update, outputs = jax.jit(tx.update), []
+    pushes = list(zip(*map(arrays, ("grad", "param", "stale")), strict=True))
+    state = tx.init(pushes[0][1])
+    for grad, param, stale in pushes:
+        out, state = update(grad, state, param, stale_params=stale)
+        outputs.append(out)
+    return np.asarray(jnp.stack(outputs)), state
+
+
+def expected(name):
+    return np.asarray([step["out"] for step in CASES[name]["steps"]])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reference_runs(name, x64):
+    outputs, state = run(compensate(CASES[name]["settings"]), CASES[name]["steps"])
+    np.testing.assert_allclose(outputs, expected(name), rtol=0, atol=1e-10)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.curvature.mean_square)} == {
+        jnp.dtype(jnp.float64)
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reference_runs_in_float32(name):
+    outputs, _ = run(compensate(CASES[name]["settings"]), CASES[name]["steps"])
+    assert outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, expected(name), rtol=1e-4, atol=1e-3)
+
+
+def test_the_curvatures_of_the_reference_runs(x64):
+    """What `diagonal` says of λ0 B S, which rules for λ0 read."""
+    for case in CASES.values():
+        settings = case["settings"]
+        sides = "input" if settings.get("side") == "left" else "both"
+        made = rotated(
+            settings["batch"], decay=settings.get("decay", 0.95),
+            every=settings.get("every", 20), sides=sides,
+        )  # fmt: skip
+        state = made.init(jnp.zeros(case["shape"]))
+        for step in case["steps"]:
+            grad = jnp.asarray(step["grad"])
+            estimate, state = made.update(state, grad)
+            diagonal = made.diagonal(estimate, grad, settings.get("lam", 1.0))
+            assert diagonal.shape == grad.shape
+            capped = jnp.minimum(diagonal, settings.get("max_pull", 1.0) / settings["eta"])
+            np.testing.assert_allclose(
+                np.sort(capped.ravel()), step["q_sorted"], rtol=1e-10, atol=1e-12
+            )
+
+
+def of_oracle(name, oracle_class):
+    case = CASES[name]
+    server = oracle_class(case["shape"], **case["settings"])
+    arrays = lambda step: [np.asarray(step[part]) for part in ("grad", "param", "stale")]
+    return np.stack([server.push(*arrays(step))[0] for step in case["steps"]])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_oracle_is_the_reference(name):
+    found = of_oracle(name, rotated_oracle.Rotated)
+    np.testing.assert_allclose(found, expected(name), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("mutant", rotated_oracle.MUTANTS)
+def test_each_mutant_is_seen(mutant):
+    wrong = rotated_oracle.MUTANTS[mutant]
+    off = {name: np.abs(of_oracle(name, wrong) - expected(name)).max() for name in CASES}
+    of_vectors = off.pop("vector_lam_03")
+    assert min(off.values()) > VISIBLE, off
+    needs_basis = ("refreshed", "other side", "turned", "outside")
+    if not any(word in mutant for word in needs_basis):
+        assert of_vectors > VISIBLE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_push_can_have_its_own_basis(name, x64):
+    outputs, _ = run(compensate(CASES[name]["settings"], every=1), CASES[name]["steps"])
+    found = of_oracle(name, rotated_oracle.RefreshedAtEveryPush)
+    np.testing.assert_allclose(outputs, found, rtol=0, atol=1e-10)
+
+
+def test_kernels_are_matrices_of_all_inputs(x64):
+    name = "left_side_half_pull"
+    case, whole = CASES[name], expected(name)
+    kernel = lambda leaf: leaf.reshape(1, 2, 1, 4)
+    outputs, state = run(compensate(case["settings"]), case["steps"], kernel)
+    np.testing.assert_allclose(outputs.reshape(whole.shape), whole, rtol=0, atol=1e-10)
+    assert state.curvature.input_basis.shape == (2, 2)
+
+
+def test_long_sides_are_not_rotated(x64):
+    case = CASES["both_sides_some_capped"]
+    settings, rng = case["settings"], np.random.default_rng(0)
+    pushes = [{name: rng.normal(size=(5, 3)) for name in ("grad", "param", "stale")}] * 4
+    make = lambda **options: dc.compensate_delay(
+        curvature=rotated(16, every=2, **options), max_pull=1.0, learning_rate=settings["eta"]
+    )
+    input_only = make(sides="input", max_side=3)
+    outputs, state = run(input_only, pushes)
+    assert state.curvature.input_basis.shape == (1, 1)
+    as_vector, _ = run(make(), pushes, jnp.ravel)
+    np.testing.assert_allclose(outputs.reshape(4, -1), as_vector, rtol=1e-12)
+    one_side, state = run(make(sides="both", max_side=3), pushes)
+    assert state.curvature.output_basis.shape == (3, 3)
+    turned, _ = run(make(), pushes, jnp.transpose)
+    np.testing.assert_allclose(one_side, turned.transpose(0, 2, 1), rtol=0, atol=1e-10)
+
+
+def test_the_cap_follows_the_rate(x64):
+    case = CASES["both_sides_some_capped"]
+    rate = lambda count: 0.05 / (1 + count)
+    tx = compensate(case["settings"], eta=rate)
+    outputs, _ = run(tx, case["steps"])
+    for k in (1, 8):
+        fixed, _ = run(compensate(case["settings"], eta=0.05 / (1 + k)), case["steps"])
+        np.testing.assert_allclose(outputs[k], fixed[k], rtol=1e-12)
+
+
+def literal_rows(grad, moved, scale, cap):
+    """The rule of `rows`, output by output."""
+    term = np.zeros_like(moved)
+    for j in range(grad.shape[1]):
+        g, square = grad[:, j], grad[:, j] @ grad[:, j]
+        term[:, j] = min(scale * square, cap) * g * (g @ moved[:, j]) / square
+    return term
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 2, 1, 3), (5,), ()])
+@pytest.mark.parametrize("cap", [np.inf, 30.0])
+def test_rows(shape, cap, x64):
+    rng = np.random.default_rng(1)
+    grad, param, stale = (rng.normal(size=shape) for _ in range(3))
+    tx = dc.compensate_delay(0.5, curvature=rows(16), max_pull=cap / 10, learning_rate=0.1)
+    out, _ = tx.update(*map(jnp.asarray, (grad,)), tx.init(param), param, stale_params=stale)
+    matrix = lambda leaf: np.reshape(leaf, (-1, shape[-1]) if len(shape) > 1 else (1, -1))
+    term = literal_rows(matrix(grad), matrix(param - stale), 8.0, cap)
+    np.testing.assert_allclose(out, grad + term.reshape(shape), rtol=1e-12)
+    diagonal = tx_diagonal(rows(16), jnp.asarray(grad))
+    by_output = np.square(matrix(grad)).sum(axis=0)
+    np.testing.assert_allclose(matrix(diagonal).sum(axis=0), 16 * by_output, rtol=1e-12)
+
+
+def tx_diagonal(curvature, grad):
+    estimate, _ = curvature.update(curvature.init(grad), grad)
+    return curvature.diagonal(estimate, grad, 1.0)
+
+
+def draw(seed, dtype=jnp.float32):
+    """A matrix, a kernel, a vector, a scalar, an empty leaf, one side of 1, and nothing."""
+    rng = np.random.default_rng(seed)
+    shapes = {"w": (4, 3), "k": (2, 2, 2, 3), "b": (3,), "s": (), "e": (0, 3), "c": (4, 1)}
+    leaves = {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+    return {**leaves, "none": None}
+
+
+def inner():
+    return optax.sgd(0.1, momentum=0.9)
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("nothing", ["lambda0", "max_pull", "staleness"])
+def test_nothing_to_compensate_is_the_inner_optimizer_bit_for_bit(curvature, dtype, nothing):
+    lambda0, max_pull = float(nothing != "lambda0"), float(nothing != "max_pull")
+    tx = optax.chain(
+        dc.compensate_delay(lambda0, curvature=curvature, max_pull=max_pull, learning_rate=0.1),
+        inner(),
+    )
+    params = draw(0, dtype)
+    state, plain_state = tx.init(params), inner().init(params)
+    for step in range(1, 4):
+        grads = {**draw(step, dtype), "b": -jnp.zeros(3, dtype)}
+        stale = params if nothing == "staleness" else draw(-step % 97, dtype)
+        updates, state = tx.update(grads, state, params, stale_params=stale)
+        plain, plain_state = inner().update(grads, plain_state, params)
+        chex.assert_trees_all_equal(updates, plain)
+        chex.assert_trees_all_equal_dtypes(updates, grads)
+        jax.tree.map(lambda u, p: np.testing.assert_array_equal(np.signbit(u), np.signbit(p)),
+                     updates, plain)  # fmt: skip
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_sixteen_bits_are_computed_in_float32(curvature, dtype):
+    tx = dc.compensate_delay(0.1, curvature=curvature, max_pull=1.0, learning_rate=0.1)
+    narrow, wide = draw(0, dtype), jax.tree.map(lambda p: p.astype(jnp.float32), draw(0, dtype))
+    state, wide_state = tx.init(narrow), tx.init(wide)
+    for step in (1, 2):
+        grads, stale = draw(step, dtype), draw(step + 10, dtype)
+        widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (grads, stale))
+        out, state = tx.update(grads, state, narrow, stale_params=stale)
+        exact, wide_state = tx.update(widened[0], wide_state, wide, stale_params=widened[1])
+        chex.assert_trees_all_equal(out, jax.tree.map(lambda e: e.astype(dtype), exact))
+    chex.assert_trees_all_equal(state, wide_state)
+    assert jnp.dtype(dtype) not in {leaf.dtype for leaf in jax.tree.leaves(state.curvature)}
+
+
+@each
+def test_missing_gradients_leave_their_state(curvature):
+    tx = dc.compensate_delay(curvature=curvature, max_pull=1.0, learning_rate=0.1)
+    params, stale = draw(0), draw(9)
+    _, state = tx.update(draw(1), tx.init(params), params, stale_params=stale)
+    some = {**draw(2), "w": None, "b": None}
+    updates, after = tx.update(some, state, params, stale_params=stale)
+    assert updates["w"] is updates["b"] is None
+    whole, _ = tx.update(draw(2), state, params, stale_params=stale)
+    chex.assert_trees_all_equal(updates["k"], whole["k"])
+    if after.curvature is not None:
+        of = lambda state, name: [tree[name] for tree in state.curvature if tree is not None]
+        chex.assert_trees_all_equal(of(after, "w"), of(state, "w"))
+        assert int(after.curvature.num_updates["k"]) == 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_gradient_that_is_not_finite_never_enters(bad, first):
+    """Nor one whose square is not."""
+    tx = dc.compensate_delay(curvature=BOTH["both sides"], max_pull=1.0, learning_rate=0.1)
+    params, stale = draw(0), draw(9)
+    state = tx.init(params)
+    if not first:
+        _, state = tx.update(draw(1), state, params, stale_params=stale)
+    grads = draw(2)
+    grads["w"] = grads["w"].at[1, 1].set(bad)
+    grads["b"] = grads["b"].at[0].set(bad)
+    _, after = tx.update(grads, state, params, stale_params=stale)
+    for name in ("w", "b"):
+        kept = [[tree[name] for tree in s.curvature] for s in (state, after)]
+        chex.assert_trees_all_equal(*kept)
+    assert int(after.curvature.num_updates["k"]) == 1 + (not first)
+    updates, _ = tx.update(draw(3), after, params, stale_params=stale)
+    chex.assert_tree_all_finite(updates)
+
+
+@each
+def test_lambda0_may_differ_by_leaf_and_by_update(curvature):
+    params, stale, grads = ({k: draw(s)[k] for k in ("w", "b")} for s in (0, 9, 1))
+    per_leaf = dc.strengths.StrengthRule(
+        lambda params: None, lambda state, situation: ({"w": 2.0, "b": 0.5}, None)
+    )
+    out = lambda lambda0: one_update(lambda0, curvature, grads, params, stale)
+    found = out(per_leaf)
+    chex.assert_trees_all_close(found["w"], out(2.0)["w"], rtol=1e-6)
+    chex.assert_trees_all_close(found["b"], out(0.5)["b"], rtol=1e-6)
+    chex.assert_trees_all_close(out(lambda count: 2.0 + count), out(2.0), rtol=1e-6)
+
+
+def one_update(lambda0, curvature, grads, params, stale, **settings):
+    tx = dc.compensate_delay(lambda0, curvature=curvature, **settings)
+    return tx.update(grads, tx.init(params), params, stale_params=stale)[0]
+
+
+@each
+def test_rules_for_lambda0(curvature, x64):
+    """They read the basis in which the curvature acts."""
+    params, stale, grads = (draw(seed, jnp.float64) for seed in (0, 9, 1))
+    out = one_update(dc.strengths.ratio(0.5, decay=0.0), curvature, grads, params, stale)
+    added = jax.tree.map(jnp.subtract, out, grads)
+    np.testing.assert_allclose(
+        optax.tree.norm(added), 0.5 * optax.tree.norm(grads), rtol=1e-6
+    )  # sums are float32
+    # Of a loss whose Hessian is the identity: least squares along the term.
+    at_one = jax.tree.map(jnp.subtract, one_update(1.0, curvature, grads, params, stale), grads)
+    moved = jax.tree.map(jnp.subtract, params, stale)
+    wanted = optax.tree.vdot(moved, at_one) / optax.tree.vdot(at_one, at_one)
+    rule = dc.strengths.least_squares(decay=0.0)
+    tx = dc.compensate_delay(rule, curvature=curvature)
+    out, _ = tx.update(
+        grads, tx.init(params), params, stale_params=stale, hessian_vector_product=lambda t: t
+    )
+    added = jax.tree.map(jnp.subtract, out, grads)
+    chex.assert_trees_all_close(added, jax.tree.map(lambda t: wanted * t, at_one), rtol=1e-5)
+    # Half of the directions, of `rows` at most one in each column.
+    rule, share = dc.strengths.capped_share(0.1, gain=2.0), []
+    tx = dc.compensate_delay(rule, curvature=curvature, max_pull=1.0, learning_rate=0.1)
+    update, state = jax.jit(tx.update), tx.init(params)
+    for step in range(40):
+        grads = draw(step + 1, jnp.float64)
+        _, state = update(grads, state, params, stale_params=stale)
+        estimate, _ = curvature.update(state.curvature, grads)
+        lambda0 = jnp.exp(state.strength.log_lambda0)
+        diagonal = jax.tree.leaves(curvature.diagonal(estimate, grads, lambda0))
+        share.append(np.mean(np.concatenate([d.ravel() for d in diagonal]) >= 10.0))
+    np.testing.assert_allclose(np.mean(share[10:]), 0.1, atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: rotated(), TypeError, "batch_size"),
+        (lambda: rows(), TypeError, "batch_size"),
+        (lambda: rotated(None), TypeError, "batch_size must be an integer >= 1, got None"),
+        (lambda: rotated(0), ValueError, "batch_size must be an integer >= 1, got 0"),
+        (lambda: rotated(-4), ValueError, "batch_size must be an integer >= 1, got -4"),
+        (lambda: rotated(16.5), TypeError, "batch_size must be an integer >= 1, got 16.5"),
+        (lambda: rotated(jnp.ones(2, int)), TypeError, "batch_size must be an integer >= 1"),
+        (lambda: rows(0), ValueError, "batch_size must be an integer >= 1, got 0"),
+        (lambda: rotated(16, decay=1.0), ValueError, r"decay must lie in \[0, 1\), got 1.0"),
+        (lambda: rotated(16, every=0), ValueError, "every must be an integer >= 1, got 0"),
+        (lambda: rotated(16, max_side=0), ValueError, "max_side must be an integer >= 1"),
+        (lambda: rotated(16, sides="left"), ValueError, '"input" or "both", got \'left\''),
+        (lambda: rotated(16, sides=["both"]), ValueError, '"input" or "both", got'),
+        (lambda: dc.compensate_delay(curvature=rotated), TypeError, "itself: call it"),
+    ],
+)
+def test_bad_settings_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_they_are_written_as_they_were_made():
+    assert repr(rows(8)) == "rows(8)"
+    assert repr(rotated(8, sides="both")) == (
+        "rotated(8, decay=0.95, every=50, sides='both', max_side=1024)"
+    )
