@@ -19,24 +19,20 @@ def parts(loss_fn, params, tx, options):
     return problem, sim.Server(tx, **of_server) if of_server else tx, options
 
 
-def simulate(loss_fn, params, tx, schedule, batches, **options):
-    problem, server, options = parts(loss_fn, params, tx, options)
-    return sim.simulate(problem, server, schedule, batches, **options)
+def _flat(function):
+    """A function of a problem and a server, called with the parts of both."""
+
+    def call(loss_fn, params, tx, *arguments, **options):
+        problem, server, options = parts(loss_fn, params, tx, options)
+        return function(problem, server, *arguments, **options)
+
+    return call
 
 
-def sweep(loss_fn, params, tx, schedule, batches, **options):
-    problem, server, options = parts(loss_fn, params, tx, options)
-    return sim.sweep(problem, server, schedule, batches, **options)
-
-
-def svrg(loss_fn, params, tx, schedules, batches, **options):
-    problem, server, options = parts(loss_fn, params, tx, options)
-    return sim.svrg(problem, server, schedules, batches, **options)
-
-
-def simulate_shared_memory(loss_fn, params, tx, reads, batches, **options):
-    problem, server, options = parts(loss_fn, params, tx, options)
-    return sim.simulate_shared_memory(problem, server, reads, batches, **options)
+simulate = _flat(sim.simulate)
+sweep = _flat(sim.sweep)
+svrg = _flat(sim.svrg)
+simulate_shared_memory = _flat(sim.simulate_shared_memory)
 
 
 def train(loss_fn, params, tx, batches_fn, **options):

@@ -1,11 +1,25 @@
 """Studies on the digits: methods in one setting or in many, as tasks of the engine."""
 
+import argparse
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from dcasgd_jax.commands import catalogue, kept, ledger, methods, report, runs, settings, study
+from dcasgd_jax.commands import (
+    catalogue,
+    kept,
+    ledger,
+    methods,
+    report,
+    runs,
+    settings,
+    study,
+    values,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Tried = Mapping[methods.Method, Sequence[methods.Hyperparameters]]
 """Method -> what is tried for it; a single configuration is taken as it is."""
@@ -62,6 +76,31 @@ def make(
         loss_of=runs.loss_of,
         check=check,
     )
+
+
+def collect(
+    program: str,
+    arguments: argparse.Namespace,
+    places: Callable[[argparse.Namespace], Sequence[tuple[settings.Setting, Tried]]],
+    console: "Console",
+) -> tuple[list[ledger.Line], list[ledger.Line]]:
+    """Runs and tunings of a program: what is missing is run first, unless only a report is wanted.
+
+    Args:
+      program: For messages.
+      arguments: Has `seeds`, `out` and `report_only`, and what `places` reads.
+      places: Makes what `make` is given.
+      console: Where to say what there is to do.
+
+    Raises:
+      UsageError: If the options are wrong, or `--out` cannot be written or holds results of other
+        settings; before any training.
+    """
+    values.check_seeds(arguments.seeds)
+    if arguments.report_only:
+        return study.read_all(arguments.out, program, check)
+    results = study.run(make(program, places(arguments), arguments.seeds), arguments.out, console)
+    return results.runs(), results.tunings()
 
 
 def place_of(setting: settings.Setting) -> dict[str, Any]:

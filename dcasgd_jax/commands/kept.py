@@ -1,12 +1,10 @@
-"""What a folder holds from calls before this one: read, compared and held, or refused in a line."""
+"""What a folder holds from calls before this one: read and compared, or refused in a line."""
 
-import contextlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from dcasgd_jax import files
 from dcasgd_jax.commands import errors, records
 
 Kinds = type | tuple[type, ...]
@@ -57,17 +55,6 @@ def check_fields(content: Any, fields: Mapping[str, Kinds]) -> None:
             raise ValueError(f"{name} is {_text(content[name])}")
 
 
-def check_rows(
-    path: pathlib.Path, command: str, what: str, rows: list, fields: Mapping[str, Kinds]
-) -> None:
-    """As `check_fields`, for each object of a list in a file; UsageError names it by number."""
-    for number, row in enumerate(rows, 1):
-        try:
-            check_fields(row, fields)
-        except ValueError as error:
-            raise refusal(path, command, f"in its {what} {number} {error}") from None
-
-
 def check_same(what: str, before: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     """Refuses to mix results of other settings with those that are kept.
 
@@ -89,24 +76,6 @@ def check_same(what: str, before: Mapping[str, Any], present: Mapping[str, Any])
                 f"{what} {name} {_text(before.get(name))}, not {_text(present.get(name))}: choose "
                 "another --out, or the same settings"
             )
-
-
-@contextlib.contextmanager
-def held(out: pathlib.Path) -> Iterator[None]:
-    """For a folder whose results are rewritten whole: two processes would lose each other's.
-
-    Raises:
-      UsageError: If another process holds the folder.
-    """
-    try:
-        lock = files.Lock(out / LOCK, patience_seconds=1.0)
-    except BlockingIOError as error:
-        raise errors.UsageError(
-            f"--out {out}: {error} is working there; wait until it is done, or choose another "
-            "folder"
-        ) from None
-    with lock:
-        yield
 
 
 def _text(value: Any) -> str:

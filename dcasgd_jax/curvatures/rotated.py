@@ -1,6 +1,6 @@
 """The empirical Fisher's diagonal, in the eigenbasis of a Kronecker-factored Fisher."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def rotated(
     *,
     decay: Scalar = 0.95,
     every: int = 50,
-    sides: str = "input",
+    sides: Literal["input", "both"] = "input",
     max_side: int = 1024,
 ) -> Curvature:
     r"""The empirical Fisher in directions of its own, which a diagonal does not know.

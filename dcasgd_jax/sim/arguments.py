@@ -40,10 +40,6 @@ _FUNCTION = _Kind(callable, "a function")
 _REQUIRED = {
     "loss_fn": _FUNCTION,
     "tx": _TRANSFORMATION,
-    "recording": _Kind(
-        lambda value: isinstance(value, Recording),
-        "what to keep of the run, such as sim.Recording(metrics=['gap'])",
-    ),
     "schedule": _Kind(
         lambda value: isinstance(value, Schedule), "a sim.Schedule, as sim.make_schedule makes one"
     ),
@@ -121,7 +117,12 @@ def refuse_options(
 
 def check_recording(recording: Recording) -> None:
     """Metrics that there are, and a whole number of events."""
-    checks.check_kind("recording", recording, *_REQUIRED["recording"])
+    checks.check_kind(
+        "recording",
+        recording,
+        lambda value: isinstance(value, Recording),
+        "what to keep of the run, such as sim.Recording(metrics=['gap'])",
+    )
     preconditions.check_metrics(recording.metrics)
     checks.check_count("Recording.every", recording.every)
 

@@ -16,7 +16,6 @@ from dcasgd_jax.commands import (
     errors,
     options,
     settings,
-    study,
     terminal,
     tuning,
     values,
@@ -57,14 +56,8 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     """
     del command  # every option that matters is in the settings and the lines
     extras.require_packages("sklearn", "matplotlib", "rich", "pandas")
-    values.check_seeds(arguments.seeds)
     console = terminal.make_console()
-    if arguments.report_only:
-        lines, tunings = study.read_all(arguments.out, PROGRAM, digits_study.check)
-    else:
-        of_cells = digits_study.make(PROGRAM, _places(arguments), arguments.seeds)
-        results = study.run(of_cells, arguments.out, console)
-        lines, tunings = results.runs(), results.tunings()
+    lines, tunings = digits_study.collect(PROGRAM, arguments, _places, console)
     table = report.rows(lines, tunings)
     report.print_all(console, table)
     report.save_picture(arguments.out / PICTURE, table)

@@ -14,7 +14,6 @@ from dcasgd_jax.commands import (
     digits_study,
     options,
     settings,
-    study,
     terminal,
     tuning,
     values,
@@ -50,13 +49,8 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     """
     del command  # every option that matters is in the settings and the lines
     extras.require_packages("sklearn", "matplotlib", "rich", "pandas")
-    values.check_seeds(arguments.seeds)
     console = terminal.make_console()
-    if arguments.report_only:
-        lines, _ = study.read_all(arguments.out, PROGRAM, digits_study.check)
-    else:
-        of_cells = digits_study.make(PROGRAM, _places(arguments), arguments.seeds)
-        lines = study.run(of_cells, arguments.out, console).runs()
+    lines, _ = digits_study.collect(PROGRAM, arguments, _places, console)
     table = report.relative(lines)
     report.print_table(console, table)
     report.save_picture(arguments.out / PICTURE, table)
