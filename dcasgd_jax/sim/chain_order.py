@@ -179,11 +179,12 @@ def _push(tx, raw, opt_state, params, stale_params) -> tuple[PyTree, PyTree, lis
         note = lambda *arrived: found.append(_Arrived(*_on_host(arrived)))
         jax.debug.callback(note, shown, steep, *caps)
 
-    curvatures = {
+    about_batch = {
         "hessian_vector_product": lambda tangent: tangent,
         "fisher_diagonal": lambda: jax.tree.map(jnp.square, raw),
+        "batch_size": 1,
     }
-    offered = offers.arguments(jnp.int32(0), stale_params, jnp.int32(0), curvatures)
+    offered = offers.arguments(jnp.int32(0), stale_params, jnp.int32(0), about_batch)
     updates, state = offers.update(tx, raw, opt_state, params, observe=observe, **offered)
     jax.effects_barrier()
     return updates, state, found
