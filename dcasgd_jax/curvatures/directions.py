@@ -1,6 +1,7 @@
 """What curvatures that know directions share: leaves as matrices, and the size of a batch."""
 
 import math
+import os
 from typing import Any
 
 import jax
@@ -61,6 +62,17 @@ def like(matrix: jax.Array, leaf: Any) -> jax.Array:
 def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
     """A matrix product in the precision of its operands, on every device."""
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def memory_bytes() -> float:
+    """What the first device can hold, or this machine; infinite where nobody says."""
+    of_device = jax.local_devices()[0].memory_stats()
+    if of_device and "bytes_limit" in of_device:
+        return of_device["bytes_limit"]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return math.inf
 
 
 def block_length(length: int, longest: int) -> int:

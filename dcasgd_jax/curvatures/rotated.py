@@ -1,5 +1,6 @@
 """The empirical Fisher's diagonal, in the eigenbasis of a Kronecker-factored Fisher."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -90,7 +91,8 @@ def rotated(
       one of the m, and likewise n.
 
     Raises:
-      ValueError: For a number out of range, or other sides.
+      ValueError: For a number out of range, or other sides; from `init`, for a leaf whose bases
+        are larger than the memory of the device.
       TypeError: If `batch_size`, `every` or `max_side` is no integer.
 
     Source: this project. The basis is that of Shampoo (Gupta et al., 2018) and SOAP (Vyas et al.,
@@ -117,6 +119,7 @@ def rotated(
     has_output = _HAS_OUTPUT[sides]
 
     def init(params: PyTree) -> RotatedState:
+        _check_room(params, 1 + has_output, max_side)
         of_side = lambda make, side: jax.tree.map(lambda p: make(p, side, max_side), params)
         return RotatedState(
             num_updates=jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params),
@@ -155,11 +158,29 @@ def rotated(
     )
 
 
-def _no_moment(param: Any, side: int, max_side: int) -> jax.Array:
-    """Zeros [blocks, length, length]; [1, 1, 1] if the side is not rotated."""
+def _factor_shape(param: Any, side: int, max_side: int) -> tuple[int, int, int]:
+    """[blocks, length, length]; [1, 1, 1] if the side is not rotated."""
     length = directions.sides(jnp.shape(param))[side] if jnp.ndim(param) > 1 else 1
     block = directions.block_length(max(length, 1), max_side)
-    return jnp.zeros((length // block if block > 1 else 1, block, block), trees.wide_dtype(param))
+    return (length // block if block > 1 else 1, block, block)
+
+
+def _check_room(params: PyTree, num_sides: int, max_side: int) -> None:
+    """Raises ValueError for a leaf whose factors no memory of this machine can hold."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        shapes = [_factor_shape(leaf, side, max_side) for side in range(num_sides)]
+        needed = 2 * sum(map(math.prod, shapes)) * jnp.dtype(trees.wide_dtype(leaf)).itemsize
+        if needed > (there := directions.memory_bytes()):
+            raise ValueError(
+                f"rotated needs {needed / 2**30:.3g} GiB for the bases of params"
+                f"{jax.tree_util.keystr(path)} {list(jnp.shape(leaf))}, and there are "
+                f"{there / 2**30:.3g} GiB in all: pass a smaller max_side than {max_side}"
+                f"{', or sides=' + repr('input') if num_sides > 1 else ''}."
+            )
+
+
+def _no_moment(param: Any, side: int, max_side: int) -> jax.Array:
+    return jnp.zeros(_factor_shape(param, side, max_side), trees.wide_dtype(param))
 
 
 def _identity(param: Any, side: int, max_side: int) -> jax.Array:

@@ -475,6 +475,17 @@ def test_bad_settings_are_refused(make, error, message):
         make()
 
 
+def test_a_leaf_whose_bases_no_memory_holds_is_named():
+    shapes = {"small": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
+    shapes["embedding"] = jax.ShapeDtypeStruct((1 << 20, 64), jnp.float32)
+    tx = dc.compensate_delay(curvature=rotated(16, max_side=1 << 20))
+    with pytest.raises(ValueError, match=r"8.19e\+03 GiB.*embedding.*1048576, 64.*max_side"):
+        jax.eval_shape(tx.init, shapes)
+    small = dc.compensate_delay(curvature=rotated(16, max_side=64))
+    state = jax.eval_shape(small.init, shapes)
+    assert state.curvature.input_basis["embedding"].shape == (1 << 14, 64, 64)
+
+
 def test_they_are_written_as_they_were_made():
     assert repr(rows(8)) == "rows(8)"
     assert repr(rotated(8, sides="both")) == (
