@@ -24,6 +24,8 @@ def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
+            stream.flush()
+            os.fsync(stream.fileno())  # else a power cut may leave the name without the content
         # mkstemp makes private files; what a user saves gets the usual permissions.
         umask = os.umask(0)
         os.umask(umask)

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     extras.require_packages("matplotlib", "rich", "pandas", extra="reproduce")
     console = terminal.make_console()
     if not job.report_only:
-        extras.require_packages("flax", "orbax.checkpoint", "sklearn", extra="reproduce")
+        extras.require_packages("flax", "sklearn", extra="reproduce")
         _run_missing(job, console)
     lines = results.read(job.out)
     if not lines:

@@ -19,8 +19,6 @@ from dcasgd_jax.commands.reproduce import clock, optimizers, settings
 Progress = Callable[[int], None]
 _NUMBERS = ("test_error", "test_loss", "train_loss", "batch_loss")
 
-_PACKAGES = ("flax", "orbax-checkpoint")
-
 
 class Feed(NamedTuple):
     """Where the batches of a run come from."""
@@ -112,7 +110,7 @@ def train(
         "non_finite": None if result.non_finite is None else result.non_finite._asdict(),
         "seconds": watch.total,
         **_speed(workload, problem, done, watch.seconds),
-        "versions": records.versions() | {name: metadata.version(name) for name in _PACKAGES},
+        "versions": records.versions() | {"flax": metadata.version("flax")},
     }
 
 

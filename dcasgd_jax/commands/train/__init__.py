@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     started = time.perf_counter()
     job = options.make_job(arguments)
     extras.require_packages("sklearn", "rich")
-    extras.require_packages("ray", "orbax.checkpoint", extra="ray")
+    extras.require_packages("ray", extra="ray")
     records.prepare_folder(job.out, RESULTS, SETTINGS, SCHEDULE, LOG)
     console = terminal.make_console()
     _check_settings(job)

@@ -75,7 +75,6 @@ class Checkpoint:
         """Raises now, rather than after some work, if nothing could be saved."""
         if jax.process_count() > 1:
             raise ValueError("checkpoint= is for runs of one process; save their `state` yourself.")
-        stores.import_orbax()
         stores.make_directory(self.path)
 
 

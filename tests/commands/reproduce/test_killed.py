@@ -9,7 +9,6 @@ import time
 import pytest
 
 pytest.importorskip("flax")
-pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("pyarrow")
 
 from ..images import writers
@@ -63,8 +62,8 @@ def said_at_the_end(process, said):
 
 def pushes_saved(out, seed):
     """At the newest checkpoint of the run of a seed, 0 without one."""
-    names = [path.name for path in out.glob(f"checkpoints/{METHOD}-*-seed{seed}/*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    paths = out.glob(f"checkpoints/{METHOD}-*-seed{seed}/*.npz")
+    return max((int(path.stem) for path in paths if path.stem.isdigit()), default=0)
 
 
 def wait_for(condition, process):

@@ -97,7 +97,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_processes(tmp_path, no_other_ray):
         time.sleep(0.1)
     (saved,) = lines(out / "log.jsonl")[-1]["saved_versions"]
     assert saved >= 20
-    assert (out / "checkpoints" / str(saved)).is_dir()
+    assert (out / "checkpoints" / f"{saved}.npz").is_file()
     # The same command goes on where it was, and ends with all that it had.
     updates = saved + 15
     result = cli.call("train", "--updates", updates, *arguments)
