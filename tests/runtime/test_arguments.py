@@ -94,7 +94,7 @@ def listening(answer):
             with contextlib.suppress(OSError):
                 connection, _ = server.accept()
                 with connection:
-                    connection.recv(100)
+                    connection.recv(1000)
                     connection.sendall(answer)
 
         thread = threading.Thread(target=serve)
@@ -111,9 +111,50 @@ def test_an_address_of_nothing_is_answered_soon():
         calls.train(**GOOD, address=free)
     with pytest.raises(ValueError, match=r"address must be 'host:port' .* got 'nowhere'"):
         calls.train(**GOOD, address="nowhere")
+    assert time.monotonic() - started < 20
+
+
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+def headers(content, end=True):
+    return SETTINGS + bytes([0, 0, len(content), 1, 4 | end, 0, 0, 0, 1]) + content
+
+
+OF_GRPC = b"\x88@\x0ccontent-type\x10application/grpc"
+NOT_RAY = {
+    "HTTP/1": b"HTTP/1.1 400 Bad Request\r\nServer: any\r\n\r\n",
+    "HTTP/2": headers(b"\x8d"),
+    "a page": headers(b"\x88", end=False) + b"\0\0\6\0\1\0\0\0\1<html>",
+    "gRPC": headers(OF_GRPC + b"@\x0bgrpc-status\x0212"),
+    "reset": SETTINGS + b"\0\0\4\3\0\0\0\0\1\0\0\0\7",
+    "goes away": SETTINGS + b"\0\0\x08\7\0\0\0\0\0\0\0\0\0\0\0\0\0",
+    "settings": SETTINGS,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("answer", NOT_RAY.values(), ids=NOT_RAY)
+def test_what_is_no_ray_is_told_at_once(answer):
     with (
-        listening(b"HTTP/1.1 400 Bad Request\r\n") as address,
+        listening(answer) as address,
         pytest.raises(ConnectionError, match=f"What answers at {address} is no Ray cluster"),
     ):
         calls.train(**GOOD, address=address)
-    assert time.monotonic() - started < 20
+
+
+def test_who_says_nothing_is_waited_for_a_while(monkeypatch):
+    monkeypatch.setattr(cluster, "_TO_ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(
+            ConnectionError, match=f"No Ray cluster answers at {address} .timed out"
+        ):
+            calls.train(**GOOD, address=address)
+
+
+def test_a_head_that_answers_or_asks_for_a_token_is_ray():
+    message = headers(OF_GRPC, end=False) + b"\0\0\5\0\0\0\0\0\1" + bytes(5)
+    for answer in (message, headers(OF_GRPC + b"\x00\x0bgrpc-status\x0216")):
+        with listening(answer) as address:
+            cluster.check_answers(address)
