@@ -83,7 +83,7 @@ def make_feed(setting: settings.Setting, data: Data) -> training.Feed:
 def problem_maker(
     setting: settings.Setting, data: Data, eval_batch_size: int | None = None
 ) -> Callable[[int], Any]:
-    """As `network.problem_maker`, but what is evaluated is read from the disk every time."""
+    """As `cifar10.problem_maker`, but what is evaluated is read from the disk every time."""
     # Only here, so that help and reports need no flax.
     from dcasgd_jax.integrations import nnx as dc_nnx
 

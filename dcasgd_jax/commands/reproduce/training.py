@@ -14,7 +14,7 @@ import numpy as np
 
 from dcasgd_jax import sim
 from dcasgd_jax.commands import errors, methods, records
-from dcasgd_jax.commands.reproduce import clock, optimizers, settings
+from dcasgd_jax.commands.reproduce import clock, settings
 
 Progress = Callable[[int], None]
 _NUMBERS = ("test_error", "test_loss", "train_loss", "batch_loss")
@@ -61,9 +61,7 @@ def train(
         setting.law, run.workers, num_updates, seed=run.seed, protocol=method.protocol
     )
     problem = workload.problem(run.seed)
-    tx = optimizers.make_tx(
-        *(method, num_updates, setting.momentum, setting.weight_decay), setting.paper.decay_at
-    )
+    tx = methods.make_tx(method, num_updates, setting.paper.decay_at, 0.0, setting.weight_decay)
     numbers = methods.Hyperparameters(run.learning_rate, run.lambda0)
     watch = clock.Clock(seconds_file(directory))
     done = 0

@@ -17,7 +17,6 @@ from dcasgd_jax.commands.images import imagenet as readers
 from dcasgd_jax.commands.reproduce import (
     experiment,
     imagenet,
-    optimizers,
     paper,
     results,
     settings,
@@ -208,7 +207,7 @@ def test_the_protocol_of_the_paper():
     assert per_epoch == 16 * 2502
     method = setting.method_of(run)
     assert repr(method.curvature) == "adaptive(ms_decay=0.0, eps=1e-07)"
-    tx = optimizers.make_tx(method, 90 * per_epoch, 0.0, 0.0, reported.decay_at)
+    tx = methods.make_tx(method, 90 * per_epoch, reported.decay_at, warm_up=0)
     grads, params = {"w": jnp.array([0.2])}, {"w": jnp.array([1.0])}
     state = methods.init_opt_state(tx, params, methods.Hyperparameters(0.1, 2.0))
     stale = {"w": jnp.array([0.5])}

@@ -195,7 +195,6 @@ BAD = {
     "all backups": (["--protocol", "synchronous", "--bound", "3"], "less than --workers 3"),
     "buffered": (["--protocol", "buffered", "--bound", "2"], "only with --method asgd"),
     "rate": (["--learning-rate", "-1"], "'-1' is not a finite number > 0"),
-    "runtime": (["--runtime", "slurm"], "slurm"),
     "no data": (["--task", "cifar10", "--data-dir", "nowhere"], "nowhere"),
 }
 
