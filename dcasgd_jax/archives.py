@@ -5,13 +5,14 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from dcasgd_jax import files
 
 
-def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], compressed: bool) -> None:
+def save(path: str | os.PathLike, arrays: Mapping[str, Any], compressed: bool) -> None:
     """Writes arrays of NumPy's own dtypes."""
     write = np.savez_compressed if compressed else np.savez
     with files.replacing(path) as stream:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import datetime
 import itertools
 import pathlib
 import textwrap
@@ -213,24 +212,19 @@ def _content(
     numbers = lambda summary: {
         "learning_rate": summary.learning_rate, "lambda0": summary.lambda0,
     }  # fmt: skip
+    of_all = {
+        **job.setting.describe(),
+        "methods": [method.name for method in job.tried],
+        "seeds": list(range(job.num_seeds)),
+        "hyperparameters": {summary.method: numbers(summary) for summary in summaries},
+        **report.fixed_numbers(),
+    }
     return {
-        "program": "dcasgd-jax compare",
-        "command": list(command),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": records.versions(),
-        "settings": {
-            **job.setting.describe(),
-            "methods": [method.name for method in job.tried],
-            "seeds": list(range(job.num_seeds)),
-            "hyperparameters": {summary.method: numbers(summary) for summary in summaries},
-            **report.fixed_numbers(),
-        },
+        **records.header("dcasgd-jax compare", command, of_all),
         "defaults_tuned_for": {key: record[key] for key in ("date", "setting", "seeds")},
         "notes": list(job.notes),
         "findings": report.findings(summaries),
         "tuning": tunings and tuning_report.record(job.setting, tunings),
         "summary": [summary.describe() for summary in summaries],
-        "runs": [
-            {**line["run"], **{k: v for k, v in line.items() if k != "run"}} for line in lines
-        ],
+        "runs": [study.flat(line) for line in lines],
     }

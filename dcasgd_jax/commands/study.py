@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 TUNING_SEEDS = (100, 101, 102)
 """No run that is reported has them."""
 
-Frame = Any
-"""A pandas.DataFrame, whose own types say too little to be checked."""
+Frame = tuning.Frame
 
 Outcome = dict[str, Any]
 Progress = Callable[[float], None]
@@ -160,9 +159,12 @@ def frame(lines: Iterable[ledger.Line]) -> Frame:
     """A row for each run: what tells it from the others, then what came of it."""
     import pandas as pd  # only here, so that help texts need no extra
 
-    return pd.DataFrame(
-        [{**line["run"], **{k: v for k, v in line.items() if k != "run"}} for line in lines]
-    )
+    return pd.DataFrame([flat(line) for line in lines])
+
+
+def flat(line: ledger.Line) -> dict[str, Any]:
+    """What tells a run from the others, and what came of it, side by side."""
+    return {**line["run"], **{name: v for name, v in line.items() if name != "run"}}
 
 
 def run(study: Study, out: pathlib.Path, console: "Console") -> Results:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import datetime
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -47,7 +46,10 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     curves = fisher.run() if job.fisher_experiment else []
     notes, advised = _notes(runs), advice.advise(rows)
     _print_report(job, rows, curves, notes, advised, console)
-    content = _results(job, command) | {
+    of_all = {**_settings(job), "seeds": list(range(job.num_seeds))}
+    content = {
+        **records.header("dcasgd-jax diagnose", command, of_all),
+        "rules": {**advice.rules(), "hardly_learnt": HARDLY_LEARNT},
         "notes": notes,
         "advice": advised,
         "summary": [dataclasses.asdict(row) for row in rows],
@@ -155,18 +157,6 @@ def _title(job: options.Job) -> str:
         f"{job.learning_rate:.3g}, batch {setting.batch_size}, {job.num_seeds} "
         f"seed{'s' * (job.num_seeds > 1)}"
     )
-
-
-def _results(job: options.Job, command: Sequence[str]) -> dict[str, Any]:
-    """What the numbers belong to, in JSON's types."""
-    return {
-        "program": "dcasgd-jax diagnose",
-        "command": list(command),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": records.versions(),
-        "settings": {**_settings(job), "seeds": list(range(job.num_seeds))},
-        "rules": {**advice.rules(), "hardly_learnt": HARDLY_LEARNT},
-    }
 
 
 def _settings(job: options.Job) -> dict[str, Any]:

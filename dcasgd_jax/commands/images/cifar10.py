@@ -49,7 +49,6 @@ class Cifar10(NamedTuple):
 def load_cifar10(
     data_dir: str | os.PathLike | None = None,
     *,
-    hub_name: str = HUB_NAME,
     cache_dir: str | os.PathLike | None = None,
 ) -> Cifar10:
     """Reads CIFAR-10 from local files, or from the Hugging Face hub.
@@ -62,7 +61,6 @@ def load_cifar10(
       data_dir: A folder with `cifar-10-binary.tar.gz`, which is preferred and must have the
         published checksum, or `train-*.parquet` and `test-*.parquet` with columns `img` {bytes,
         path} and `label`. None downloads the latter into the hub's own cache.
-      hub_name: Of the data set on the hub.
       cache_dir: If given, decoded images are kept there and found again until their files change.
 
     Returns:
@@ -80,7 +78,7 @@ def load_cifar10(
       (50000, 32, 32, 3)
     """
     if data_dir is None:
-        folder = hub.download(hub_name, [f"{_FOLDERS[0]}/*.parquet"], _INSTEAD)
+        folder = hub.download(HUB_NAME, [f"{_FOLDERS[0]}/*.parquet"], _INSTEAD)
     else:
         folder = pathlib.Path(data_dir).expanduser()
     if (path := folder / archive.NAME).is_file():

@@ -55,7 +55,6 @@ def make_feed(setting: settings.Setting, data: cifar10.Cifar10) -> training.Feed
     }
     return training.Feed(
         num_images=len(data.train.labels),
-        sample=examples,
         batches=lambda schedule, sampler: sim.Indexed(examples, sampler.rows(schedule)),
     )
 

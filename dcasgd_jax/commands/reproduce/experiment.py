@@ -180,8 +180,5 @@ def _sentence(line: results.Line) -> str:
     parts += [] if error is None else [f"test error {100 * error:.2f} %"]
     sentence = f"{name}: {', '.join(parts)}, {line['seconds']:.0f} s"
     if line["gradients_per_second"] is not None:
-        sentence += (
-            f", {line['gradients_per_second']:.3g} gradients/s, about "
-            f"{100 * line['gradient_share']:.0f} % of the time in them"
-        )
+        sentence += f", {line['gradients_per_second']:.3g} gradients/s"
     return sentence

@@ -72,12 +72,8 @@ def make_feed(setting: settings.Setting, data: Data) -> training.Feed:
         shuffled = rows[sampler.rows(schedule)[own]]
         return images.ImageBatches(source, shuffled, training=True, seed=sampler.seed, size=size)
 
-    sample = images.ImageBatch(
-        images=np.zeros((setting.batch_size, size, size, 3), np.uint8),
-        labels=np.zeros(setting.batch_size, np.int32),
-    )
     # A scan would hold the batches of thousands of events at once.
-    return training.Feed(len(rows), sample, batches, sim.HostEngine())
+    return training.Feed(len(rows), batches, sim.HostEngine())
 
 
 def problem_maker(

@@ -1,7 +1,6 @@
 """One run of the protocol: trained, resumed if it was interrupted, and put into numbers."""
 
 import contextlib
-import datetime
 import math
 import pathlib
 import re
@@ -24,7 +23,6 @@ class Feed(NamedTuple):
     """Where the batches of a run come from."""
 
     num_images: int
-    sample: Any  # a tree like the batches, at least as long, to measure a gradient with
     batches: Callable[[sim.Schedule, sim.ShardedEpochs], Any]  # as `sim.simulate` takes them
     engine: Any = None  # as `sim.simulate` takes it
 
@@ -95,7 +93,7 @@ def train(
     curve = _curve(result, setting.batch_size * budget.pushes_per_epoch)
     return {
         "run": run._asdict(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": records.now(),
         "diverged": _has_diverged(result, curve),
         "final": _final(curve, setting.epochs),
         "curve": curve,
@@ -107,7 +105,7 @@ def train(
         "compensation_ratio": _ratios(result.trace),
         "non_finite": None if result.non_finite is None else result.non_finite._asdict(),
         "seconds": watch.total,
-        **_speed(workload, problem, done, watch.seconds),
+        "gradients_per_second": done / watch.seconds if done else None,  # of this process alone
         "versions": records.versions() | {"flax": metadata.version("flax")},
     }
 
@@ -184,14 +182,3 @@ def _ratios(trace: sim.Trace) -> dict[str, float] | None:
     if not len(measured):
         return None
     return {"median": float(np.median(measured)), "max": float(measured.max())}
-
-
-def _speed(workload: Workload, problem: Any, pushes: int, seconds: float) -> dict[str, Any]:
-    """Of this process alone; the share is an estimate from the time that a gradient takes alone."""
-    if not pushes:
-        return {"gradients_per_second": None, "gradient_share": None}
-    alone = clock.seconds_per_gradient(problem, workload.feed.sample, workload.setting.batch_size)
-    return {
-        "gradients_per_second": pushes / seconds,
-        "gradient_share": min(pushes * alone / seconds, 1.0),
-    }

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import datetime
 import time
 import warnings
 from collections.abc import Sequence
@@ -60,11 +59,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     after = _evaluate(task.problem, trained.result.params)
     trained.schedule.save(job.out / SCHEDULE)
     content = {
-        "program": "dcasgd-jax train",
-        "command": list(command),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": records.versions(),
-        "settings": job.describe(),
+        **records.header("dcasgd-jax train", command, job.describe()),
         "before": before,
         "after": after,
         **_facts(trained),

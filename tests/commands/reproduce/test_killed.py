@@ -17,7 +17,7 @@ NUM_IMAGES, BATCH_SIZE, WORKERS, EPOCHS = 64, 8, 4, 8
 METHOD = "dcasgd-capped"  # has the most to keep: a mean square, and a ratio of every push
 FIRST, SECOND = 0, 1  # seeds: the run of the first ends before the kill, that of the second not
 # What a line may have of its own: when, and how fast.
-OF_A_PROCESS = ("date", "seconds", "gradients_per_second", "gradient_share")
+OF_A_PROCESS = ("date", "seconds", "gradients_per_second")
 PATIENCE = 300  # seconds, for a machine that does much else
 
 
