@@ -96,7 +96,8 @@ def _about_curvatures(rows: Sequence[summary.Row]) -> list[str]:
     if cheap:
         found.append(
             f"{statistics.listed(cheap)}: no better than the same curvature in every direction, "
-            f"which explains {100 * control:.0f} %; what helps is the pull towards the stale weights."
+            f"which explains {100 * control:.0f} %; what helps is the pull towards the stale "
+            "weights."
         )
     return found
 
