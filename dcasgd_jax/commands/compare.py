@@ -193,9 +193,7 @@ def _chosen_methods(names: Sequence[str], setting: settings.Setting) -> list[met
 def _title(job: Job) -> str:
     setting = job.setting
     return (
-        f"{setting.model} on digits, {setting.num_workers} worker"
-        f"{'s' * (setting.num_workers > 1)}, {setting.law_name} times, "
-        f"{setting.num_pushes} pushes of {setting.batch_size}, {job.num_seeds} "
+        f"{setting.title}, {setting.num_pushes} pushes of {setting.batch_size}, {job.num_seeds} "
         f"seed{'s' * (job.num_seeds > 1)}"
     )
 

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import pathlib
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
-from dcasgd_jax import extras, files
+from dcasgd_jax import archives, extras
 from dcasgd_jax.commands import errors
 from dcasgd_jax.commands.images import (
     archive,
@@ -106,14 +105,10 @@ def _read_file(path: pathlib.Path, cache_dir: pathlib.Path | None) -> LabelledIm
     if cache_dir is None:
         return _decode_file(path)
     kept = cache.derived_path(cache_dir, path, "cifar10 1", ".npz")
-    damaged = (ValueError, KeyError, EOFError, zipfile.BadZipFile)
-    # What is not there, or damaged, is made again.
-    with contextlib.suppress(OSError, *damaged), kept.open("rb") as stream:
-        arrays = np.load(stream)
-        return LabelledImages(images=arrays["images"], labels=arrays["labels"])
+    with contextlib.suppress(OSError, ValueError):  # not there, or damaged: made again
+        return LabelledImages(**archives.load(kept))
     decoded = _decode_file(path)
-    with files.replacing(kept) as stream:
-        np.savez(stream, images=decoded.images, labels=decoded.labels)
+    archives.save(kept, decoded._asdict(), compressed=False)
     return decoded
 
 

@@ -52,8 +52,8 @@ class Setting:
     batch_size: int = paper.CIFAR10.batch_size
     law_name: str = "gamma"
     law: laws.WorkerTimeLaw = dataclasses.field(default_factory=sim.GammaTime)
-    momentum: float = paper.MOMENTUM
-    weight_decay: float = paper.WEIGHT_DECAY
+    momentum: float = 0.0
+    weight_decay: float = 0.0
     batch_norm: str = "per_worker"
     eval_every: int | None = None
     experiment: str = "cifar10"
