@@ -97,7 +97,7 @@ class Store:
             raise FileExistsError(f"event {event} has been saved there, as by another process")
         archives.save(self._path(event), _pack(event, saved), compressed=False)
         for other in self._events()[: -self._keep]:
-            self._path(other).unlink()
+            self._path(other).unlink(missing_ok=True)
 
     def _wait(self) -> None:
         if self._writing is None:
