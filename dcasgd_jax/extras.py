@@ -6,7 +6,6 @@ import importlib.util
 _DISTRIBUTIONS = {
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
-    "orbax.checkpoint": "orbax-checkpoint",
     "sklearn": "scikit-learn",
 }
 

@@ -3,8 +3,8 @@
 import contextlib
 import os
 import pathlib
+import secrets
 import socket
-import tempfile
 import time
 import weakref
 from collections.abc import Iterator
@@ -20,17 +20,18 @@ except ModuleNotFoundError:  # Windows
 def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """A binary stream that becomes `path` when the block ends, and nothing if it fails."""
     path = pathlib.Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # Not by `tempfile`, whose files are private: here the usual permissions hold, and no thread has
+    # to change the umask of all to learn them.
+    stream = temporary.open("xb")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with stream:
             yield stream
-        # mkstemp makes private files; what a user saves gets the usual permissions.
-        umask = os.umask(0)
-        os.umask(umask)
-        pathlib.Path(temporary).chmod(0o666 & ~umask)
-        pathlib.Path(temporary).replace(path)
+            stream.flush()
+            os.fsync(stream.fileno())  # else a power cut may leave the name without the content
+        temporary.replace(path)
     except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

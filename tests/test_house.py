@@ -56,7 +56,16 @@ GROUND = (
     CHECKS,
     *(
         f"dcasgd_jax.{name}"
-        for name in ("extras", "field_docs", "files", "rows", "sums", "trees", "update_checks")
+        for name in (
+            "archives",
+            "extras",
+            "field_docs",
+            "files",
+            "rows",
+            "sums",
+            "trees",
+            "update_checks",
+        )
     ),
 )
 FORMULA = "dcasgd_jax.compensation"
@@ -89,7 +98,7 @@ def test_floors():
     for name in below(DIAGNOSTICS):
         assert not of_ours(name, *maths, DIAGNOSTICS), name
     for name in below(SCHEDULES):
-        allowed = (CHECKS, TYPES, "dcasgd_jax.files", "dcasgd_jax.field_docs", SCHEDULES)
+        allowed = (CHECKS, TYPES, "dcasgd_jax.archives", "dcasgd_jax.field_docs", SCHEDULES)
         assert not of_ours(name, *allowed), name
     for name in below(SIM):
         assert not of_ours(name, *GROUND, FORMULA, TRANSFORMS, SCHEDULES, SIM), name
@@ -103,7 +112,7 @@ def test_floors():
 ON_THE_HOST = [
     CHECKS,
     *below(SCHEDULES),
-    *(f"dcasgd_jax.{name}" for name in ("extras", "field_docs", "files")),
+    *(f"dcasgd_jax.{name}" for name in ("archives", "extras", "field_docs", "files")),
     *(f"{SIM}.shared_memory.{name}" for name in ("adversary", "generation", "operations", "reads")),
 ]
 
@@ -121,8 +130,6 @@ def test_imports_of_every_module(name):
         assert not {f for f in found if re.match(r"flax\b", f)}
     if not name.startswith("dcasgd_jax.runtime"):
         assert not {f for f in found if re.match(r"ray\b", f)}
-    if name != "dcasgd_jax.sim.checkpoints.store":
-        assert not {f for f in found if re.match(r"orbax\b", f)}
     if not name.startswith(("dcasgd_jax.commands", "dcasgd_jax.plots", "dcasgd_jax.digits")):
         assert not {f for f in found if re.match(r"(sklearn|matplotlib|rich)\b", f)}
     assert name.rpartition(".")[2] != "utils"

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import datetime
 import itertools
 import pathlib
 import textwrap
@@ -194,9 +193,7 @@ def _chosen_methods(names: Sequence[str], setting: settings.Setting) -> list[met
 def _title(job: Job) -> str:
     setting = job.setting
     return (
-        f"{setting.model} on digits, {setting.num_workers} worker"
-        f"{'s' * (setting.num_workers > 1)}, {setting.law_name} times, "
-        f"{setting.num_pushes} pushes of {setting.batch_size}, {job.num_seeds} "
+        f"{setting.title}, {setting.num_pushes} pushes of {setting.batch_size}, {job.num_seeds} "
         f"seed{'s' * (job.num_seeds > 1)}"
     )
 
@@ -213,24 +210,19 @@ def _content(
     numbers = lambda summary: {
         "learning_rate": summary.learning_rate, "lambda0": summary.lambda0,
     }  # fmt: skip
+    of_all = {
+        **job.setting.describe(),
+        "methods": [method.name for method in job.tried],
+        "seeds": list(range(job.num_seeds)),
+        "hyperparameters": {summary.method: numbers(summary) for summary in summaries},
+        **report.fixed_numbers(),
+    }
     return {
-        "program": "dcasgd-jax compare",
-        "command": list(command),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": records.versions(),
-        "settings": {
-            **job.setting.describe(),
-            "methods": [method.name for method in job.tried],
-            "seeds": list(range(job.num_seeds)),
-            "hyperparameters": {summary.method: numbers(summary) for summary in summaries},
-            **report.fixed_numbers(),
-        },
+        **records.header("dcasgd-jax compare", command, of_all),
         "defaults_tuned_for": {key: record[key] for key in ("date", "setting", "seeds")},
         "notes": list(job.notes),
         "findings": report.findings(summaries),
         "tuning": tunings and tuning_report.record(job.setting, tunings),
         "summary": [summary.describe() for summary in summaries],
-        "runs": [
-            {**line["run"], **{k: v for k, v in line.items() if k != "run"}} for line in lines
-        ],
+        "runs": [study.flat(line) for line in lines],
     }

@@ -37,6 +37,11 @@ def save_comparison(path: str | os.PathLike, lines: Sequence[ledger.Line], title
         place = {"loc": "outside lower center", "ncols": min(len(labels), 7), "frameon": False}
         picture.legend(handles, labels, **place)
     picture.suptitle(title, fontsize=11)
+    save(path, picture)
+
+
+def save(path: str | os.PathLike, picture: Any) -> None:
+    """Writes a PNG, whole or not at all."""
     with files.replacing(path) as stream:
         picture.savefig(stream, format="png")
 
@@ -60,10 +65,7 @@ def _draw_curves(ax, runs: study.Frame, along: str, label: str) -> None:
             count = f"{name} ({lost.sum()}/{len(lost)} diverged)"
             _draw_diverged(ax, run, along, high, colour, None if index else count)
     ax.axhline(runs["initial_loss"].mean(), color=axes.GREY, lw=0.9, ls=":")
-    ax.set_xlabel(label)
-    ax.set_ylabel("train loss (all images)")
-    ax.grid(alpha=0.25, which="major")
-    ax.spines[["top", "right"]].set_visible(False)
+    axes.finish(ax, label, "train loss (all images)")
 
 
 def _loss_range(runs: study.Frame) -> tuple[float, float]:
@@ -137,6 +139,4 @@ def _draw_ends(ax, runs: study.Frame) -> None:
     ax.set_xscale("log")
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.invert_yaxis()
-    ax.set_xlabel("final train loss of each seed (cross: diverged)")
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
+    axes.finish(ax, "final train loss of each seed (cross: diverged)", "")

@@ -29,19 +29,14 @@ def read(path: pathlib.Path, command: str, fields: Mapping[str, Kinds]) -> dict[
     try:
         content = records.read_json(path)
         check_fields(content, fields)
-    except json.JSONDecodeError as error:
-        raise refusal(path, command, f"line {error.lineno}: {error.msg}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise refusal(path, command, str(error)) from None
+        of_json = isinstance(error, json.JSONDecodeError)
+        why = f"line {error.lineno}: {error.msg}" if of_json else error
+        raise errors.UsageError(
+            f"{path} is no result of {command}, or damaged ({why}): move it away, or choose "
+            "another --out"
+        ) from None
     return content
-
-
-def refusal(path: pathlib.Path, command: str, why: str) -> errors.UsageError:
-    """For a file that cannot be gone on with."""
-    return errors.UsageError(
-        f"{path} is no result of {command}, or damaged ({why}): move it away, or choose "
-        "another --out"
-    )
 
 
 def check_fields(content: Any, fields: Mapping[str, Kinds]) -> None:

@@ -103,16 +103,19 @@ METHODS = {
 }
 
 
-def rate_factor(num_server_updates: int) -> optax.Schedule:
-    """Factor on the learning rate: up to 1, then 0.1 from half of the updates, 0.01 from 3/4.
+def rate_factor(
+    num_server_updates: int, decay_at: tuple[float, ...] = DECAY_AT, warm_up: float = WARM_UP
+) -> optax.Schedule:
+    """Factor on the learning rate: up to 1, then a tenth after each fraction of the updates.
 
     The same for every method: at the rates that win, training without the warm-up begins with a
     loss far above the initial one.
     """
-    boundaries = {int(at * num_server_updates): DECAY_FACTOR for at in DECAY_AT}
+    # Rounded first: 2/3 of 3 updates are 2, whatever the last bit says.
+    boundaries = {int(round(at * num_server_updates, 6)): DECAY_FACTOR for at in decay_at}
     decay = optax.piecewise_constant_schedule(1.0, boundaries)
-    warm_up = max(round(WARM_UP * num_server_updates), 1)
-    return lambda count: decay(count) * jnp.minimum(1.0, (count + 1) / warm_up)
+    grows_for = max(round(warm_up * num_server_updates), 1)
+    return lambda count: decay(count) * jnp.minimum(1.0, (count + 1) / grows_for)
 
 
 def build_chain(
@@ -120,8 +123,7 @@ def build_chain(
     learning_rate: Any,
     lambda0: Any,
     factor: optax.Schedule,
-    *,
-    weight_decay: float = 0.0,
+    weight_decay: float,
 ) -> optax.GradientTransformationExtraArgs:
     """The method's optimizer for one learning rate, the factor on it and one λ0."""
     if method.recipe is not None:
@@ -149,15 +151,21 @@ def build_chain(
 
 
 @functools.cache
-def make_tx(method: Method, num_server_updates: int) -> optax.GradientTransformationExtraArgs:
+def make_tx(
+    method: Method,
+    num_server_updates: int,
+    decay_at: tuple[float, ...] = DECAY_AT,
+    warm_up: float = WARM_UP,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
     """The method's optimizer with its numbers in the state; always the same object.
 
     One object means one compiled program for all learning rates, λ0 and seeds.
     """
-    factor = rate_factor(num_server_updates)
+    factor = rate_factor(num_server_updates, decay_at, warm_up)
 
     def factory(learning_rate, lambda0=0.0):
-        return build_chain(method, learning_rate, lambda0, factor)
+        return build_chain(method, learning_rate, lambda0, factor, weight_decay)
 
     return optax.inject_hyperparams(factory)(learning_rate=0.0)
 

@@ -8,6 +8,7 @@ import pathlib
 import platform
 import re
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -63,6 +64,22 @@ def finite_or_none(content: Any) -> Any:
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content
+
+
+def header(program: str, command: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """How the results of a call begin."""
+    return {
+        "program": program,
+        "command": list(command),
+        "date": now(),
+        "versions": versions(),
+        "settings": settings,
+    }
+
+
+def now() -> str:
+    """Date and time, as everywhere."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def today() -> str:

@@ -54,6 +54,14 @@ class Setting:
         cluster = f"{self.model}, {self.num_workers} workers, {self.law_name} times"
         return cluster if self.momentum is None else f"{cluster}, momentum {self.momentum:g}"
 
+    @property
+    def title(self) -> str:
+        """How titles of tables and pictures begin."""
+        return (
+            f"{self.model} on digits, {self.num_workers} worker{'s' * (self.num_workers > 1)}, "
+            f"{self.law_name} times"
+        )
+
     def describe(self) -> dict[str, Any]:
         """The setting in JSON's types, named as on the command line."""
         return {

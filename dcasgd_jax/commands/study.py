@@ -4,7 +4,6 @@ A study is a list of tasks. What is finished is a line of a file, so an interrup
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 TUNING_SEEDS = (100, 101, 102)
 """No run that is reported has them."""
 
-Frame = Any
-"""A pandas.DataFrame, whose own types say too little to be checked."""
+Frame = tuning.Frame
 
 Outcome = dict[str, Any]
 Progress = Callable[[float], None]
@@ -106,23 +104,12 @@ class Results:
     """
 
     def __init__(self, study: Study, out: pathlib.Path):
-        self._study, self._out = study, out
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Reads what other processes may have finished."""
-        lines = ledger.read(self._out, self._study.program, self._study.check)
-        self._lines = {ledger.identity(line): line for line in lines}
-
-    def add(self, line: ledger.Line) -> ledger.Line:
-        """Keeps a line, on the disk when this returns."""
-        ledger.append(self._out, line)
-        line = json.loads(json.dumps(records.finite_or_none(line)))
-        return self._lines.setdefault(ledger.identity(line), line)
+        self._tasks, self._seeds = study.tasks, study.seeds
+        self.ledger = ledger.Ledger(out, study.program, study.check)
 
     def tuning_of(self, task: Task) -> ledger.Line | None:
         """What tuning a task has found; None before."""
-        return self._lines.get(ledger.identity({"tuned": dict(task.place)}))
+        return self.ledger.find(tuned=task.place)
 
     def chosen(self, task: Task) -> Any:
         """The numbers that a task runs with; None before they are tuned."""
@@ -131,27 +118,26 @@ class Results:
         line = self.tuning_of(task)
         return line and type(task.tried[0])(**line["chosen"])
 
-    def runs_of(self, task: Task, seeds: Sequence[int] | None = None) -> list[ledger.Line]:
-        """Finished runs with the chosen numbers, by seed; default: all seeds of the study."""
+    def runs_of(self, task: Task) -> list[ledger.Line]:
+        """Finished runs with the chosen numbers, by seed."""
         numbers = self.chosen(task)
         if numbers is None:
             return []
-        seeds = self._study.seeds if seeds is None else seeds
-        keys = [ledger.identity({"run": task.key(Member(numbers, seed))}) for seed in seeds]
-        return [self._lines[key] for key in keys if key in self._lines]
+        found = [self.ledger.find(run=task.key(Member(numbers, seed))) for seed in self._seeds]
+        return [line for line in found if line is not None]
 
     def missing(self, task: Task) -> list[int]:
         """Fresh seeds that are still to be run."""
         done = {line["run"]["seed"] for line in self.runs_of(task)}
-        return [seed for seed in self._study.seeds if seed not in done]
+        return [seed for seed in self._seeds if seed not in done]
 
     def runs(self) -> list[ledger.Line]:
         """Of all tasks of the study."""
-        return [line for task in self._study.tasks for line in self.runs_of(task)]
+        return [line for task in self._tasks for line in self.runs_of(task)]
 
     def tunings(self) -> list[ledger.Line]:
         """Of all tasks of the study that were tuned."""
-        return [line for task in self._study.tasks if (line := self.tuning_of(task))]
+        return [line for task in self._tasks if (line := self.tuning_of(task))]
 
 
 def read_all(
@@ -162,7 +148,7 @@ def read_all(
     Raises:
       UsageError: If there is no run, or a line is damaged.
     """
-    lines = ledger.read(out, program, check)
+    lines = ledger.Ledger(out, program, check).lines()
     runs = [line for line in lines if "run" in line]
     if not runs:
         raise errors.UsageError(f"{out / ledger.RESULTS} holds no finished run")
@@ -173,9 +159,12 @@ def frame(lines: Iterable[ledger.Line]) -> Frame:
     """A row for each run: what tells it from the others, then what came of it."""
     import pandas as pd  # only here, so that help texts need no extra
 
-    return pd.DataFrame(
-        [{**line["run"], **{k: v for k, v in line.items() if k != "run"}} for line in lines]
-    )
+    return pd.DataFrame([flat(line) for line in lines])
+
+
+def flat(line: ledger.Line) -> dict[str, Any]:
+    """What tells a run from the others, and what came of it, side by side."""
+    return {**line["run"], **{name: v for name, v in line.items() if name != "run"}}
 
 
 def run(study: Study, out: pathlib.Path, console: "Console") -> Results:
@@ -215,7 +204,7 @@ def run(study: Study, out: pathlib.Path, console: "Console") -> Results:
             compiled_for = task.programs
             if results.chosen(task) is None:
                 tune(study, task, results, progress)
-            results.refresh()  # another process may have finished it meanwhile
+            results.ledger.refresh()  # another process may have finished it meanwhile
             seeds = [seed for seed in results.missing(task) if seed in seeds]
             for line in _run_fresh(task, seeds, results, progress):
                 if study.tell is not None:
@@ -250,7 +239,7 @@ def tune(study: Study, task: Task, results: Results, progress: terminal.Progress
     tried = pd.DataFrame(rows)
     chosen = tuning.choose(tried, task.tried)
     seconds = time.perf_counter() - started
-    results.add(
+    results.ledger.append(
         {
             "tuned": dict(task.place),
             "chosen": chosen._asdict(),
@@ -273,6 +262,6 @@ def _run_fresh(
     members = [Member(results.chosen(task), seed) for seed in seeds]
     outcomes = task.train(members, progress.of(task.name))
     for member, outcome in zip(members, outcomes, strict=True):
-        yield results.add({"run": task.key(member), "date": records.today(), **outcome})
+        yield results.ledger.append({"run": task.key(member), "date": records.today(), **outcome})
     seconds = time.perf_counter() - started
     progress.say(f"{task.name}: {len(seeds)} run{'s' * (len(seeds) > 1)}, {seconds:.0f} s")

@@ -7,7 +7,8 @@ import numpy as np
 
 from dcasgd_jax.commands import methods
 
-Frame = Any  # a pandas.DataFrame
+Frame = Any
+"""A pandas.DataFrame, whose own types say too little to be checked."""
 
 NUM_CONFIGURATIONS = 24
 """Tried for every method: 24 learning rates, or 8 learning rates and 3 values of its number."""

@@ -61,6 +61,5 @@ def make_schedule(
     seed = checks.check_count("seed", seed, least=0)
     cluster = Cluster(law, num_workers, seed, upload=upload, download=download, faults=faults)
     protocol = protocols.Asynchronous() if protocol is None else protocol
-    is_protocol = lambda value: isinstance(value, protocols.Protocol)
-    checks.check_kind("protocol", protocol, is_protocol, "a protocol, such as sim.Synchronous()")
+    protocols.check_protocol(protocol)
     return protocol.schedule(cluster, num_updates)

@@ -77,6 +77,12 @@ class Protocol(abc.ABC):
         return event_loop.play(cluster, num_updates, self.server(cluster.num_workers))
 
 
+def check_protocol(protocol: object) -> None:
+    """Raises TypeError unless this is a protocol."""
+    is_one = lambda value: isinstance(value, Protocol)
+    checks.check_kind("protocol", protocol, is_one, "a protocol, such as sim.Synchronous()")
+
+
 @dataclasses.dataclass(frozen=True)
 class Asynchronous(Protocol):
     """Every push is one update; the worker pulls right after it and is never idle.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcasgd_jax import checks
-from dcasgd_jax.schedules import archives, rebuilding, slots, tables, validation, waves
+from dcasgd_jax import archives, checks
+from dcasgd_jax.schedules import rebuilding, slots, tables, validation, waves
 from dcasgd_jax.schedules.events import COLUMNS, Events
 
 
@@ -134,13 +134,18 @@ class Schedule(Events):
     def save(self, path: str | os.PathLike) -> None:
         """Writes the schedule to an npz file, whole or not at all."""
         num_workers = np.asarray(self.num_workers, np.int64)
-        archives.save(path, {**_columns(self), "num_workers": num_workers})
+        archives.save(path, {**_columns(self), "num_workers": num_workers}, compressed=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Schedule":
         """Reads what `save` wrote; ValueError names a file that is damaged or no schedule."""
         try:
-            arrays = archives.load(path, {*COLUMNS, "num_workers"})
+            arrays = archives.load(path)
+            expected = {*COLUMNS, "num_workers"}
+            if missing := sorted(expected - set(arrays)):
+                raise ValueError(f"it has no {', '.join(missing)}")
+            if foreign := sorted(set(arrays) - expected):
+                raise ValueError(f"it has {', '.join(foreign)}")
             if arrays["num_workers"].shape or arrays["num_workers"].dtype.kind not in "iu":
                 raise ValueError("its num_workers is no integer")
             return cls(**{**arrays, "num_workers": int(arrays["num_workers"])})

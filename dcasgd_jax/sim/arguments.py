@@ -39,6 +39,7 @@ _TRANSFORMATION = _Kind(
 _FUNCTION = _Kind(callable, "a function")
 _REQUIRED = {
     "loss_fn": _FUNCTION,
+    "batches_fn": _FUNCTION,
     "tx": _TRANSFORMATION,
     "schedule": _Kind(
         lambda value: isinstance(value, Schedule), "a sim.Schedule, as sim.make_schedule makes one"

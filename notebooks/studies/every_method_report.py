@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dcasgd_jax import files
-from dcasgd_jax.commands import digits_study, ledger, statistics, study, terminal
+from dcasgd_jax.commands import digits_study, figures, ledger, statistics, study, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -201,8 +200,7 @@ def save_picture(path: pathlib.Path, table: study.Frame) -> None:
         "(x: a seed diverged; grey: not run)",
         fontsize=8,
     )
-    with files.replacing(path) as stream:
-        drawing.savefig(stream, format="png")
+    figures.save(path, drawing)
 
 
 def _heading(model: str, workers: int, law: str, momentum: float) -> str:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import strength_candidates as candidates
 
-from dcasgd_jax import files
-from dcasgd_jax.commands import ledger, study, terminal
+from dcasgd_jax.commands import figures, ledger, study, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,8 +106,7 @@ def save_picture(path: pathlib.Path, table: study.Frame) -> None:
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
     picture.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    with files.replacing(path) as stream:
-        picture.savefig(stream, format="png")
+    figures.save(path, picture)
 
 
 def _cell(value: float) -> str:

@@ -188,11 +188,11 @@ def test_sums_are_one_fit_for_all_pushes():
             "term_norm": np.linalg.norm(term),
         }
         each = dict.fromkeys(diagnostics.CURVATURES, numbers)
-        found.append(events.Event("middle", 0, 0, 1, each))
+        found.append({"moment": "middle", "staleness": 1, "explained": each})
     unmoved = dict.fromkeys(diagnostics.CURVATURES, numbers | {"change_norm": 0.0})
-    lost = dict.fromkeys(diagnostics.CURVATURES, numbers | {"lambda0": math.nan})
-    found += [events.Event("middle", 0, 0, 0, each) for each in (unmoved, lost)]
-    summed = summary.summarise([events.Run(0, 1.0, 0.5, False, found)])
+    lost = dict.fromkeys(diagnostics.CURVATURES, numbers | {"lambda0": None})
+    found += [found[0] | {"staleness": 0, "explained": each} for each in (unmoved, lost)]
+    summed = summary.summarise([{"events": found}])
     (lambda0,), left, *_ = np.linalg.lstsq(terms.reshape(-1, 1), changes.ravel(), rcond=None)
     assert [r.curvature for r in summed] == list(diagnostics.CURVATURES)
     for r in summed:
@@ -339,7 +339,7 @@ def test_divergence_is_said(tmp_path):
 
 def test_learning_next_to_nothing_is_said():
     half = 0.5 * math.log(10)
-    runs = [events.Run(seed, 2.4, loss, False, []) for seed, loss in enumerate((0.1, half, 2.2))]
+    runs = [{"diverged": False, "last_train_loss": loss} for loss in (0.1, half, 2.2)]
     assert not diagnose._notes(runs[:1])
     (note,) = diagnose._notes(runs)
     assert note.startswith("Note: 2 of 3 runs diverge or hardly learn")

@@ -30,30 +30,33 @@ NOT_FINITE = {**problems.softmax_params(), "b": np.array([0, np.nan, 0], np.floa
 BAD = {
     "loss_fn": (dict(loss_fn=None), TypeError, "loss_fn must be a function, got None"),
     "batches_fn": (dict(batches_fn=[1, 2]), TypeError, "batches_fn must be a function, got .1, 2"),
-    "tx not called": (dict(tx=optax.sgd), TypeError, r"call it, as in tx=optax.sgd\(0.1\)"),
-    "tx": (dict(tx=0.1), TypeError, "tx must be an optax transformation, got 0.1, a float"),
+    "tx not called": (dict(tx=optax.sgd), TypeError, r"the function sgd itself: call it, sgd\("),
+    "tx": (dict(tx=0.1), TypeError, r"tx must be an optax transformation, such as"),
     "per_push": (dict(per_push=optax.sgd), TypeError, "per_push must be an optax transformation"),
     "protocol's class": (dict(protocol=sim.Synchronous), TypeError,
-                         r"the class Synchronous itself: .* protocol=sim.Synchronous\(\)"),
-    "protocol's name": (dict(protocol="synchronous"), TypeError, "protocol must be a value such"),
+                         r"the class Synchronous itself: call it, Synchronous\("),
+    "protocol's name": (dict(protocol="synchronous"), TypeError, "protocol must be a protocol, "),
     "delays' class": (dict(delays=sim.ConstantTime), TypeError, "the class ConstantTime itself"),
-    "delays": (dict(delays=0.1), TypeError, "delays must be a value such as sim.ConstantTime"),
+    "delays": (dict(delays=0.1), TypeError, "delays must be a worker-time law, such as"),
     "num_workers": (dict(num_workers="3"), TypeError, "num_workers must be an integer >= 1"),
     "num_updates": (dict(num_updates=2.5), TypeError, "num_updates must be an integer >= 1"),
     "num_shards": (dict(num_shards=0), ValueError, "num_shards must be an integer >= 1, got 0"),
     "seed": (dict(seed=-1), ValueError, "seed must be an integer >= 0"),
     "max_restarts": (dict(max_restarts=None), TypeError, "max_restarts must be an integer"),
-    "checkpoint": (dict(checkpoint="here"), TypeError, "checkpoint must be a value such as sim.Ch"),
+    "checkpoint": (dict(checkpoint="here"), TypeError, "checkpoint must be where to save the run"),
     "log": (dict(log=3), TypeError, "log must be the path of a file, got 3"),
     "progress": (dict(progress=True), TypeError, "progress must be a function, got True"),
     "address": (dict(address=6379), TypeError, "address must be a text such as 'host:6379'"),
     "options": (dict(worker_options="gpu"), TypeError, "worker_options must be a dict of Ray's"),
     "num_cpus": (dict(server_options={"num_cpus": "2"}), ValueError, "num_cpus in server_options"),
-    "metrics": (dict(metrics="cosine"), TypeError, r"metrics must be a list .* \['cosine'\]"),
+    "metrics": (dict(metrics="cosine"), ValueError, r"metrics must be .* \['cosine'\]"),
     "gap": (dict(metrics=["gap"]), ValueError, 'does not trace "gap"'),
-    "params": (dict(params={"w": "x"}), TypeError, r"Parameter \['w'\] must be an array, got 'x'"),
-    "integers": (dict(params={"n": 3}), TypeError, r"Parameter \['n'\] is int32"),
-    "nan": (dict(params=NOT_FINITE), ValueError, r"Parameter \['b'\] is not finite"),
+    "params": (dict(params={"w": "x"}), TypeError, r"params\['w'\] must be an array, got 'x'"),
+    "integers": (dict(params={"n": 3}), TypeError, r"params\['n'\] holds int32"),
+    "complex": (dict(params={"w": 1j}), TypeError, r"params\['w'\] is complex64: only real"),
+    "problem": (dict(params=optax.sgd(0.1)), TypeError, "params is an optax transformation"),
+    "model state": (dict(model_state={}), ValueError, "ray.train has no model state"),
+    "nan": (dict(params=NOT_FINITE), ValueError, r"params\['b'\] is not finite"),
 }  # fmt: skip
 
 
@@ -91,7 +94,7 @@ def listening(answer):
             with contextlib.suppress(OSError):
                 connection, _ = server.accept()
                 with connection:
-                    connection.recv(100)
+                    connection.recv(1000)
                     connection.sendall(answer)
 
         thread = threading.Thread(target=serve)
@@ -108,9 +111,50 @@ def test_an_address_of_nothing_is_answered_soon():
         calls.train(**GOOD, address=free)
     with pytest.raises(ValueError, match=r"address must be 'host:port' .* got 'nowhere'"):
         calls.train(**GOOD, address="nowhere")
+    assert time.monotonic() - started < 20
+
+
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+def headers(content, end=True):
+    return SETTINGS + bytes([0, 0, len(content), 1, 4 | end, 0, 0, 0, 1]) + content
+
+
+OF_GRPC = b"\x88@\x0ccontent-type\x10application/grpc"
+NOT_RAY = {
+    "HTTP/1": b"HTTP/1.1 400 Bad Request\r\nServer: any\r\n\r\n",
+    "HTTP/2": headers(b"\x8d"),
+    "a page": headers(b"\x88", end=False) + b"\0\0\6\0\1\0\0\0\1<html>",
+    "gRPC": headers(OF_GRPC + b"@\x0bgrpc-status\x0212"),
+    "reset": SETTINGS + b"\0\0\4\3\0\0\0\0\1\0\0\0\7",
+    "goes away": SETTINGS + b"\0\0\x08\7\0\0\0\0\0\0\0\0\0\0\0\0\0",
+    "settings": SETTINGS,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("answer", NOT_RAY.values(), ids=NOT_RAY)
+def test_what_is_no_ray_is_told_at_once(answer):
     with (
-        listening(b"HTTP/1.1 400 Bad Request\r\n") as address,
+        listening(answer) as address,
         pytest.raises(ConnectionError, match=f"What answers at {address} is no Ray cluster"),
     ):
         calls.train(**GOOD, address=address)
-    assert time.monotonic() - started < 20
+
+
+def test_who_says_nothing_is_waited_for_a_while(monkeypatch):
+    monkeypatch.setattr(cluster, "_TO_ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(
+            ConnectionError, match=f"No Ray cluster answers at {address} .timed out"
+        ):
+            calls.train(**GOOD, address=address)
+
+
+def test_a_head_that_answers_or_asks_for_a_token_is_ray():
+    message = headers(OF_GRPC, end=False) + b"\0\0\5\0\0\0\0\0\1" + bytes(5)
+    for answer in (message, headers(OF_GRPC + b"\x00\x0bgrpc-status\x0216")):
+        with listening(answer) as address:
+            cluster.check_answers(address)

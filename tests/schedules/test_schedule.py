@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcasgd_jax import sim
+from dcasgd_jax import archives, sim
 from dcasgd_jax.runtime import history
-from dcasgd_jax.schedules import archives, events
+from dcasgd_jax.schedules import events
 from dcasgd_jax.schedules.slots import assign_slots
 
 FIELDS = ("worker", "read_version", "version", "time", "applied", "batch", "corrupt", "read_time")
@@ -402,19 +402,13 @@ def test_a_file_of_other_columns_says_which(tmp_path):
     np.savez_compressed(path, **arrays, bpplied=[True] * 5)
     with pytest.raises(ValueError, match=r"race\.npz .*: it has bpplied"):
         sim.Schedule.load(path)
-    np.savez_compressed(path, **{n: a for n, a in arrays.items() if n != "checksum"})
-    with pytest.raises(ValueError, match=r"race\.npz .*: it has no checksum"):
-        sim.Schedule.load(path)
-    np.savez_compressed(path, **{**arrays, "time": arrays["time"] + 1})
-    with pytest.raises(ValueError, match=r"race\.npz .*: its arrays are not those that were saved"):
-        sim.Schedule.load(path)
 
 
 def test_a_file_of_what_cannot_have_happened_is_refused(tmp_path):
     path = tmp_path / "race.npz"
     arrays = {name: getattr(EVERYTHING, name) for name in FIELDS}
     arrays |= {"time": arrays["time"][::-1], "num_workers": np.asarray(3, np.int64)}
-    archives.save(path, arrays)
+    archives.save(path, arrays, compressed=True)
     with pytest.raises(ValueError, match=r"race\.npz .*: Impossible schedule: at event 1"):
         sim.Schedule.load(path)
 

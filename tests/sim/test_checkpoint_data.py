@@ -12,8 +12,6 @@ import pytest
 from dcasgd_jax import sim
 from dcasgd_jax.sim import leaves
 
-pytest.importorskip("orbax.checkpoint")
-
 NUM_EVENTS = 30
 TX = optax.sgd(0.1)
 SCHEDULE = sim.make_schedule(sim.ExponentialTime(), 2, NUM_EVENTS, seed=0)

@@ -1,10 +1,13 @@
 """Checkpoints on disk: any damage is seen, and a directory belongs to one process at a time."""
 
+import errno
+import io
+import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 
 import calls
@@ -14,8 +17,6 @@ import pytest
 
 from dcasgd_jax import sim
 from dcasgd_jax.sim.checkpoints import store as stores
-
-pytest.importorskip("orbax.checkpoint")
 
 
 def saved(event):
@@ -46,56 +47,159 @@ def newest(directory):
         warnings.simplefilter("always")
         with stores.Store(directory, 2) as store:
             found = store.newest(lambda facts: None)
-    return found, any("2 cannot be read" in str(warning.message) for warning in caught)
+    return found, any("2.npz cannot be read" in str(warning.message) for warning in caught)
 
 
-def damaged(directory, tmp_path, file, content):
+def damaged(directory, tmp_path, content):
     copy = tmp_path / "run"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(directory, copy)
-    (copy / "2" / file).write_bytes(content)
+    (copy / "2.npz").write_bytes(content)
     return copy
 
 
-def test_every_kind_of_damage_to_the_facts_is_seen(two, tmp_path):
-    file = pathlib.Path("facts", "metadata")
-    content = (two / "2" / file).read_bytes()
+def test_any_damage_is_seen_or_does_not_matter(two, tmp_path):
+    content = (two / "2.npz").read_bytes()
     rng = np.random.default_rng(0)
-    flips = [(int(at), int(rng.integers(1, 256))) for at in rng.permutation(len(content))[:50]]
-    for at, bits in flips:
+    seen = 0
+    for at in range(0, len(content), 7):
         changed = bytearray(content)
-        changed[at] ^= bits
-        found, aside = newest(damaged(two, tmp_path, file, bytes(changed)))
-        assert aside, f"byte {at} xor {bits} was not seen"
-        assert_is(found, 1)
+        changed[at] ^= int(rng.integers(1, 256))
+        found, aside = newest(damaged(two, tmp_path, bytes(changed)))
+        assert_is(found, 1 if aside else 2)
+        seen += aside
+    assert seen > len(content) / 14
     for length in (0, 1, len(content) // 2, len(content) - 1):
-        found, aside = newest(damaged(two, tmp_path, file, content[:length]))
-        assert aside
-        assert_is(found, 1)
-    for whole in (b"{}", b"[]", b'"text"', b"3", b'{"format": 2}', b'{"format": 1, "facts": {}}'):
-        found, aside = newest(damaged(two, tmp_path, file, whole))
+        found, aside = newest(damaged(two, tmp_path, content[:length]))
         assert aside
         assert_is(found, 1)
 
 
-def test_damage_to_any_other_file_is_seen_or_does_not_matter(two, tmp_path):
-    rng = np.random.default_rng(1)
-    for path in sorted(path for path in (two / "2").rglob("*") if path.is_file()):
-        content = bytearray(path.read_bytes())
-        for at in rng.integers(0, max(len(content), 1), 4 if content else 0):
-            changed = bytearray(content)
-            changed[at] ^= int(rng.integers(1, 256))
-            found, aside = newest(damaged(two, tmp_path, path.relative_to(two / "2"), changed))
-            assert_is(found, 1 if aside else 2)
+def entries(**facts):
+    of_two = {"format": 3, "event": 2, "facts": {}, "dtypes": {"w": "float32"}}
+    text = json.dumps(of_two | facts).encode()
+    return {"facts": np.frombuffer(text, np.uint8), "w": np.zeros(2, np.float32)}
 
 
-def test_a_checkpoint_under_another_name_is_damaged(two, tmp_path):
-    shutil.copytree(two, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "2")
-    shutil.copytree(tmp_path / "run" / "1", tmp_path / "run" / "2")
-    found, aside = newest(tmp_path / "run")
-    assert aside
-    assert_is(found, 1)
+FOREIGN = {
+    "it is the checkpoint of event 1": entries(event=1),
+    "its format is 4, and this release knows 3": entries(format=4),
+    "its arrays are not those that were saved": entries(dtypes={"w": "float32", "v": "int8"}),
+    "it has no facts": {"w": np.zeros(2)},
+    "JSONDecodeError": {"facts": np.frombuffer(b"{", np.uint8)},
+}
+
+
+@pytest.mark.parametrize("words", FOREIGN)
+def test_what_is_no_checkpoint_is_moved_aside(words, two, tmp_path):
+    content = io.BytesIO()
+    np.savez(content, **FOREIGN[words])
+    directory = damaged(two, tmp_path, content.getvalue())
+    match = rf"2\.npz cannot be read \(.*{words}"
+    with stores.Store(directory, 2) as store, pytest.warns(RuntimeWarning, match=match):
+        assert_is(store.newest(lambda facts: None), 1)
+    assert (directory / "2.npz.unreadable").read_bytes() == content.getvalue()
+    (directory / "1.npz").unlink()
+    (directory / "2.npz.unreadable").rename(directory / "2.npz")
+    match = f"No checkpoint in .* event 2: .*{words}"
+    with stores.Store(directory, 2) as store, pytest.raises(ValueError, match=match):
+        store.newest(lambda facts: None)
+
+
+def test_older_ones_go_when_the_newer_one_is_complete(tmp_path, monkeypatch):
+    names = lambda: sorted(path.name for path in tmp_path.glob("*.npz"))
+    there = []
+    save = stores.archives.save
+
+    def recorded(path, *arguments, **named):
+        there.append(names())
+        save(path, *arguments, **named)
+
+    monkeypatch.setattr(stores.archives, "save", recorded)
+    with stores.Store(tmp_path, 2) as store:
+        for event in (5, 10, 15, 20):
+            store.save(event, saved(event))
+    assert there == [[], ["5.npz"], ["10.npz", "5.npz"], ["10.npz", "15.npz"]]
+    assert names() == ["15.npz", "20.npz"]
+    with stores.Store(tmp_path, 1) as store:
+        store.save(25, saved(25))
+    assert names() == ["25.npz"]
+
+
+def test_saving_goes_on_in_the_background_one_at_a_time(tmp_path, monkeypatch):
+    may_go_on, saving = threading.Event(), []
+    save = stores.archives.save
+
+    def slow(path, *arguments, **named):
+        saving.append(path.name)
+        assert may_go_on.wait(60)
+        save(path, *arguments, **named)
+
+    monkeypatch.setattr(stores.archives, "save", slow)
+    with stores.Store(tmp_path, 2) as store:
+        store.save(1, saved(1))  # returns before it is written
+        assert not list(tmp_path.glob("*.npz"))
+        second = threading.Thread(target=store.save, args=(2, saved(2)))
+        second.start()
+        second.join(0.05)
+        assert second.is_alive()  # waits for the first
+        assert saving == ["1.npz"]
+        may_go_on.set()
+        second.join()
+    assert saving == ["1.npz", "2.npz"]
+    assert_is(newest(tmp_path)[0], 2)  # the block ended after the last save
+
+
+def test_a_full_disk_is_told_once_and_leaves_what_was_there(two, tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+    shutil.copytree(two, directory)
+
+    def full(stream, **arrays):
+        stream.write(b"some of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    advice = r"could not be saved in .*No space left.*\). Those before it are intact: call again"
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        with pytest.raises(OSError, match=advice), stores.Store(directory, 2) as store:
+            store.save(3, saved(3))
+        with stores.Store(directory, 2) as store:
+            store.save(3, saved(3))
+            with pytest.raises(OSError, match=advice):
+                store.save(4, saved(4))
+    assert {path.name for path in directory.iterdir()} == {"1.npz", "2.npz"}
+    with stores.Store(directory, 2) as store:
+        store.save(3, saved(3))
+    assert_is(newest(directory)[0], 3)
+
+
+def test_an_event_that_another_process_has_saved_is_refused(two, tmp_path):
+    """On a file system without locks, it may have got there first."""
+    directory = tmp_path / "run"
+    shutil.copytree(two, directory)
+    match = "FileExistsError: event 2 has been saved there"
+    with pytest.raises(OSError, match=match), stores.Store(directory, 2) as store:
+        store.save(2, saved(2))
+
+
+DTYPES = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4", ">f4", "complex64", "bool")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_survives_bit_for_bit(dtype, tmp_path):
+    bits = np.arange(256, dtype=np.uint8)
+    if dtype in ("bool", "int4", "uint4"):
+        bits = bits % (2 if dtype == "bool" else 16)
+    array = bits.view(np.dtype(dtype)).reshape(2, -1)
+    arrays = {"rows": array, "columns": array.T, "one": array[0, 0, ...], "none": array[:0]}
+    with stores.Store(tmp_path, 1) as store:
+        store.save(1, stores.Saved(arrays, {}))
+    with stores.Store(tmp_path, 1) as store:
+        found = store.newest(lambda facts: None)
+    for name, expected in arrays.items():
+        got = found.arrays[name]
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+        assert got.tobytes() == expected.tobytes()
 
 
 HOLDER = """
@@ -113,14 +217,14 @@ def test_a_second_process_is_told_so_and_a_killed_one_leaves_the_directory_free(
     monkeypatch.setattr(stores, "_PATIENCE_SECONDS", 0.1)
     directory = tmp_path / "run"
     shutil.copytree(two, directory)
-    half_written = directory / "3.orbax-checkpoint-tmp"
+    half_written = directory / ".3.npz.abc"
     command = [sys.executable, "-c", HOLDER, str(directory)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
-        half_written.mkdir()  # as if the other process were saving
+        half_written.touch()  # as if the other process were saving
         with pytest.raises(
             BlockingIOError,
             match=rf"run is in use: process {child.pid} on .* saves checkpoints there. Wait until",
@@ -129,6 +233,7 @@ def test_a_second_process_is_told_so_and_a_killed_one_leaves_the_directory_free(
         assert half_written.exists()
         child.kill()
     found, aside = newest(directory)
+    assert not half_written.exists()
     assert not aside
     assert_is(found, 2)
 

@@ -264,7 +264,6 @@ def test_a_sweep_is_its_members(x64):
 
 
 def test_a_checkpoint_goes_on_and_refuses_another_curvature(tmp_path):
-    pytest.importorskip("orbax.checkpoint")
     schedule = schedule_for(num_updates=12)
     txs = {kind: optax.chain(compensate(kind, 1.0), optax.sgd(0.1)) for kind in ("hvp", "fisher")}
     options = dict(checkpoint=sim.Checkpoint(tmp_path, every=6))

@@ -206,7 +206,6 @@ def test_every_member_of_a_sweep_is_its_own_run(name, x64):
 @each
 @pytest.mark.parametrize("engine", [sim.ScanEngine(chunk_size=20), sim.HostEngine()], ids=repr)
 def test_checkpoints_go_on_bit_for_bit(name, engine, tmp_path):
-    pytest.importorskip("orbax.checkpoint")
     options = dict(dtype=np.float32, engine=engine)
     expected = run(explicit(name), **options)
     for stop in (20, None):

@@ -189,7 +189,6 @@ def test_going_on_changes_no_bit():
 
 
 def test_a_checkpoint_goes_on_and_refuses_what_is_sent_otherwise(tmp_path):
-    pytest.importorskip("orbax.checkpoint")
     schedule = schedule_for(num_updates=NUM_EVENTS)
     options = dict(checkpoint=sim.Checkpoint(tmp_path, every=8))
     run(schedule, stop=8, **options)

@@ -268,9 +268,9 @@ def test_half_precision_stays_and_its_sums_are_wide():
     [
         ([], ROWS, "one for each epoch, at least one"),
         (round_robin(), ROWS, "a sequence of schedules"),
-        ([round_robin()] * 4, ROWS, "Indexed.rows has 36 batches, but the 4 epochs have 48"),
-        ([round_robin()], ROWS + 2, r"Indexed.rows\[5, 2\] is 24, but Indexed.examples has 24"),
-        ([round_robin()], ROWS - 1, r"Indexed.rows\[0, 0\] is -1, but Indexed.examples has 24"),
+        ([round_robin()] * 4, ROWS, "batches has 36 rows, but the run has 48 events"),
+        ([round_robin()], ROWS + 2, r"Indexed.rows\[5, 2\] is 24, but there are 24 examples"),
+        ([round_robin()], ROWS - 1, r"Indexed.rows\[0, 0\] is -1, but there are 24 examples"),
         ([round_robin()], ROWS * 1.0, "rows must be integers"),
         ([round_robin()], ROWS[0], r"needs rows \[num_events, batch_size\]"),
         ([round_robin()], ROWS[:, :0], r"needs rows \[num_events, batch_size\]"),

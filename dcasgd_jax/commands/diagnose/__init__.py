@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import datetime
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,16 +40,19 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     extras.require_packages("sklearn", "matplotlib", "rich", "pandas")
     records.prepare_folder(job.out, RESULTS, PICTURE)
     console = terminal.make_console()
-    runs = [_run_of(line) for line in study.run(make_study(job), job.out, console).runs()]
+    runs = study.run(make_study(job), job.out, console).runs()
     rows = summary.summarise(runs)
     curves = fisher.run() if job.fisher_experiment else []
     notes, advised = _notes(runs), advice.advise(rows)
     _print_report(job, rows, curves, notes, advised, console)
-    content = _results(job, command) | {
+    of_all = {**_settings(job), "seeds": list(range(job.num_seeds))}
+    content = {
+        **records.header("dcasgd-jax diagnose", command, of_all),
+        "rules": {**advice.rules(), "hardly_learnt": HARDLY_LEARNT},
         "notes": notes,
         "advice": advised,
         "summary": [dataclasses.asdict(row) for row in rows],
-        "runs": [dataclasses.asdict(run) for run in runs],
+        "runs": [study.flat(run) for run in runs],
         "fisher_experiment": [dataclasses.asdict(curve) for curve in curves] or None,
         "wall_seconds": time.perf_counter() - started,
     }
@@ -70,10 +71,9 @@ def make_study(job: options.Job) -> study.Study:
 
     def train(members: Sequence[study.Member], progress: study.Progress) -> Iterator[Any]:
         for member in members:
-            found = events.diagnose_run(
+            yield events.diagnose_run(
                 job.setting, job.learning_rate, member.seed, job.events_per_moment, progress
             )
-            yield {name: v for name, v in dataclasses.asdict(found).items() if name != "seed"}
 
     return study.Study(
         program="dcasgd-jax diagnose",
@@ -85,28 +85,10 @@ def make_study(job: options.Job) -> study.Study:
     )
 
 
-def _run_of(line: ledger.Line) -> events.Run:
-    """As it was before it was a line; JSON has no nan."""
-    numbers = lambda explained: {
-        field: math.nan if value is None else value for field, value in explained.items()
-    }
-    found = [
-        events.Event(
-            **event | {"explained": {k: numbers(v) for k, v in event["explained"].items()}}
-        )
-        for event in line["events"]
-    ]
-    losses = {
-        name: math.nan if line[name] is None else line[name]
-        for name in ("initial_train_loss", "last_train_loss")
-    }
-    return events.Run(line["run"]["seed"], **losses, diverged=line["diverged"], events=found)
-
-
-def _notes(runs: Sequence[events.Run]) -> list[str]:
+def _notes(runs: Sequence[ledger.Line]) -> list[str]:
     """A warning about runs that tell little, by the loss at the last push that was looked at."""
     learnt = [
-        not run.diverged and run.last_train_loss < HARDLY_LEARNT * digits.CHANCE_LOSS
+        not run["diverged"] and run["last_train_loss"] < HARDLY_LEARNT * digits.CHANCE_LOSS
         for run in runs
     ]
     if all(learnt):
@@ -150,23 +132,9 @@ def _print_report(
 def _title(job: options.Job) -> str:
     setting = job.setting
     return (
-        f"{setting.model} on digits, {setting.num_workers} worker"
-        f"{'s' * (setting.num_workers > 1)}, {setting.law_name} times, learning rate "
-        f"{job.learning_rate:.3g}, batch {setting.batch_size}, {job.num_seeds} "
-        f"seed{'s' * (job.num_seeds > 1)}"
+        f"{setting.title}, learning rate {job.learning_rate:.3g}, batch {setting.batch_size}, "
+        f"{job.num_seeds} seed{'s' * (job.num_seeds > 1)}"
     )
-
-
-def _results(job: options.Job, command: Sequence[str]) -> dict[str, Any]:
-    """What the numbers belong to, in JSON's types."""
-    return {
-        "program": "dcasgd-jax diagnose",
-        "command": list(command),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": records.versions(),
-        "settings": {**_settings(job), "seeds": list(range(job.num_seeds))},
-        "rules": {**advice.rules(), "hardly_learnt": HARDLY_LEARNT},
-    }
 
 
 def _settings(job: options.Job) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dcasgd_jax.commands import statistics
 from dcasgd_jax.commands.diagnose import summary
 
 COSINE_THAT_MATTERS = 0.99  # of the stale and the true gradient: above it nothing is wrong
@@ -29,7 +30,9 @@ def advise(rows: Sequence[summary.Row]) -> list[str]:
     calm = [m for m in moments if _cosine(rows, m) > COSINE_THAT_MATTERS]
     found = []
     if calm:
-        parts = _listed([f"{moment} (cosine {_cosine(rows, moment):.4f})" for moment in calm])
+        parts = statistics.listed(
+            [f"{moment} (cosine {_cosine(rows, moment):.4f})" for moment in calm]
+        )
         found.append(
             f"Staleness is too small to matter {parts}: the stale gradient has the direction of "
             "the true one."
@@ -85,14 +88,16 @@ def _about_curvatures(rows: Sequence[summary.Row]) -> list[str]:
     found = [_about_one(name, shares[name], of_curvature[name]) for name in worthy]
     if futile:
         found.append(
-            f"{_listed(futile)}: under {100 * SHARE_THAT_MATTERS:g} % explained, do not bother."
+            f"{statistics.listed(futile)}: under {100 * SHARE_THAT_MATTERS:g} % explained, do not "
+            "bother."
         )
     control = summary.total([row for row in rows if row.curvature == CONTROL]).shared_r_squared()
     cheap = [name for name in worthy if name != "hessian" and shares[name] <= control]
     if cheap:
         found.append(
-            f"{_listed(cheap)}: no better than the same curvature in every direction, which "
-            f"explains {100 * control:.0f} %; what helps is the pull towards the stale weights."
+            f"{statistics.listed(cheap)}: no better than the same curvature in every direction, "
+            f"which explains {100 * control:.0f} %; what helps is the pull towards the stale "
+            "weights."
         )
     return found
 
@@ -104,7 +109,7 @@ def _about_one(name: str, share: float, rows: Sequence[summary.Row]) -> str:
     if min(each) > 0 and max(each) <= CONSISTENT_WITHIN * min(each):
         lambda0 = rounded(summary.total(rows).shared_lambda0())
         return f"{found} with lambda0 = {lambda0}: dc.compensate_delay({lambda0}{_ARGUMENTS[name]})"
-    parts = _listed([f"{rounded(row.shared_lambda0)} {row.moment}" for row in rows])
+    parts = statistics.listed([f"{rounded(row.shared_lambda0)} {row.moment}" for row in rows])
     ratio = rounded(sum(row.ratio for row in rows) / len(rows))
     return (
         f"{found}, but no one lambda0 fits ({parts}): "
@@ -119,8 +124,8 @@ def _about_direction(rows: Sequence[summary.Row]) -> list[str]:
         if row.curvature != CONTROL and row.cosine_compensated < row.cosine_stale:
             turned.setdefault(row.moment, []).append(row.curvature)
     return [
-        f"{_listed(names)}, {moment}: nearer to the true gradient, but of a worse direction "
-        "(median cosine) than without compensation."
+        f"{statistics.listed(names)}, {moment}: nearer to the true gradient, but of a worse "
+        "direction (median cosine) than without compensation."
         for moment, names in turned.items()
     ]
 
@@ -129,7 +134,7 @@ def _about_eps(rows: Sequence[summary.Row]) -> list[str]:
     below = [r for r in rows if r.curvature == "adaptive" and r.below_eps > MANY_BELOW_EPS]
     if not below:
         return []
-    parts = _listed([f"{row.moment} {100 * row.below_eps:.0f} %" for row in below])
+    parts = statistics.listed([f"{row.moment} {100 * row.below_eps:.0f} %" for row in below])
     return [
         f"Of most coordinates the mean square lies below eps ({parts}): the adaptive strength is "
         "constant there; a smaller eps would adapt it."
@@ -143,7 +148,3 @@ def _cosine(rows: Sequence[summary.Row], moment: str) -> float:
 def rounded(value: float) -> str:
     """Two digits that count, without an exponent up to a million."""
     return f"{float(f'{value:.2g}'):g}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))

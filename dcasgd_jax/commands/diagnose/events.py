@@ -1,6 +1,5 @@
 """Events of a simulated run, stopped at: what the worker had read, what the server has by then."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ import optax
 
 import dcasgd_jax as dc
 from dcasgd_jax import diagnostics, digits, sim
-from dcasgd_jax.commands import methods, runs, settings
+from dcasgd_jax.commands import methods, runs, settings, study
 from dcasgd_jax.typing import PyTree
 
 MOMENTS = {"early": 0.1, "middle": 0.45, "late": 0.9}
@@ -36,28 +35,6 @@ class Stop(NamedTuple):
     mean_square: PyTree  # of the adaptive strength, from the pushes before
 
 
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """What the curvatures explain of one push; `explained` has the numbers of each, by name."""
-
-    moment: str  # of MOMENTS
-    event: int
-    worker: int
-    staleness: int
-    explained: dict[str, dict[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One run of asynchronous SGD without compensation, and some of its pushes."""
-
-    seed: int
-    initial_train_loss: float
-    last_train_loss: float  # at the last event that was looked at
-    diverged: bool  # as `runs.has_diverged` says of these losses
-    events: list[Event]
-
-
 def chosen_events(num_pushes: int, num_workers: int, per_moment: int) -> dict[str, list[int]]:
     """Events of each moment, evenly spread over its window, after every worker could push once."""
     span = max(round(WINDOW * num_pushes), per_moment)
@@ -74,8 +51,14 @@ def diagnose_run(
     seed: int,
     per_moment: int,
     progress: Progress = lambda num_pushes: None,
-) -> Run:
-    """Runs asynchronous SGD, and explains some of its pushes; fewer if its params are lost."""
+) -> study.Outcome:
+    """Runs asynchronous SGD, and explains some of its pushes; fewer if its params are lost.
+
+    Returns:
+      The train loss at first, and at the last event that was looked at; whether it diverged, as
+      `runs.has_diverged` says of them; and of each event its moment, worker and staleness, and the
+      numbers of each curvature by name.
+    """
     schedule = sim.make_schedule(setting.law, setting.num_workers, setting.num_pushes, seed=seed)
     chosen = chosen_events(setting.num_pushes, setting.num_workers, per_moment)
     moment_of = {event: moment for moment, events in chosen.items() for event in events}
@@ -87,20 +70,24 @@ def diagnose_run(
         numbers = jax.device_get(_explain(setting.model, stop._replace(event=0)))
         last = float(evaluate(stop.params).train_loss)
         found.append(
-            Event(
-                moment=moment_of[stop.event],
-                event=stop.event,
-                worker=int(schedule.worker[stop.event]),
-                staleness=int(schedule.staleness[stop.event]),
-                explained={
+            {
+                "moment": moment_of[stop.event],
+                "event": stop.event,
+                "worker": int(schedule.worker[stop.event]),
+                "staleness": int(schedule.staleness[stop.event]),
+                "explained": {
                     name: {field: float(value) for field, value in explained._asdict().items()}
                     for name, explained in numbers.items()
                 },
-            )
+            }
         )
     lost = len(found) < len(moment_of)
-    diverged = lost or runs.has_diverged(initial, last)
-    return Run(seed, initial, math.nan if lost else last, diverged, found)
+    return {
+        "initial_train_loss": initial,
+        "last_train_loss": math.nan if lost else last,
+        "diverged": lost or runs.has_diverged(initial, last),
+        "events": found,
+    }
 
 
 def stops(

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcasgd_jax import diagnostics, files
+from dcasgd_jax import diagnostics
+from dcasgd_jax.commands import figures
 from dcasgd_jax.commands.diagnose import events, fisher, summary
 from dcasgd_jax.plots import axes
 
@@ -34,8 +35,7 @@ def save(
     for ax in rest:
         _draw_curves(ax, curves)
     picture.suptitle(title, fontsize=11)
-    with files.replacing(path) as stream:
-        picture.savefig(stream, format="png")
+    figures.save(path, picture)
 
 
 def _draw_explained(ax, rows: Sequence[summary.Row]) -> None:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dcasgd_jax import diagnostics
+from dcasgd_jax.commands import ledger
 from dcasgd_jax.commands.diagnose import events
 
 
@@ -51,15 +52,15 @@ class Row:
     sums: Sums
 
 
-def summarise(runs: Sequence[events.Run]) -> list[Row]:
+def summarise(runs: Sequence[ledger.Line]) -> list[Row]:
     """Rows by moment, then by curvature; none for a moment without a stale push.
 
     Left out are pushes whose gradient is the same where it was taken and now, or not finite.
     """
     rows = []
     for moment in events.MOMENTS:
-        found = [event for run in runs for event in run.events if event.moment == moment]
-        found = [event for event in found if _is_usable(event)]
+        of_all = [event for run in runs for event in run["events"] if event["moment"] == moment]
+        found = [event for event in of_all if _is_usable(event["explained"].values())]
         if found:
             rows += [_row(moment, name, found) for name in diagnostics.CURVATURES]
     return rows
@@ -70,17 +71,17 @@ def total(rows: Sequence[Row]) -> Sums:
     return Sums(*(sum(parts) for parts in zip(*(row.sums for row in rows), strict=True)))
 
 
-def _is_usable(event: events.Event) -> bool:
-    numbers = event.explained.values()
-    finite = all(
-        math.isfinite(each[name]) for each in numbers for name in ("r_squared", "lambda0", "ratio")
+def _is_usable(explained: Iterable[dict[str, Any]]) -> bool:
+    """JSON has no number that is not finite: it is None."""
+    names = "r_squared", "lambda0", "ratio"
+    return all(
+        None not in map(each.get, names) and (each["change_norm"] or 0) > 0 for each in explained
     )
-    return finite and all(each["change_norm"] > 0 for each in numbers)
 
 
-def _row(moment: str, name: str, found: Sequence[events.Event]) -> Row:
-    each = [event.explained[name] for event in found]
-    column = lambda field: np.array([numbers[field] for numbers in each])
+def _row(moment: str, name: str, found: Sequence[dict[str, Any]]) -> Row:
+    each = [event["explained"][name] for event in found]
+    column = lambda field: np.array([numbers[field] for numbers in each], float)
     quantile = lambda field, at: float(np.quantile(column(field), at))
     quartiles = lambda field: (quantile(field, 0.25), quantile(field, 0.75))
     median = lambda field: float(np.median(column(field)))
@@ -94,7 +95,7 @@ def _row(moment: str, name: str, found: Sequence[events.Event]) -> Row:
         moment=moment,
         curvature=name,
         num_events=len(found),
-        mean_staleness=float(np.mean([event.staleness for event in found])),
+        mean_staleness=float(np.mean([event["staleness"] for event in found])),
         r_squared=median("r_squared"),
         r_squared_quartiles=quartiles("r_squared"),
         lambda0=median("lambda0"),

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import pathlib
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
-from dcasgd_jax import extras, files
+from dcasgd_jax import archives, extras
 from dcasgd_jax.commands import errors
 from dcasgd_jax.commands.images import (
     archive,
@@ -49,7 +48,6 @@ class Cifar10(NamedTuple):
 def load_cifar10(
     data_dir: str | os.PathLike | None = None,
     *,
-    hub_name: str = HUB_NAME,
     cache_dir: str | os.PathLike | None = None,
 ) -> Cifar10:
     """Reads CIFAR-10 from local files, or from the Hugging Face hub.
@@ -62,7 +60,6 @@ def load_cifar10(
       data_dir: A folder with `cifar-10-binary.tar.gz`, which is preferred and must have the
         published checksum, or `train-*.parquet` and `test-*.parquet` with columns `img` {bytes,
         path} and `label`. None downloads the latter into the hub's own cache.
-      hub_name: Of the data set on the hub.
       cache_dir: If given, decoded images are kept there and found again until their files change.
 
     Returns:
@@ -80,7 +77,7 @@ def load_cifar10(
       (50000, 32, 32, 3)
     """
     if data_dir is None:
-        folder = hub.download(hub_name, [f"{_FOLDERS[0]}/*.parquet"], _INSTEAD)
+        folder = hub.download(HUB_NAME, [f"{_FOLDERS[0]}/*.parquet"], _INSTEAD)
     else:
         folder = pathlib.Path(data_dir).expanduser()
     if (path := folder / archive.NAME).is_file():
@@ -108,14 +105,10 @@ def _read_file(path: pathlib.Path, cache_dir: pathlib.Path | None) -> LabelledIm
     if cache_dir is None:
         return _decode_file(path)
     kept = cache.derived_path(cache_dir, path, "cifar10 1", ".npz")
-    damaged = (ValueError, KeyError, EOFError, zipfile.BadZipFile)
-    # What is not there, or damaged, is made again.
-    with contextlib.suppress(OSError, *damaged), kept.open("rb") as stream:
-        arrays = np.load(stream)
-        return LabelledImages(images=arrays["images"], labels=arrays["labels"])
+    with contextlib.suppress(OSError, ValueError):  # not there, or damaged: made again
+        return LabelledImages(**archives.load(kept))
     decoded = _decode_file(path)
-    with files.replacing(kept) as stream:
-        np.savez(stream, images=decoded.images, labels=decoded.labels)
+    archives.save(kept, decoded._asdict(), compressed=False)
     return decoded
 
 

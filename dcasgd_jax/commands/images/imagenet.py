@@ -30,7 +30,6 @@ def open_imagenet(
     data_dir: str | os.PathLike | None = None,
     *,
     num_classes: int = NUM_CLASSES,
-    hub_name: str = HUB_NAME,
     cache_dir: str | os.PathLike | None = None,
 ) -> ImageNet:
     """Finds the images and reads their labels; no image is read yet.
@@ -41,7 +40,6 @@ def open_imagenet(
         `image` {bytes, path} and `label`. None downloads the latter, about 150 GB, into the hub's
         own cache; they are given only to those who accept the data set's conditions there.
       num_classes: Classes of the data set.
-      hub_name: Of the data set on the hub.
       cache_dir: Makes Parquet files fast to read in random order; see `ParquetImages`.
 
     Returns:
@@ -60,7 +58,7 @@ def open_imagenet(
     """
     if data_dir is None:
         directory = hub.download(
-            hub_name, ["data/train-*.parquet", "data/validation-*.parquet"], _INSTEAD
+            HUB_NAME, ["data/train-*.parquet", "data/validation-*.parquet"], _INSTEAD
         )
     else:
         directory = pathlib.Path(data_dir).expanduser()

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CACHED_GROUPS = 8
+_LABELS = "label"  # the name of their column
 
 
 class ParquetImages:
-    """Encoded images in Parquet files: a column {bytes, path} and a column of labels.
+    """Encoded images in Parquet files: a column {bytes, path} and a column `label`.
 
     Parquet can be read only a row group at a time, of about 100 images. The last few are kept, so
     reading in order is cheap, but in random order every image costs a group. `cache_dir` ends
@@ -32,7 +33,6 @@ class ParquetImages:
       paths: Of the files, in order; see `shards.find_shards`.
       image_column: Its name; a struct with a field `bytes`.
       num_classes: Labels are in [0, num_classes).
-      label_column: Its name.
       cache_dir: For the copies; made if it is not there.
 
     Raises:
@@ -46,12 +46,11 @@ class ParquetImages:
         *,
         image_column: str,
         num_classes: int,
-        label_column: str = "label",
         cache_dir: pathlib.Path | None = None,
     ):
         extras.require_packages("pyarrow", extra="images")
         self.num_classes = num_classes
-        self._image_column, self._label_column = image_column, label_column
+        self._image_column = image_column
         self._paths = [pathlib.Path(path) for path in paths]
         self._places: list[tuple[pathlib.Path, int]] = []  # of each group: file, number in it
         mapped: list[pa.Array] = []
@@ -96,27 +95,23 @@ class ParquetImages:
 
         with _readable(path), parquet.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-            for name in (self._image_column, self._label_column):
+            for name in (self._image_column, _LABELS):
                 if name not in schema.names:
                     raise errors.UsageError(
                         f"{path} has no column {name}, only {', '.join(schema.names)}: it is of "
                         "another data set."
                     )
-            image, label = (
-                schema.field(name).type for name in (self._image_column, self._label_column)
-            )
+            image, label = (schema.field(name).type for name in (self._image_column, _LABELS))
             if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
                 raise errors.UsageError(
                     f"{path}: column {self._image_column} is {image}, not a struct with the bytes "
                     "of an image file."
                 )
             if not pa.types.is_integer(label):
-                raise errors.UsageError(
-                    f"{path}: column {self._label_column} is {label}, not of integers."
-                )
+                raise errors.UsageError(f"{path}: column {_LABELS} is {label}, not of integers.")
             if not metadata.num_rows:
                 raise errors.UsageError(f"{path} has no rows: it is no part of a data set.")
-            labels = file.read(columns=[self._label_column]).column(0).combine_chunks()
+            labels = file.read(columns=[_LABELS]).column(0).combine_chunks()
             sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
         where = lambda row: f"{path}, row {row}"
         if labels.null_count:

@@ -12,9 +12,10 @@ import jax
 from dcasgd_jax import extras
 from dcasgd_jax.commands import errors, ledger, study, terminal
 from dcasgd_jax.commands.reproduce import (
+    cifar10,
+    imagenet,
     jobs,
     pictures,
-    protocols,
     results,
     settings,
     table,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PICTURE, CHECKPOINTS = "results.png", "checkpoints"
+DATA_SETS = {"cifar10": cifar10, "imagenet": imagenet}
+"""Name -> module with `load`, `take`, `checksum`, `make_feed` and `problem_maker`."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     extras.require_packages("matplotlib", "rich", "pandas", extra="reproduce")
     console = terminal.make_console()
     if not job.report_only:
-        extras.require_packages("flax", "orbax.checkpoint", "sklearn", extra="reproduce")
+        extras.require_packages("flax", "sklearn", extra="reproduce")
         _run_missing(job, console)
     lines = results.read(job.out)
     if not lines:
@@ -56,16 +59,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run_missing(job: jobs.Job, console: "Console") -> None:
-    protocol = protocols.PROTOCOLS[job.setting.experiment]
-    data = _load(job, protocol)
+    data_set = DATA_SETS[job.setting.experiment]
+    data = _load(job, data_set)
     num_images = len(data.train.labels)
-    described = job.setting.describe(data, protocol.checksum(data))
+    described = job.setting.describe(data, data_set.checksum(data))
     _keep_compiled(job.cache_dir)
     workload = training.Workload(
         setting=job.setting,
-        feed=protocol.make_feed(job.setting, data),
+        feed=data_set.make_feed(job.setting, data),
         eval_every=described["eval_every"],
-        problem=protocol.problem_maker(job.setting, data, job.eval_batch_size),
+        problem=data_set.problem_maker(job.setting, data, job.eval_batch_size),
         checkpoint_every=job.checkpoint_every,
     )
     for note in _notes(job, num_images):
@@ -122,9 +125,9 @@ def _keep_compiled(cache_dir: pathlib.Path | None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir.expanduser() / "compiled"))
 
 
-def _load(job: jobs.Job, protocol: protocols.Protocol) -> Any:
+def _load(job: jobs.Job, data_set: Any) -> Any:
     """The images, of which `--subset` and `--test-subset` take the first."""
-    data = protocol.load(job)
+    data = data_set.load(job)
     splits = []
     for option, count, split in zip(
         ("--subset", "--test-subset"), (job.subset, job.test_subset), data, strict=True
@@ -132,7 +135,7 @@ def _load(job: jobs.Job, protocol: protocols.Protocol) -> Any:
         there = len(split.labels)
         if count is not None and count > there:
             raise errors.UsageError(f"{option} {count}: the data has {there} such images")
-        splits.append(protocol.take(split, count))
+        splits.append(data_set.take(split, count))
     data = type(data)(*splits)
     needed = max(run.workers for run in job.runs) * job.setting.batch_size
     if len(data.train.labels) < needed:
@@ -177,8 +180,5 @@ def _sentence(line: results.Line) -> str:
     parts += [] if error is None else [f"test error {100 * error:.2f} %"]
     sentence = f"{name}: {', '.join(parts)}, {line['seconds']:.0f} s"
     if line["gradients_per_second"] is not None:
-        sentence += (
-            f", {line['gradients_per_second']:.3g} gradients/s, about "
-            f"{100 * line['gradient_share']:.0f} % of the time in them"
-        )
+        sentence += f", {line['gradients_per_second']:.3g} gradients/s"
     return sentence

@@ -72,18 +72,14 @@ def make_feed(setting: settings.Setting, data: Data) -> training.Feed:
         shuffled = rows[sampler.rows(schedule)[own]]
         return images.ImageBatches(source, shuffled, training=True, seed=sampler.seed, size=size)
 
-    sample = images.ImageBatch(
-        images=np.zeros((setting.batch_size, size, size, 3), np.uint8),
-        labels=np.zeros(setting.batch_size, np.int32),
-    )
     # A scan would hold the batches of thousands of events at once.
-    return training.Feed(len(rows), sample, batches, sim.HostEngine())
+    return training.Feed(len(rows), batches, sim.HostEngine())
 
 
 def problem_maker(
     setting: settings.Setting, data: Data, eval_batch_size: int | None = None
 ) -> Callable[[int], Any]:
-    """As `network.problem_maker`, but what is evaluated is read from the disk every time."""
+    """As `cifar10.problem_maker`, but what is evaluated is read from the disk every time."""
     # Only here, so that help and reports need no flax.
     from dcasgd_jax.integrations import nnx as dc_nnx
 

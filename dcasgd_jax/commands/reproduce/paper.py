@@ -8,9 +8,6 @@ import dataclasses
 
 from dcasgd_jax.commands import methods
 
-MOMENTUM = 0.0
-WEIGHT_DECAY = 0.0
-
 
 @dataclasses.dataclass(frozen=True)
 class Paper:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcasgd_jax import files
+from dcasgd_jax.commands import figures
 from dcasgd_jax.commands.reproduce import results, table
 from dcasgd_jax.plots import axes
 
@@ -32,17 +32,13 @@ def save(path: str | os.PathLike, lines: Sequence[results.Line]) -> None:
                 ax.set_xscale("log")
             for row in shown:
                 _draw(ax, row, column, labels)
-            ax.set_xlabel(label)
-            ax.grid(alpha=0.25, which="major")
-            ax.spines[["top", "right"]].set_visible(False)
-        pair[0].set_ylabel(f"M = {count}: test error (%)")
+            axes.finish(ax, label, "" if ax is pair[1] else f"M = {count}: test error (%)")
     if labels:
         picture.legend(
             labels.values(), labels.keys(), loc="outside lower center", ncols=4, frameon=False
         )
     picture.suptitle(table.title(lines), fontsize=11)
-    with files.replacing(path) as stream:
-        picture.savefig(stream, format="png")
+    figures.save(path, picture)
 
 
 def _draw(ax, row: table.Row, column: str, labels: dict) -> None:

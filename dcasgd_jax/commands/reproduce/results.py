@@ -28,8 +28,8 @@ _RATIO: dict[str, kept.Kinds] = dict.fromkeys(("median", "max"), kept.NUMBER_OR_
 
 
 def read(folder: pathlib.Path) -> list[Line]:
-    """All finished runs of a folder; see `ledger.read`."""
-    return ledger.read(folder, PROGRAM, check)
+    """All finished runs of a folder; see `ledger.Ledger`."""
+    return ledger.Ledger(folder, PROGRAM, check).lines()
 
 
 def run_of(line: Line) -> settings.Run:

@@ -1,7 +1,8 @@
 """What all runs in a folder have in common, and what tells one from another."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,33 +13,16 @@ from dcasgd_jax.commands import settings as common
 from dcasgd_jax.commands.reproduce import paper
 from dcasgd_jax.schedules import laws
 
+_adaptive = functools.cache(dc.curvatures.adaptive)  # the same object again: compiled once
+
 EVALUATED_PER_TRAINED = 0.25
 """Images evaluated per image trained on, at most, unless the user asks for more.
 
 A forward pass takes about a third of a gradient, so evaluation stays below a tenth of the time."""
 
 
-class Split(Protocol):
-    """Images of which the labels are in memory."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Classes; [num_images]."""
-        ...
-
-
-class Data(Protocol):
-    """What is trained and tested on."""
-
-    @property
-    def train(self) -> Split:
-        """To train on."""
-        ...
-
-    @property
-    def test(self) -> Split:
-        """To evaluate."""
-        ...
+Data = Any
+"""What is trained and tested on: has `train` and `test`, each with its `labels`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +30,11 @@ class Setting:
     """The protocol; the same for all runs in one folder.
 
     Args:
-      model: One of `network.MODELS`.
+      model: One of `texts.TEXTS[experiment].models`.
       dtype: Of the computation; parameters are float32.
       epochs: The learning rate falls to a tenth at fixed fractions of them.
       batch_size: Images of one gradient of one worker.
-      law_name: One of `experiments.settings.LAWS`.
+      law_name: One of `commands.settings.LAWS`.
       law: How long a gradient takes each worker.
       momentum: Decay; 0 is none.
       weight_decay: Added to the compensated gradient.
@@ -68,8 +52,8 @@ class Setting:
     batch_size: int = paper.CIFAR10.batch_size
     law_name: str = "gamma"
     law: laws.WorkerTimeLaw = dataclasses.field(default_factory=sim.GammaTime)
-    momentum: float = paper.MOMENTUM
-    weight_decay: float = paper.WEIGHT_DECAY
+    momentum: float = 0.0
+    weight_decay: float = 0.0
     batch_norm: str = "per_worker"
     eval_every: int | None = None
     experiment: str = "cifar10"
@@ -84,11 +68,10 @@ class Setting:
 
     def method_of(self, run: "Run") -> methods.Method:
         """How a run is trained."""
-        method = run.trained_by
+        method = dataclasses.replace(run.trained_by, momentum=self.momentum or None)
         if method.curvature != methods.ADAPTIVE:
             return method
-        adaptive = dc.curvatures.adaptive(self.paper.ms_decay)
-        return dataclasses.replace(method, curvature=adaptive)
+        return dataclasses.replace(method, curvature=_adaptive(self.paper.ms_decay))
 
     def describe(self, data: Data, checksum: str) -> dict[str, Any]:
         """Everything in JSON's types, named as on the command line where there is an option."""

@@ -1,11 +1,12 @@
 """The table: one row per method, workers and numbers, over the seeds that there are."""
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dcasgd_jax.commands import methods, terminal
+import numpy as np
+
+from dcasgd_jax.commands import methods, statistics, terminal
 from dcasgd_jax.commands.reproduce import results, settings
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def best_rows(lines: Sequence[results.Line]) -> list[Row]:
 def _merit(row: Row) -> tuple[float, float]:
     losses = row.final("train_loss")
     diverged = 1 - len(losses) / len(row.lines)
-    return diverged, statistics.fmean(losses) if losses else 0.0
+    return diverged, float(np.mean(losses)) if losses else 0.0
 
 
 def make_table(console: "Console", lines: Sequence[results.Line]) -> "Table":
@@ -85,42 +86,30 @@ def _cells(row: Row, plus_minus: str) -> list[str]:
     run, first = row.run, row.lines[0]
     ratios = [line["compensation_ratio"] for line in row.lines if line["compensation_ratio"]]
     diverged = len(row.lines) - len(row.finished)
-    mean_of = lambda name: statistics.fmean(line[name] for line in row.lines)
+    error, loss = (statistics.statistic(row.final(n)) for n in ("test_error", "train_loss"))
     cap = "" if run.max_pull in (None, 1.0) else f" {run.max_pull:g}"
     return [
         run.method + cap,
         str(run.workers),
         f"{run.learning_rate:g}",
         "-" if run.lambda0 is None else f"{run.lambda0:g}",
-        _spread([100 * error for error in row.final("test_error")], plus_minus),
+        "-" if error is None else error.text(".2f", f" {plus_minus} ", factor=100),
         "-" if row.paper_percent is None else f"{row.paper_percent:.2f}",
-        _mean(row.final("train_loss")),
-        f"{mean_of('simulated_seconds'):.0f}",
+        "-" if loss is None else f"{loss.mean:.3f}",
+        f"{np.mean([line['simulated_seconds'] for line in row.lines]):.0f}",
         f"{first['mean_staleness']:.1f}",
-        _ratio([ratio["median"] for ratio in ratios], statistics.fmean),
+        _ratio([ratio["median"] for ratio in ratios], np.mean),
         _ratio([ratio["max"] for ratio in ratios], max),
         f"{diverged}/{len(row.lines)} div." if diverged else str(len(row.lines)),
     ]
 
 
-def _ratio(values: list[float | None], together: Callable[[list[float]], float]) -> str:
+def _ratio(values: list[float | None], together: Callable[[list[float]], Any]) -> str:
     """JSON has no infinity: a ratio that overflowed in a run that diverged is None."""
     finite = [value for value in values if value is not None]
     if len(finite) < len(values):
         return "inf"
     return f"{together(finite):.2g}" if finite else "-"
-
-
-def _mean(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.3f}" if values else "-"
-
-
-def _spread(values: list[float], plus_minus: str) -> str:
-    """Mean and sample standard deviation."""
-    if not values:
-        return "-"
-    text = f"{statistics.fmean(values):.2f}"
-    return text + (f" {plus_minus} {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def explanation(lines: Sequence[results.Line]) -> str:

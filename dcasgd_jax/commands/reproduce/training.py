@@ -1,7 +1,6 @@
 """One run of the protocol: trained, resumed if it was interrupted, and put into numbers."""
 
 import contextlib
-import datetime
 import math
 import pathlib
 import re
@@ -14,19 +13,16 @@ import numpy as np
 
 from dcasgd_jax import sim
 from dcasgd_jax.commands import errors, methods, records
-from dcasgd_jax.commands.reproduce import clock, optimizers, settings
+from dcasgd_jax.commands.reproduce import clock, settings
 
 Progress = Callable[[int], None]
 _NUMBERS = ("test_error", "test_loss", "train_loss", "batch_loss")
-
-_PACKAGES = ("flax", "orbax-checkpoint")
 
 
 class Feed(NamedTuple):
     """Where the batches of a run come from."""
 
     num_images: int
-    sample: Any  # a tree like the batches, at least as long, to measure a gradient with
     batches: Callable[[sim.Schedule, sim.ShardedEpochs], Any]  # as `sim.simulate` takes them
     engine: Any = None  # as `sim.simulate` takes it
 
@@ -63,9 +59,7 @@ def train(
         setting.law, run.workers, num_updates, seed=run.seed, protocol=method.protocol
     )
     problem = workload.problem(run.seed)
-    tx = optimizers.make_tx(
-        *(method, num_updates, setting.momentum, setting.weight_decay), setting.paper.decay_at
-    )
+    tx = methods.make_tx(method, num_updates, setting.paper.decay_at, 0.0, setting.weight_decay)
     numbers = methods.Hyperparameters(run.learning_rate, run.lambda0)
     watch = clock.Clock(seconds_file(directory))
     done = 0
@@ -99,7 +93,7 @@ def train(
     curve = _curve(result, setting.batch_size * budget.pushes_per_epoch)
     return {
         "run": run._asdict(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": records.now(),
         "diverged": _has_diverged(result, curve),
         "final": _final(curve, setting.epochs),
         "curve": curve,
@@ -111,8 +105,8 @@ def train(
         "compensation_ratio": _ratios(result.trace),
         "non_finite": None if result.non_finite is None else result.non_finite._asdict(),
         "seconds": watch.total,
-        **_speed(workload, problem, done, watch.seconds),
-        "versions": records.versions() | {name: metadata.version(name) for name in _PACKAGES},
+        "gradients_per_second": done / watch.seconds if done else None,  # of this process alone
+        "versions": records.versions() | {"flax": metadata.version("flax")},
     }
 
 
@@ -188,14 +182,3 @@ def _ratios(trace: sim.Trace) -> dict[str, float] | None:
     if not len(measured):
         return None
     return {"median": float(np.median(measured)), "max": float(measured.max())}
-
-
-def _speed(workload: Workload, problem: Any, pushes: int, seconds: float) -> dict[str, Any]:
-    """Of this process alone; the share is an estimate from the time that a gradient takes alone."""
-    if not pushes:
-        return {"gradients_per_second": None, "gradient_share": None}
-    alone = clock.seconds_per_gradient(problem, workload.feed.sample, workload.setting.batch_size)
-    return {
-        "gradients_per_second": pushes / seconds,
-        "gradient_share": min(pushes * alone / seconds, 1.0),
-    }

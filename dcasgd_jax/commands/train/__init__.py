@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import datetime
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ import numpy as np
 
 from dcasgd_jax import extras, sim
 from dcasgd_jax.commands import errors, kept, records, terminal
-from dcasgd_jax.commands.train import options, watching
+from dcasgd_jax.commands.train import options, problems, watching
+from dcasgd_jax.typing import PyTree
 
 HELP = "train with real workers on Ray: digits or CIFAR-10"
 RESULTS, SETTINGS, SCHEDULE, LOG = "train.json", "settings.json", "schedule.npz", "log.jsonl"
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
     started = time.perf_counter()
     job = options.make_job(arguments)
     extras.require_packages("sklearn", "rich")
-    extras.require_packages("ray", "orbax.checkpoint", extra="ray")
+    extras.require_packages("ray", extra="ray")
     records.prepare_folder(job.out, RESULTS, SETTINGS, SCHEDULE, LOG)
     console = terminal.make_console()
     _check_settings(job)
@@ -48,22 +48,18 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
         return
     _check_address(job)
     records.write_json(job.out / SETTINGS, job.describe())
-    problem = _make_problem(job)
+    task = _make_task(job)
     terminal.print_text(
         console,
         f"Training {job.task} with {job.method}: {job.num_workers} workers, {job.num_updates} "
         f"updates, {job.protocol}. Ctrl-C saves; the same command goes on.",
     )
-    before = problem.evaluate(problem.params)
-    trained = _train(job, problem)
-    after = problem.evaluate(trained.result.params)
+    before = _evaluate(task.problem, task.problem.params)
+    trained = _train(job, task)
+    after = _evaluate(task.problem, trained.result.params)
     trained.schedule.save(job.out / SCHEDULE)
     content = {
-        "program": "dcasgd-jax train",
-        "command": list(command),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": records.versions(),
-        "settings": job.describe(),
+        **records.header("dcasgd-jax train", command, job.describe()),
         "before": before,
         "after": after,
         **_facts(trained),
@@ -112,9 +108,7 @@ def _is_done(job: options.Job) -> bool:
     return updates == job.num_updates
 
 
-def _make_problem(job: options.Job) -> Any:
-    from dcasgd_jax.commands.train import problems
-
+def _make_task(job: options.Job) -> problems.Task:
     common = {"batch_size": job.batch_size, "seed": job.seed}
     if job.task == "digits":
         return problems.digits(**common)
@@ -124,16 +118,21 @@ def _make_problem(job: options.Job) -> Any:
     return problems.cifar(**common, data_dir=data_dir, cache_dir=cache, subset=job.subset)
 
 
-def _train(job: options.Job, problem: Any) -> Any:
+def _evaluate(problem: sim.Problem, params: PyTree) -> dict[str, float]:
+    evaluate: Any = problem.eval_fn
+    return {name: float(value) for name, value in evaluate(params)._asdict().items()}
+
+
+def _train(job: options.Job, task: problems.Task) -> Any:
     from dcasgd_jax.runtime import ray
 
     with watching.progress_bar(job.num_updates) as show, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The run was given up", RuntimeWarning)
         try:
             return ray.train(
-                sim.Problem(problem.loss_fn, problem.params),
+                task.problem,
                 options.make_tx(job),
-                problem.batches_fn,
+                task.batches_fn,
                 num_workers=job.num_workers,
                 num_updates=job.num_updates,
                 address=job.address,

@@ -58,7 +58,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     number = functools.partial(add, type=values.integer_from(1), metavar="N")
-    add("--runtime", choices=["ray"], default="ray", help="what runs the processes; default ray")
     add("--address", metavar="HOST:PORT", help="join this Ray cluster; default: start one here")
     add("--task", choices=TASKS, default="digits", help="default %(default)s")
     options.add(

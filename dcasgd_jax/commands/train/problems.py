@@ -1,10 +1,10 @@
-"""What real workers train: a loss, batches that each worker makes for itself, an evaluation."""
+"""What real workers train: problems, and the batches that each worker makes for itself."""
 
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from dcasgd_jax import digits as digit_images
+from dcasgd_jax import sim
 from dcasgd_jax.commands import images
 from dcasgd_jax.commands.images import cifar10
 from dcasgd_jax.commands.train import network
@@ -20,13 +21,11 @@ from dcasgd_jax.typing import PyTree
 _EVALUATED_AT_ONCE = 500
 
 
-class Problem(NamedTuple):
-    """A task for `runtime.ray.train`."""
+class Task(NamedTuple):
+    """What `runtime.ray.train` takes; `problem.eval_fn` gives a `digits.Evaluation`."""
 
-    params: PyTree
-    loss_fn: Callable[[PyTree, PyTree], jax.Array]
+    problem: sim.Problem
     batches_fn: Callable[[int, int], PyTree]
-    evaluate: Callable[[PyTree], dict[str, float]]  # of the whole train and test set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +55,10 @@ def _order(num_examples: int, seed: int, worker: int, epoch: int) -> np.ndarray:
     return generator.permutation(num_examples).astype(np.int32)
 
 
-def digits(*, batch_size: int, seed: int) -> Problem:
+def digits(*, batch_size: int, seed: int) -> Task:
     """The multilayer perceptron of `dcasgd-jax compare` on scikit-learn's digits."""
-    problem = digit_images.problem("mlp", seed)
-    of_params: Any = problem.eval_fn
-
-    def evaluate(params: PyTree) -> dict[str, float]:
-        return {name: float(value) for name, value in of_params(params)._asdict().items()}
-
-    return Problem(
-        params=problem.params,
-        loss_fn=problem.loss_fn,
-        batches_fn=Rows(digit_images.NUM_TRAIN, batch_size, seed),
-        evaluate=evaluate,
-    )
+    rows = Rows(digit_images.NUM_TRAIN, batch_size, seed)
+    return Task(digit_images.problem("mlp", seed), rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +97,7 @@ def cifar(
     data_dir: pathlib.Path | None,
     cache_dir: pathlib.Path,
     subset: int | None,
-) -> Problem:
+) -> Task:
     """A small convolutional network without batch normalisation on CIFAR-10.
 
     Args:
@@ -124,17 +113,14 @@ def cifar(
     data = _load(data_dir, cache_dir)
     count = min(subset or len(data.train.labels), len(data.train.labels))
 
-    def evaluate(params: PyTree) -> dict[str, float]:
-        train = _mean_loss_and_error(params, data.train, count)
-        test = _mean_loss_and_error(params, data.test, subset)
-        return {"train_loss": train[0], "test_error": test[1]}
+    def evaluate(params: PyTree) -> digit_images.Evaluation:
+        return digit_images.Evaluation(
+            train_loss=_mean_loss_and_error(params, data.train, count)[0],
+            test_error=_mean_loss_and_error(params, data.test, subset)[1],
+        )
 
-    return Problem(
-        params=network.init(seed),
-        loss_fn=cifar_loss,
-        batches_fn=CifarBatches(data_dir, cache_dir, Rows(count, batch_size, seed)),
-        evaluate=evaluate,
-    )
+    problem = sim.Problem(cifar_loss, network.init(seed), eval_fn=evaluate)
+    return Task(problem, CifarBatches(data_dir, cache_dir, Rows(count, batch_size, seed)))
 
 
 def cifar_loss(params: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
@@ -148,18 +134,17 @@ def cifar_loss(params: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
 
 def _mean_loss_and_error(
     params: PyTree, split: cifar10.LabelledImages, count: int | None
-) -> tuple[float, float]:
+) -> jax.Array:
     count = min(count or len(split.labels), len(split.labels))
-    sums = np.zeros(2)
+    sums = jnp.zeros(2)
     for start in range(0, count, _EVALUATED_AT_ONCE):
         rows = slice(start, min(start + _EVALUATED_AT_ONCE, count))
-        sums += np.array(_sums(params, split.images[rows], split.labels[rows]))
-    loss, error = sums / count
-    return float(loss), float(error)
+        sums += _sums(params, split.images[rows], split.labels[rows])
+    return sums / count
 
 
 @jax.jit
-def _sums(params: PyTree, pixels: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
+def _sums(params: PyTree, pixels: jax.Array, labels: jax.Array) -> jax.Array:
     logits = network.logits(params, images.normalise(pixels))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.sum(), jnp.sum(logits.argmax(axis=1) != labels)
+    return jnp.stack([losses.sum(), jnp.sum(logits.argmax(axis=1) != labels)])

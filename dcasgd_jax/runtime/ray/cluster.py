@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,10 +12,9 @@ from typing import Any
 import jax
 import ray
 
+from dcasgd_jax.runtime.ray import probe
+
 _TO_ANSWER = 10.0  # seconds
-# Ray's head speaks HTTP/2: after a client's hello and settings it sends its own.
-_SETTINGS = b"\x04"
-_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
 _ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
     "NPROC": "1",  # the size of XLA's thread pools
@@ -72,14 +70,12 @@ def _check_reachable(address: str) -> None:
         raise ValueError(f"address must be 'host:port' of a running Ray cluster, got {address!r}.")
     start_one = "start one there with `ray start --head`, or leave address out"
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), _TO_ANSWER) as connection:
-            connection.sendall(_HTTP2_HELLO)
-            answer = connection.recv(4, socket.MSG_WAITALL)
+        answers = probe.is_ray(host.strip("[]"), int(port), _TO_ANSWER)
     except (OSError, OverflowError) as error:
         raise ConnectionError(
             f"No Ray cluster answers at {address} ({error}): {start_one}."
         ) from None
-    if answer[3:] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
+    if not answers and os.environ.get("RAY_USE_TLS", "0") == "0":
         raise ConnectionError(f"What answers at {address} is no Ray cluster: {start_one}.")
 
 

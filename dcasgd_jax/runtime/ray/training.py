@@ -122,17 +122,15 @@ def train(
       >>> print(run.schedule)  # doctest: +SKIP
     """
     server = as_server(tx)
-    arguments.check_problem(problem, server)
+    arguments.check_trained(
+        problem, server, metrics, batches_fn=batches_fn, checkpoint=checkpoint, progress=progress
+    )
     loss_fn, params = problem.loss_fn, problem.params
-    arguments.check_functions(loss_fn=loss_fn, batches_fn=batches_fn)
     arguments.check_integers(
         seed, max_restarts, num_workers=num_workers, num_updates=num_updates, num_shards=num_shards
     )
-    arguments.check_values(server.tx, server.per_push, protocol, delays)
     given = {"worker_options": worker_options, "server_options": server_options}
-    arguments.check_types(checkpoint, log, progress, address, given)
-    arguments.check_metrics(metrics)
-    arguments.check_params(params)
+    arguments.check_cluster(protocol, delays, log, address, given)
     settings = Settings(
         tx=server.tx,
         num_workers=num_workers,

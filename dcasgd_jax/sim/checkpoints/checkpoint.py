@@ -25,7 +25,8 @@ class Checkpoint:
     what it would have returned had it never been interrupted; bit for bit, because the run is
     always cut at the same events. If the run is there to its end, nothing is run. A checkpoint of
     another run is refused, with the respect in which it differs. A damaged one is moved aside with
-    a warning, and the one before it is taken.
+    a warning, and the one before it is taken. Each is a file `<events done>.npz`, written in the
+    background while the next events run.
 
     The data is part of the run: arrays, and the examples and rows of `Indexed`, are hashed whole
     in each call, which takes about a second per GB. What an iterator gives is not checked, and of a
@@ -75,7 +76,6 @@ class Checkpoint:
         """Raises now, rather than after some work, if nothing could be saved."""
         if jax.process_count() > 1:
             raise ValueError("checkpoint= is for runs of one process; save their `state` yourself.")
-        stores.import_orbax()
         stores.make_directory(self.path)
 
 

@@ -1,24 +1,23 @@
-"""Checkpoints on disk: named arrays and a few facts, whole or not at all. Needs orbax."""
+"""Checkpoints on disk: named arrays and a few facts, each an npz file, whole or not at all."""
 
 import contextlib
 import json
 import pathlib
-import shutil
+import re
 import tempfile
 import warnings
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcasgd_jax import files
-from dcasgd_jax.sim import leaves
+from dcasgd_jax import archives, files
 
-_FORMAT = 2
+_FORMAT = 3
 _LOCK = ".lock"
 _PATIENCE_SECONDS = 3.0  # a large process takes a while to die
-_MARKER = "_CHECKPOINT_METADATA"  # orbax writes it into a checkpoint before it appears
+_FACTS = "facts"
 
 
 class Saved(NamedTuple):
@@ -29,7 +28,7 @@ class Saved(NamedTuple):
 
 
 class Store:
-    """The checkpoints of one run in a directory, each named by the number of events done.
+    """The checkpoints of one run in a directory: `<events done>.npz`.
 
     Saving goes on in the background; leaving the `with` block waits for it. A checkpoint appears
     under its name when it is complete: whoever is killed leaves those before it untouched.
@@ -39,33 +38,24 @@ class Store:
     """
 
     def __init__(self, directory: pathlib.Path, keep: int):
-        ocp = import_orbax()
-        self._directory, self._args = directory, ocp.args
-        self._lock = _lock(directory)  # first of all: orbax removes what others are writing
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            cleanup_tmp_directories=True,
-            # In the background, a directory that cannot be made would be waited for, for minutes.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        )
-        try:
-            self._manager = ocp.CheckpointManager(directory, options=options)
-        except BaseException:
-            self._lock.release()
-            raise
+        self._directory, self._keep = directory, keep
+        self._lock = _lock(directory)  # first of all: what is left over is not being written
+        for path in directory.iterdir():
+            if re.fullmatch(r"\.\d+\.npz\..+", path.name):  # as `files.replacing` calls them
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        self._writer = futures.ThreadPoolExecutor(1)
+        self._writing: futures.Future[None] | None = None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         try:
-            with self._saving():
-                self._manager.wait_until_finished()
+            self._wait()
         finally:
-            try:
-                self._manager.close()
-            finally:
-                self._lock.release()
+            self._writer.shutdown()
+            self._lock.release()
 
     def newest(self, check: Callable[[dict[str, Any]], None]) -> Saved | None:
         """The newest checkpoint that can be read; `check` may refuse it for its facts.
@@ -73,18 +63,15 @@ class Store:
         Those after it that cannot be read are moved aside, with a warning.
         """
         unreadable: dict[int, Exception] = {}
-        for event in sorted(self._manager.all_steps(), reverse=True):
+        for event in reversed(self._events()):
             try:
-                facts = self._read_facts(event)
-            except Exception as error:  # whatever a damaged file makes orbax raise
-                unreadable[event] = error
-                continue
-            check(facts["facts"])
-            try:
-                saved = Saved(self._read_arrays(event, facts), facts["facts"])
+                saved = _unpack(archives.load(self._path(event)), event)
+            except MemoryError:  # no fault of the file
+                raise
             except Exception as error:
                 unreadable[event] = error
                 continue
+            check(saved.facts)
             for other, error in unreadable.items():
                 self._move_aside(other, error, event)
             return saved
@@ -97,67 +84,88 @@ class Store:
         return None
 
     def save(self, event: int, saved: Saved) -> None:
-        """Begins to save; the arrays must not change any more."""
-        content = _join(saved.arrays)
-        facts = {
-            "event": event,
-            "facts": saved.facts,
-            "arrays": [
-                [name, array.dtype.name, array.shape] for name, array in saved.arrays.items()
-            ],
-            "checksum": zlib.crc32(content.data),
-        }
-        items = self._args.Composite(
-            arrays=self._args.PyTreeSave({"content": content}),
-            facts=self._args.JsonSave(_sealed(facts)),
-        )
-        with self._saving():
-            begun = self._manager.save(event, args=items)
-        if not begun:
-            raise RuntimeError(
-                f"{self._directory} refused the checkpoint of event {event}: does another process "
-                "save there? Give each run a directory of its own."
-            )
+        """Begins to save, after the save before; the arrays must not change any more.
 
-    @contextlib.contextmanager
-    def _saving(self) -> Iterator[None]:
-        """Orbax tells of what failed in the background at the next save, or at the end."""
+        Raises:
+          OSError: If the save before failed.
+        """
+        self._wait()
+        self._writing = self._writer.submit(self._write, event, saved)
+
+    def _write(self, event: int, saved: Saved) -> None:
+        if any(other >= event for other in self._events()):  # on a file system without locks
+            raise FileExistsError(f"event {event} has been saved there, as by another process")
+        archives.save(self._path(event), _pack(event, saved), compressed=False)
+        for other in self._events()[: -self._keep]:
+            self._path(other).unlink(missing_ok=True)
+
+    def _wait(self) -> None:
+        if self._writing is None:
+            return
         try:
-            yield
+            self._writing.result()
         except Exception as error:
+            self._writing = None
             raise OSError(
                 f"A checkpoint could not be saved in {self._directory} ({_one_line(error)}). Those "
                 "before it are intact: call again with room on the disk to go on from them."
             ) from error
 
-    def _read_facts(self, event: int) -> dict[str, Any]:
-        if not (self._directory / str(event) / _MARKER).exists():
-            raise FileNotFoundError(f"it has no {_MARKER}, so it was never completed")
-        items = self._args.Composite(facts=self._args.JsonRestore())
-        facts = _unsealed(self._manager.restore(event, args=items).facts)
-        if facts["event"] != event:
-            raise ValueError(f"it is the checkpoint of event {facts['event']}")
-        return facts
+    def _events(self) -> list[int]:
+        names = [re.fullmatch(r"(\d+)\.npz", path.name) for path in self._directory.iterdir()]
+        return sorted(int(name[1]) for name in names if name)
 
-    def _read_arrays(self, event: int, facts: dict[str, Any]) -> dict[str, np.ndarray]:
-        items = self._args.Composite(arrays=self._args.PyTreeRestore())
-        content = self._manager.restore(event, args=items).arrays["content"]
-        if zlib.crc32(content.data) != facts["checksum"]:
-            raise ValueError("its arrays are not those that were saved")
-        return _split(content, facts["arrays"])
+    def _path(self, event: int) -> pathlib.Path:
+        return self._directory / f"{event}.npz"
 
     def _move_aside(self, event: int, error: Exception, good: int) -> None:
-        path = self._directory / str(event)
-        aside = path.with_name(f"{event}.unreadable")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-        self._manager.reload()
+        path = self._path(event)
+        aside = path.with_name(f"{path.name}.unreadable")
+        path.replace(aside)
         warnings.warn(
             f"The checkpoint {path} cannot be read ({_one_line(error)}): going on from event "
             f"{good} instead. It is now {aside.name}.",
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _pack(event: int, saved: Saved) -> dict[str, np.ndarray]:
+    """The entries of a file."""
+    arrays = saved.arrays.items()
+    facts = {
+        "format": _FORMAT,
+        "event": event,
+        "facts": saved.facts,
+        "dtypes": {name: array.dtype.name for name, array in arrays},
+    }
+    return {
+        _FACTS: np.frombuffer(json.dumps(facts).encode(), np.uint8),
+        **{name: array.view(_kept_dtype(array)) for name, array in arrays},
+    }
+
+
+def _kept_dtype(array: np.ndarray) -> np.dtype:
+    """Its own, or, where that is known to another package only, an integer of its size."""
+    registered = array.dtype.isbuiltin == 2  # such as bfloat16
+    return np.dtype(f"u{array.itemsize}") if registered else array.dtype
+
+
+def _unpack(entries: dict[str, np.ndarray], event: int) -> Saved:
+    """What `_pack` packed; raises if it is of another event, or of another release."""
+    if _FACTS not in entries:
+        raise ValueError("it has no facts")
+    facts = json.loads(entries.pop(_FACTS).tobytes())
+    if facts["format"] != _FORMAT:
+        raise ValueError(f"its format is {facts['format']}, and this release knows {_FORMAT}")
+    if facts["event"] != event:
+        raise ValueError(f"it is the checkpoint of event {facts['event']}")
+    if entries.keys() != facts["dtypes"].keys():
+        raise ValueError("its arrays are not those that were saved")
+    for name, dtype in facts["dtypes"].items():
+        if entries[name].dtype.name != dtype:
+            entries[name] = entries[name].view(dtype)
+    return Saved(entries, facts["facts"])
 
 
 def _lock(directory: pathlib.Path) -> files.Lock:
@@ -169,57 +177,6 @@ def _lock(directory: pathlib.Path) -> files.Lock:
             f"{directory} is in use: {error} saves checkpoints there. Wait until that run is over "
             "or end it, or pass another directory; nothing has been changed."
         ) from None
-
-
-def _sealed(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts with a checksum of their own, for JSON."""
-    text = json.dumps(facts)
-    return {"format": _FORMAT, "text": text, "checksum": zlib.crc32(text.encode())}
-
-
-def _unsealed(stored: dict[str, Any]) -> dict[str, Any]:
-    """The facts that `_sealed` sealed."""
-    if stored["format"] != _FORMAT:
-        raise ValueError(f"its format is {stored['format']}, and this release knows {_FORMAT}")
-    if zlib.crc32(stored["text"].encode()) != stored["checksum"]:
-        raise ValueError("its facts are not those that were saved")
-    return json.loads(stored["text"])
-
-
-def _join(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """All arrays as bytes in a row, one more than there are, because orbax saves no empty array.
-
-    One array instead of many: bytes of every dtype survive, and of many that orbax reads at once,
-    the others break loudly when one is damaged.
-    """
-    content = np.zeros(sum(array.nbytes for array in arrays.values()) + 1, np.uint8)
-    start = 0
-    for array in arrays.values():
-        content[start : start + array.nbytes] = leaves.to_bytes(array)
-        start += array.nbytes
-    return content
-
-
-def _split(content: np.ndarray, descriptions: list[Any]) -> dict[str, np.ndarray]:
-    """The arrays that `_join` joined."""
-    arrays, start = {}, 0
-    for name, dtype_name, shape in descriptions:
-        array = np.empty(shape, dtype_name)
-        leaves.to_bytes(array)[:] = content[start : start + array.nbytes]
-        arrays[name] = array
-        start += array.nbytes
-    return arrays
-
-
-def import_orbax() -> Any:
-    """The module `orbax.checkpoint`; ModuleNotFoundError says how to get it."""
-    try:
-        import orbax.checkpoint as ocp
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"checkpoint= needs orbax-checkpoint: pip install dcasgd-jax[checkpoint]. ({error})"
-        ) from None
-    return ocp
 
 
 def make_directory(directory: pathlib.Path) -> None:

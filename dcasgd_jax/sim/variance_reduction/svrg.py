@@ -189,31 +189,9 @@ def check_arguments(schedules: Sequence[Schedule | ReadVersions], batches: Any) 
             )
         if reads.corrupt.any():
             raise ValueError(f"schedules[{epoch}] has corrupt pushes, which svrg does not model.")
-    check_rows(schedules, batches)
-
-
-def check_rows(schedules: Sequence[Schedule | ReadVersions], batches: sources.Indexed) -> None:
-    """A batch for each event, of examples that there are."""
     shape = np.shape(batches.rows)
     if len(shape) != 2 or not shape[1]:
         raise ValueError(f"svrg needs rows [num_events, batch_size], got shape {shape}.")
-    examples = jax.tree.leaves(batches.examples)
-    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in examples}
-    num_events = sum(map(len, schedules))
-    if shape[0] < num_events:
-        raise ValueError(
-            f"Indexed.rows has {shape[0]} batches, but the {len(schedules)} epochs have "
-            f"{num_events} events."
-        )
-    rows = np.asarray(batches.rows)
-    if len(lengths) == 1 and np.issubdtype(rows.dtype, np.integer):
-        num_examples = lengths.pop()
-        for event, place in np.argwhere((rows < 0) | (rows >= num_examples))[:1]:
-            raise ValueError(
-                f"Indexed.rows[{event}, {place}] is {rows[event, place]}, but Indexed.examples has "
-                f"{num_examples} examples: the batch of an event must be some of those that the "
-                "full gradient is taken over."
-            )
 
 
 def check_full_batch_size(size: int | None, batches: sources.Indexed) -> int:

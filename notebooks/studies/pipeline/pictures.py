@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcasgd_jax import files
-from dcasgd_jax.commands import ledger
+from dcasgd_jax.commands import figures, ledger
 from dcasgd_jax.plots import axes
 from pipeline import delays, methods, settings, summary
 
@@ -51,8 +50,7 @@ def save(
         curves.set_title(f"{optimizer}: {delays.title(shown)}, mean and range", fontsize=10)
     handles, labels = panels[0][1].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    with files.replacing(path) as stream:
-        picture.savefig(stream, format="png")
+    figures.save(path, picture)
 
 
 def _draw_gaps(ax, found: Sequence[summary.Summary]) -> None:

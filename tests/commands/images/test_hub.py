@@ -69,10 +69,10 @@ def test_the_files_asked_for(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    data = images.open_imagenet(num_classes=3, hub_name="someone/imagenet")
+    data = images.open_imagenet(num_classes=3)
     assert (len(data.train), len(data.validation)) == (9, 9)
     patterns = ["data/train-*.parquet", "data/validation-*.parquet"]
-    assert asked == [("someone/imagenet", "dataset", patterns)]
+    assert asked == [("ILSVRC/imagenet-1k", "dataset", patterns)]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import time
 import pytest
 
 pytest.importorskip("flax")
-pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("pyarrow")
 
 from ..images import writers
@@ -18,7 +17,7 @@ NUM_IMAGES, BATCH_SIZE, WORKERS, EPOCHS = 64, 8, 4, 8
 METHOD = "dcasgd-capped"  # has the most to keep: a mean square, and a ratio of every push
 FIRST, SECOND = 0, 1  # seeds: the run of the first ends before the kill, that of the second not
 # What a line may have of its own: when, and how fast.
-OF_A_PROCESS = ("date", "seconds", "gradients_per_second", "gradient_share")
+OF_A_PROCESS = ("date", "seconds", "gradients_per_second")
 PATIENCE = 300  # seconds, for a machine that does much else
 
 
@@ -63,8 +62,8 @@ def said_at_the_end(process, said):
 
 def pushes_saved(out, seed):
     """At the newest checkpoint of the run of a seed, 0 without one."""
-    names = [path.name for path in out.glob(f"checkpoints/{METHOD}-*-seed{seed}/*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    paths = out.glob(f"checkpoints/{METHOD}-*-seed{seed}/*.npz")
+    return max((int(path.stem) for path in paths if path.stem.isdigit()), default=0)
 
 
 def wait_for(condition, process):

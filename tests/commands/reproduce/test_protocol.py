@@ -10,7 +10,8 @@ import pytest
 from dcasgd_jax import sim
 from dcasgd_jax.commands import methods
 from dcasgd_jax.commands.images import augmentation, cifar10
-from dcasgd_jax.commands.reproduce import network, optimizers, paper, settings
+from dcasgd_jax.commands.reproduce import cifar10 as data_set
+from dcasgd_jax.commands.reproduce import paper, settings
 
 HYPERPARAMETERS = methods.Hyperparameters(0.5)
 
@@ -49,7 +50,7 @@ def test_an_epoch_of_the_paper():
 def test_the_learning_rate_falls_after_one_half_and_three_quarters(method, epochs):
     setting = settings.Setting(epochs=epochs)
     per_epoch = settings.budget(setting, run_of(method), 50_000).updates_per_epoch
-    decay = optimizers.decay_schedule(epochs * per_epoch, methods.DECAY_AT)
+    decay = methods.rate_factor(epochs * per_epoch, warm_up=0)
     for epoch, before, after in ((epochs / 2, 1, 0.1), (3 * epochs / 4, 0.1, 0.01)):
         last = int(epoch * per_epoch) - 1
         np.testing.assert_allclose(decay(last), before, rtol=1e-6)
@@ -73,7 +74,8 @@ def test_the_whole_data_is_evaluated_every_epoch():
 def test_the_optimizer_compensates_decays_and_then_takes_momentum(method):
     """Two updates of one weight, against the formulas."""
     run = run_of(method)
-    tx = optimizers.make_tx(run.trained_by, 4, 0.9, 0.01)
+    method_of_run = settings.Setting(momentum=0.9).method_of(run)
+    tx = methods.make_tx(method_of_run, 4, warm_up=0, weight_decay=0.01)
     numbers = methods.Hyperparameters(0.5, run.lambda0)
     params = {"w": jnp.array([1.0, -2.0])}
     stale = {"w": jnp.array([0.5, -2.5])}
@@ -99,8 +101,8 @@ def test_the_optimizer_compensates_decays_and_then_takes_momentum(method):
 
 
 def test_one_optimizer_for_all_numbers():
-    method = run_of("dcasgd-a").trained_by
-    assert optimizers.make_tx(method, 10, 0.0, 0.0) is optimizers.make_tx(method, 10, 0.0, 0.0)
+    make = lambda: methods.make_tx(settings.Setting().method_of(run_of("dcasgd-a")), 10)
+    assert make() is make()
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
@@ -114,10 +116,10 @@ def test_evaluation_in_batches(backend, size, monkeypatch):
     monkeypatch.setattr(
         dc_nnx, "split_model", lambda model, loss, evaluate: caught.update(evaluate=evaluate)
     )
-    monkeypatch.setattr(network, "_make_model", lambda *args: types.SimpleNamespace())
+    monkeypatch.setattr(data_set, "_make_model", lambda *args: types.SimpleNamespace())
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: backend)
-        network.problem_maker(settings.Setting(), data, size)(0)
+        data_set.problem_maker(settings.Setting(), data, size)(0)
     values = caught["evaluate"](reference)
     for split, count, names in ((data.train, 2, "train"), (data.test, 10, "test")):
         logits = reference(augmentation.normalise(split.images[:count]))
@@ -130,7 +132,7 @@ def test_evaluation_in_batches(backend, size, monkeypatch):
 
 def test_problems_of_all_seeds_share_their_functions():
     pytest.importorskip("flax")
-    make = network.problem_maker(settings.Setting(model="tiny"), images(8, 4))
+    make = data_set.problem_maker(settings.Setting(model="tiny"), images(8, 4))
     first, second = make(0), make(1)
     assert first.loss_fn is second.loss_fn
     assert first.eval_fn is second.eval_fn
