@@ -217,7 +217,18 @@ def _update_leaf(decay, every, grad, count, mean_square, *factors) -> tuple[Any,
 
 # Functions of the module, so that outside of jit they are compiled once and not at every call.
 def _eigenvectors(is_due: jax.Array, moment: jax.Array, basis: jax.Array) -> jax.Array:
-    return jnp.where(is_due[..., None, None, None], jnp.linalg.eigh(moment)[1], basis)
+    new = jax.lax.platform_dependent(moment, cpu=_one_by_one, default=_all_at_once)
+    return jnp.where(is_due[..., None, None, None], new, basis)
+
+
+def _all_at_once(moments: jax.Array) -> jax.Array:
+    return jnp.linalg.eigh(moments)[1]
+
+
+def _one_by_one(moments: jax.Array) -> jax.Array:
+    """On the CPU a batch can wait for ever for threads that other batches hold, which wait too."""
+    side = moments.shape[-1]
+    return jax.lax.map(_all_at_once, moments.reshape(-1, side, side)).reshape(moments.shape)
 
 
 def _keep(is_due: jax.Array, moment: jax.Array, basis: jax.Array) -> jax.Array:

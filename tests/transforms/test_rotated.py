@@ -1,5 +1,8 @@
 """Curvatures that know directions: reference runs, mutants, identities, and what is refused."""
 
+import math
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -201,6 +204,20 @@ def test_a_basis_is_computed_where_it_is_due_also_of_many_members(depth):
     outside, inside = primitives(jax.make_jaxpr(update)(leaf, init(leaf), leaf).jaxpr)
     assert "eigh" in inside
     assert "eigh" not in outside
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_on_the_cpu_eigenvectors_are_computed_one_matrix_at_a_time(blocks):
+    """Two programs at once, as in a sweep, would wait for ever for each other's threads."""
+    tx = dc.compensate_delay(curvature=rotated(16, max_side=4), max_pull=1.0, learning_rate=0.5)
+    leaf = jnp.ones((2, 4 * blocks, 3))
+    update = jax.vmap(lambda g, s, p: tx.update(g, s, p, stale_params=0 * p))
+    text = jax.jit(update).lower(leaf, jax.vmap(tx.init)(leaf), leaf).as_text()
+    calls = [line for line in text.splitlines() if "syevd" in line]
+    assert calls
+    for call in calls:
+        shapes = re.findall(r"tensor<((?:\d+x)+)4x4xf32>", call.partition(" : ")[2])
+        assert {math.prod(map(int, shape.split("x")[:-1])) for shape in shapes} <= {1}, call
 
 
 def test_members_may_be_due_at_different_pushes(x64):
