@@ -1,9 +1,11 @@
 """Ready-made optimizers."""
 
+from typing import Any
+
 import optax
 
 from dcasgd_jax import checks, curvatures, transforms
-from dcasgd_jax.transforms import cap, compensating
+from dcasgd_jax.transforms import cap, compensation_of_push
 from dcasgd_jax.typing import Scalar
 
 
@@ -12,7 +14,7 @@ def dcasgd(
     num_workers: int,
     *,
     lambda0: transforms.Strength = 2.0,
-    curvature: curvatures.Curvature = compensating.ADAPTIVE,
+    curvature: curvatures.Curvature = compensation_of_push.ADAPTIVE,
     momentum: float | None = None,
     nesterov: bool = False,
     weight_decay: float = 0.0,
@@ -29,7 +31,9 @@ def dcasgd(
     then weight decay at the current weights and momentum on :math:`\tilde g`, if asked for. With
     one worker, or `lambda0=0`, it is `optax.sgd` exactly. It is `remember_pulls` around a chain
     with `compensate_delay`: where the server says `stale_params=` itself, as `sim.simulate` does,
-    that is what is used.
+    that is what is used. With momentum and `max_pull` both, it is `compensate_updates` around
+    momentum instead, which never trained worse than a capped compensation before the momentum and
+    often did where that diverged.
 
     Args:
       learning_rate: η, a float or a schedule of the number of updates.
@@ -40,10 +44,8 @@ def dcasgd(
       momentum: μ in [0, 1), decay of a momentum on the compensated gradient; `None` is none.
       nesterov: Nesterov's form of that momentum.
       weight_decay: Decay added after compensation, so that it is not squared.
-      max_pull: κ ≥ 0: no event moves a weight by more than the fraction κ of the way back to its
-        stale value, in the long run if there is momentum: the cap is that of the learning rate
-        :math:`\eta / (1 - \mu)`. This project's addition; 1 is a good first choice, `None` is the
-        paper.
+      max_pull: κ ≥ 0: the compensation moves no weight by more than the fraction κ of the way back
+        to its stale value. This project's addition; 1 is a good first choice, `None` is the paper.
 
     Returns:
       An optimizer with `update(grads, state, params, *, worker)`.
@@ -67,14 +69,9 @@ def dcasgd(
     """
     if momentum is not None:
         checks.check_fraction("momentum", momentum)
-    stages: list[optax.GradientTransformation] = [
-        transforms.compensate_delay(
-            lambda0,
-            curvature=curvature,
-            max_pull=max_pull,
-            learning_rate=cap.effective_learning_rate(learning_rate, momentum),
-        )
-    ]
+    rate = cap.effective_learning_rate(learning_rate, momentum)
+    settings: Any = {"curvature": curvature, "max_pull": max_pull, "learning_rate": rate}
+    stages: list[optax.GradientTransformation] = []
     if not callable(weight_decay):
         checks.check_non_negative("weight_decay", weight_decay)
     if not isinstance(weight_decay, float | int) or weight_decay:
@@ -82,4 +79,8 @@ def dcasgd(
     if momentum is not None:
         stages.append(optax.trace(momentum, nesterov))
     stages.append(optax.scale_by_learning_rate(learning_rate))
-    return transforms.remember_pulls(optax.chain(*stages), num_workers)
+    if momentum is None or max_pull is None:
+        chain = optax.chain(transforms.compensate_delay(lambda0, **settings), *stages)
+    else:
+        chain = transforms.compensate_updates(optax.chain(*stages), lambda0, **settings)
+    return transforms.remember_pulls(chain, num_workers)

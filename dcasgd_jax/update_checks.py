@@ -63,6 +63,19 @@ def _checked_staleness(staleness) -> jax.Array:
     return jnp.asarray(number, jnp.int32)
 
 
+def checked_batch_size(batch_size) -> Any:
+    """Returns the number of terms of a mean; one that is not traced must be at least 1.
+
+    Raises:
+      TypeError: If it is no integer scalar.
+      ValueError: If it is less than 1.
+    """
+    number = integer_scalar("batch_size", batch_size)
+    if not isinstance(number, jax.core.Tracer) and int(number) < 1:
+        raise ValueError(f"batch_size must be >= 1, got {int(number)}.")
+    return number
+
+
 def integer_scalar(name: str, value) -> Any:
     """One integer: a Python or NumPy number, or an array of rank 0."""
     if jax.tree.structure(value) != jax.tree.structure(0) or isinstance(value, str):

@@ -29,6 +29,11 @@ def by_hand(stages, rate=0.3, **kwargs):
     return optax.chain(compensate, *stages, optax.scale_by_learning_rate(rate))
 
 
+def pulled_outside(inner, **kwargs):
+    curvature = compensations.curvature(0.95)
+    return dc.remember_pulls(dc.compensate_updates(inner, 2.0, curvature=curvature, **kwargs), 4)
+
+
 schedule = optax.linear_schedule(0.3, 0.0, 20)
 
 
@@ -46,13 +51,12 @@ schedule = optax.linear_schedule(0.3, 0.0, 20)
         ({"max_pull": 0.5}, by_hand([], max_pull=0.5, learning_rate=0.3)),
         (
             {"momentum": 0.5, "max_pull": 0.5},
-            by_hand([optax.trace(0.5)], max_pull=0.5, learning_rate=0.6),
+            pulled_outside(optax.sgd(0.3, momentum=0.5), max_pull=0.5, learning_rate=0.6),
         ),
         (
             {"learning_rate": schedule, "momentum": 0.5, "max_pull": 0.5},
-            by_hand(
-                [optax.trace(0.5)],
-                schedule,
+            pulled_outside(
+                optax.sgd(schedule, momentum=0.5),
                 max_pull=0.5,
                 learning_rate=lambda count: 2 * schedule(count),
             ),

@@ -187,11 +187,11 @@ def test_fields_say_what_they_are(cls):
 
 def test_public_names_are_the_ones_promised():
     assert set(public(dc)) == {
-        *("compensate_delay", "remember_pulls", "assume_delay", "dcasgd"),
+        *("compensate_delay", "compensate_updates", "remember_pulls", "assume_delay", "dcasgd"),
         *("delay_gradients", "pipeline_delays", "record_pull", "compensation_metrics"),
         *("adaptive_strength", "compensated_gradient", "update_mean_square"),
         *("AssumeDelayState", "CompensateDelayState", "DelayGradientsState", "RememberPullsState"),
-        *("CompensationMetrics", "CompensationSums"),
+        *("CompensateUpdatesState", "CompensationMetrics", "CompensationSums"),
     }
     assert set(public(dc.curvatures)) == {
         *("squared_gradient", "adaptive", "absolute", "fisher", "hessian", "elementwise"),

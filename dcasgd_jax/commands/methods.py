@@ -130,22 +130,24 @@ def build_chain(
         return optax.with_extra_args_support(method.recipe(learning_rate, lambda0, factor))
     rate = lambda count: learning_rate * factor(count)
     stages: list[optax.GradientTransformation] = []
-    if method.compensates:
-        compensate = dc.compensate_delay(
-            lambda0 if method.rule is None else method.rule(lambda0, factor),
-            curvature=method.curvature,
-            max_pull=method.max_pull,
-            # The cap must see the rate that is applied, with factor and momentum.
-            learning_rate=None
-            if method.max_pull is None
-            else cap.effective_learning_rate(rate, method.momentum),
-        )
-        stages.append(compensate)
     if weight_decay:
         stages.append(optax.add_decayed_weights(weight_decay))
     if method.momentum is not None:
         stages.append(optax.trace(method.momentum))
-    return optax.chain(*stages, optax.scale_by_learning_rate(rate))
+    plain = optax.chain(*stages, optax.scale_by_learning_rate(rate))
+    if not method.compensates:
+        return plain
+    strength = lambda0 if method.rule is None else method.rule(lambda0, factor)
+    if method.max_pull is None:
+        return optax.chain(dc.compensate_delay(strength, curvature=method.curvature), plain)
+    return dc.compensate_updates(
+        plain,
+        strength,
+        curvature=method.curvature,
+        max_pull=method.max_pull,
+        # The pull must see the rate that is applied, with factor and momentum.
+        learning_rate=cap.effective_learning_rate(rate, method.momentum),
+    )
 
 
 @functools.cache

@@ -1,11 +1,38 @@
-"""A leaf seen as a matrix [inputs, outputs], and turned into the basis of another curvature."""
+"""What curvatures that know directions share: leaves as matrices, and the size of a batch."""
 
 import math
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+
+from dcasgd_jax import checks, update_checks
+
+_WHAT = (
+    "the number of terms in the mean that this gradient is (images, or tokens that are not "
+    "masked). sim.simulate passes it where an array of the batch has one entry per example, such "
+    "as a label, and none can be tokens. Or write the number into the curvature"
+)
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Raises where `batch_size` is neither None nor a count."""
+    if batch_size is not None:
+        checks.check_count("batch_size", batch_size)
+
+
+def needs(batch_size: int | None) -> tuple[tuple[str, str], ...]:
+    """For `Curvature.needs`: the batch size, where it comes with each push."""
+    return (("batch_size", _WHAT),) if batch_size is None else ()
+
+
+def num_terms(of_curvature: int | None, batch_size: Any = None) -> Any:
+    """The number of terms: that of the curvature, else the one that came with the push."""
+    if of_curvature is not None:
+        return of_curvature
+    return update_checks.checked_batch_size(batch_size)
 
 
 def sides(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -37,11 +64,43 @@ def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
+def memory_bytes() -> float:
+    """What the first device can hold, or this machine; infinite where nobody says."""
+    of_device = jax.local_devices()[0].memory_stats()
+    if of_device and "bytes_limit" in of_device:
+        return of_device["bytes_limit"]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return math.inf
+
+
+def block_length(length: int, longest: int) -> int:
+    """The largest divisor of a side's length that is at most `longest`."""
+    return next(size for size in range(min(length, longest), 0, -1) if length % size == 0)
+
+
+def row_blocks(matrix: jax.Array, factor: jax.Array) -> jax.Array:
+    """[rows, columns] as [blocks, length, columns], cut as a factor [blocks, length, length] is."""
+    return matrix.reshape(*factor.shape[:2], matrix.shape[1])
+
+
 def turn(leaf: jax.Array, left: jax.Array, right: jax.Array | None = None) -> jax.Array:
-    """`left @ leaf @ right`, shaped like the leaf; a side with a 1x1 factor stays as it is."""
+    """`left @ leaf @ right`, shaped like the leaf.
+
+    Args:
+      leaf: Seen as a matrix.
+      left: The blocks of a block diagonal matrix, [blocks, length, length]; a side with blocks of
+        length 1 stays as it is.
+      right: Likewise, of the other side; `None` leaves it.
+    """
     turned = matrix(leaf)
-    if left.shape[0] > 1:
-        turned = multiply(left, turned)
-    if right is not None and right.shape[0] > 1:
-        turned = multiply(turned, right)
+    if left.shape[-1] > 1:
+        turned = _turn_rows(left, turned)
+    if right is not None and right.shape[-1] > 1:
+        turned = _turn_rows(right.mT, turned.T).T
     return like(turned, leaf)
+
+
+def _turn_rows(blocks: jax.Array, matrix: jax.Array) -> jax.Array:
+    return multiply(blocks, row_blocks(matrix, blocks)).reshape(matrix.shape)

@@ -5,13 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import checks, compensation, trees
+from dcasgd_jax import compensation, trees
 from dcasgd_jax.curvatures import directions
 from dcasgd_jax.curvatures.curvature import Curvature
 from dcasgd_jax.typing import PyTree
 
 
-def rows(batch_size: int) -> Curvature:
+def rows(batch_size: int | None = None) -> Curvature:
     r"""One direction for each output: that of the gradient of its weights. Without memory.
 
     .. math:: term_j = \min(\lambda_0 B \|g_j\|^2,\; q_{max}) \, \frac{g_j g_j^T}{\|g_j\|^2}
@@ -24,7 +24,10 @@ def rows(batch_size: int) -> Curvature:
 
     Args:
       batch_size: B ≥ 1, the number of terms in the mean that the gradient is: images, or all
-        *tokens* (not sequences), without those that are masked. A wrong B is a wrong λ0.
+        *tokens* (not sequences), without those that are masked. A wrong B is a wrong λ0. `None`:
+        it comes with each push, `update(..., batch_size=)`, and may vary. `sim.simulate` passes it
+        where the shapes say it: an array of the batch has one entry per example, such as a label,
+        and none can be tokens. A number here is used whatever `update` is told.
 
     Returns:
       A curvature; it is capped along :math:`g_j`.
@@ -47,16 +50,24 @@ def rows(batch_size: int) -> Curvature:
 
     That is min(16 * 0.5**2, 2) * 1.4 * (0.6, 0.8).
     """
-    batch_size = checks.check_count("batch_size", batch_size)
+    directions.check_batch_size(batch_size)
 
     def init(params: PyTree) -> None:
         del params
 
-    def update(state: None, grads: PyTree) -> tuple[PyTree, None]:
-        scale = lambda grad: None if grad is None else batch_size * _squares(grad)
+    def update(state: None, grads: PyTree, **told) -> tuple[PyTree, None]:
+        num_terms = directions.num_terms(batch_size, **told)
+
+        def scale(grad):
+            if grad is None:
+                return None
+            squares = _squares(grad)
+            return jnp.asarray(num_terms, squares.dtype) * squares
+
         return jax.tree.map(scale, grads, is_leaf=trees.is_none), state
 
-    return Curvature(f"rows({batch_size})", init, update, _term, _diagonal)
+    needs = directions.needs(batch_size)
+    return Curvature(f"rows({batch_size})", init, update, _term, _diagonal, needs=needs)
 
 
 def _matrix(leaf: Any) -> jax.Array:

@@ -1,5 +1,6 @@
 """The empirical Fisher's diagonal, in the eigenbasis of a Kronecker-factored Fisher."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,9 +24,10 @@ class RotatedState(NamedTuple):
     Attributes:
       num_updates: Int32 scalars: how many gradients of the leaf have entered.
       mean_square: S, shaped like the leaf: the mean square of the gradient in its basis.
-      input_moment: L, [m, m] for a leaf [m, n]; [1, 1] where the side is not rotated.
+      input_moment: L, [1, m, m] for a leaf [m, n]; [m / b, b, b] where the side is cut into
+        blocks of b; [1, 1, 1] where it is not rotated.
       input_basis: U, likewise.
-      output_moment: R, [n, n] or [1, 1]; None with `sides="input"`.
+      output_moment: R of the other side; None with `sides="input"`.
       output_basis: V, likewise.
     """
 
@@ -45,7 +47,7 @@ class _Estimate(NamedTuple):
 
 
 def rotated(
-    batch_size: int,
+    batch_size: int | None = None,
     *,
     decay: Scalar = 0.95,
     every: int = 50,
@@ -69,23 +71,28 @@ def rotated(
     [height * width * in, out] are. Vectors and scalars have the identity for a basis. A leaf whose
     gradient is not finite, or `None`, leaves its state as it is. Where parameters are sharded, each
     device has whole L, U, R and V; with automatic axes XLA may cut them. The `LanesEngine` has
-    them on every device, but for those that happen to be shaped like a parameter.
+    them on every device, but for those of square leaves, which it cuts as it cuts these.
 
     Args:
       batch_size: B ≥ 1, the number of terms in the mean that the gradient is: images, or all
-        *tokens* (not sequences), without those that are masked. A wrong B is a wrong λ0.
+        *tokens* (not sequences), without those that are masked. A wrong B is a wrong λ0. `None`:
+        it comes with each push, `update(..., batch_size=)`, and may vary. `sim.simulate` passes it
+        where the shapes say it: an array of the batch has one entry per example, such as a label,
+        and none can be tokens. A number here is used whatever `update` is told.
       decay: β in [0, 1).
       every: A basis is computed anew at each of the first three pushes and at every `every`-th.
-        Under `vmap`, as in `sim.sweep`, it is computed at every push and mostly thrown away.
       sides: "input" or "both".
-      max_side: Sides longer than this are not rotated: U or V is the identity there.
+      max_side: A longer side is cut into equal blocks, with an eigenbasis each: as long as possible
+        and at most `max_side`. The side of a prime length above it is not rotated.
 
     Returns:
       A curvature. A leaf [m, n] has a state of 2m² + mn numbers, of 2m² + 2n² + mn with both sides;
-      a push takes about 8m²n operations, or 8mn(m + n).
+      a push takes about 8m²n operations, or 8mn(m + n). With blocks of b it is b in the place of
+      one of the m, and likewise n.
 
     Raises:
-      ValueError: For a number out of range, or other sides.
+      ValueError: For a number out of range, or other sides; from `init`, for a leaf whose bases
+        are larger than the memory of the device.
       TypeError: If `batch_size`, `every` or `max_side` is no integer.
 
     Source: this project. The basis is that of Shampoo (Gupta et al., 2018) and SOAP (Vyas et al.,
@@ -104,7 +111,7 @@ def rotated(
 
     That is min(16 * 0.5**2, 2) * 1.4 * (0.6, 0.8) for the first output, and nothing for the other.
     """
-    batch_size = checks.check_count("batch_size", batch_size)
+    directions.check_batch_size(batch_size)
     checks.check_fraction("decay", decay)
     every, max_side = checks.check_count("every", every), checks.check_count("max_side", max_side)
     if not isinstance(sides, str) or sides not in _HAS_OUTPUT:
@@ -112,6 +119,7 @@ def rotated(
     has_output = _HAS_OUTPUT[sides]
 
     def init(params: PyTree) -> RotatedState:
+        _check_room(params, 1 + has_output, max_side)
         of_side = lambda make, side: jax.tree.map(lambda p: make(p, side, max_side), params)
         return RotatedState(
             num_updates=jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params),
@@ -122,7 +130,8 @@ def rotated(
             output_basis=of_side(_identity, 1) if has_output else None,
         )
 
-    def update(state: RotatedState, grads: PyTree) -> tuple[_Estimate, RotatedState]:
+    def update(state: RotatedState, grads: PyTree, **told) -> tuple[_Estimate, RotatedState]:
+        num_terms = directions.num_terms(batch_size, **told)
         structure = jax.tree.structure(grads, is_leaf=trees.is_none)
         kept = [tree for tree in state if tree is not None]
         leaves = zip(*map(structure.flatten_up_to, [grads, *kept]), strict=True)
@@ -132,29 +141,51 @@ def rotated(
 
         def estimate(count, mean_square):
             weight = 1 - jnp.asarray(decay, mean_square.dtype) ** count
-            return batch_size * trees.quotient(mean_square, weight)
+            return jnp.asarray(num_terms, mean_square.dtype) * trees.quotient(mean_square, weight)
 
         curvature = jax.tree.map(estimate, new_state.num_updates, new_state.mean_square)
         bases = (new_state.input_basis, new_state.output_basis)[: 1 + has_output]
         return _Estimate(curvature, bases), new_state
 
     name = f"rotated({batch_size}, decay={decay!r}, every={every}, sides={sides!r}"
-    return Curvature(f"{name}, max_side={max_side})", init, update, _term, _diagonal)
+    return Curvature(
+        f"{name}, max_side={max_side})",
+        init,
+        update,
+        _term,
+        _diagonal,
+        needs=directions.needs(batch_size),
+    )
 
 
-def _side(param: Any, side: int, max_side: int) -> int:
-    """How long a side is, 1 if it is not rotated."""
+def _factor_shape(param: Any, side: int, max_side: int) -> tuple[int, int, int]:
+    """[blocks, length, length]; [1, 1, 1] if the side is not rotated."""
     length = directions.sides(jnp.shape(param))[side] if jnp.ndim(param) > 1 else 1
-    return length if 1 < length <= max_side else 1
+    block = directions.block_length(max(length, 1), max_side)
+    return (length // block if block > 1 else 1, block, block)
+
+
+def _check_room(params: PyTree, num_sides: int, max_side: int) -> None:
+    """Raises ValueError for a leaf whose factors no memory of this machine can hold."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        shapes = [_factor_shape(leaf, side, max_side) for side in range(num_sides)]
+        needed = 2 * sum(map(math.prod, shapes)) * jnp.dtype(trees.wide_dtype(leaf)).itemsize
+        if needed > (there := directions.memory_bytes()):
+            raise ValueError(
+                f"rotated needs {needed / 2**30:.3g} GiB for the bases of params"
+                f"{jax.tree_util.keystr(path)} {list(jnp.shape(leaf))}, and there are "
+                f"{there / 2**30:.3g} GiB in all: pass a smaller max_side than {max_side}"
+                f"{', or sides=' + repr('input') if num_sides > 1 else ''}."
+            )
 
 
 def _no_moment(param: Any, side: int, max_side: int) -> jax.Array:
-    length = _side(param, side, max_side)
-    return jnp.zeros((length, length), trees.wide_dtype(param))
+    return jnp.zeros(_factor_shape(param, side, max_side), trees.wide_dtype(param))
 
 
 def _identity(param: Any, side: int, max_side: int) -> jax.Array:
-    return jnp.eye(_side(param, side, max_side), dtype=trees.wide_dtype(param))
+    moment = _no_moment(param, side, max_side)
+    return jnp.broadcast_to(jnp.eye(moment.shape[-1], dtype=moment.dtype), moment.shape)
 
 
 def _update_leaf(decay, every, grad, count, mean_square, *factors) -> tuple[Any, ...]:
@@ -170,15 +201,13 @@ def _update_leaf(decay, every, grad, count, mean_square, *factors) -> tuple[Any,
         return jnp.where(is_usable, following, old)
 
     matrix = directions.matrix(grad)
-    products = (
-        (lambda: directions.multiply(matrix, matrix.T)),
-        (lambda: directions.multiply(matrix.T, matrix)),
-    )
     new_factors, bases = [], []
-    for product, moment, basis in zip(products, factors[::2], factors[1::2], strict=False):
-        if moment.shape[0] > 1:
-            moment = average(moment, product())
-            basis = jax.lax.cond(is_due, _eigenvectors, _keep, moment, basis)
+    sides = (matrix, matrix.T)
+    for rows, moment, basis in zip(sides, factors[::2], factors[1::2], strict=False):
+        if moment.shape[-1] > 1:
+            blocks = directions.row_blocks(rows, moment)
+            moment = average(moment, directions.multiply(blocks, blocks.mT))
+            basis = _refresh(is_due, moment, basis)
         new_factors += [moment, basis]
         bases.append(basis)
     turned = _to_basis(grad, *bases)
@@ -187,24 +216,37 @@ def _update_leaf(decay, every, grad, count, mean_square, *factors) -> tuple[Any,
 
 
 # Functions of the module, so that outside of jit they are compiled once and not at every call.
-def _eigenvectors(moment: jax.Array, basis: jax.Array) -> jax.Array:
-    del basis
-    return jnp.linalg.eigh(moment)[1]
+def _eigenvectors(is_due: jax.Array, moment: jax.Array, basis: jax.Array) -> jax.Array:
+    return jnp.where(is_due[..., None, None, None], jnp.linalg.eigh(moment)[1], basis)
 
 
-def _keep(moment: jax.Array, basis: jax.Array) -> jax.Array:
-    del moment
+def _keep(is_due: jax.Array, moment: jax.Array, basis: jax.Array) -> jax.Array:
+    del is_due, moment
     return basis
 
 
+@jax.custom_batching.custom_vmap
+def _refresh(is_due: jax.Array, moment: jax.Array, basis: jax.Array) -> jax.Array:
+    """The bases that are due, anew; arguments [...] and two [..., blocks, length, length]."""
+    return jax.lax.cond(jnp.any(is_due), _eigenvectors, _keep, is_due, moment, basis)
+
+
+@_refresh.def_vmap
+def _refresh_batch(axis_size, is_batched, *arguments):
+    """One condition for the batch: one for each member would compute eigenvectors at every push."""
+    repeat = lambda leaf: jnp.broadcast_to(leaf, (axis_size, *jnp.shape(leaf)))
+    pairs = zip(arguments, is_batched, strict=True)
+    return _refresh(*(leaf if batched else repeat(leaf) for leaf, batched in pairs)), True
+
+
 def _to_basis(leaf: jax.Array, left: jax.Array, right: jax.Array | None = None) -> jax.Array:
-    return directions.turn(leaf, left.T, right)
+    return directions.turn(leaf, left.mT, right)
 
 
 def _from_basis(leaf: Any, left: jax.Array, right: jax.Array | None = None) -> Any:
     if leaf is None:
         return None
-    return directions.turn(leaf, left, None if right is None else right.T)
+    return directions.turn(leaf, left, None if right is None else right.mT)
 
 
 def _diagonal(estimate: _Estimate, grads: PyTree, strength: Any) -> PyTree:

@@ -53,7 +53,7 @@ def receive(
     push = programs.Push(
         gradient=programs.Gradient(jnp.zeros(()), layout.from_wire(gradient), None),
         stale_params=state.params if at_barrier else None,
-        curvatures=worker.refused_curvatures(_WHY),
+        about_batch=worker.refused(_WHY),
     )
     state, metrics = server.receive(program, state, event, push)
     return state, metrics, layout.to_wire(state.params) if layout.casts else None

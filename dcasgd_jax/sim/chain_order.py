@@ -92,7 +92,7 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
         trial = _try_out(tx, _make_params(structure, shapes), opt_state)
     if trial.against:
         raise ValueError(
-            "What reaches dc.compensate_delay points against the gradient: it stands behind the "
+            "What reaches the compensation points against the gradient: it stands behind the "
             f"learning rate, where its compensation has the wrong sign and size. {ORDER} (To "
             "maximise, negate the loss.)"
         )
@@ -102,12 +102,12 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
             f"The cap max_pull={max_pull:g} was told learning_rate={told:g}, but the chain applies "
             f"{applied:g}: where the cap binds, an update goes {max_pull * applied / told:g} of "
             "the way back. "
-            "Pass dc.compensate_delay the learning rate of the chain, with a momentum μ that of "
+            "Pass the compensation the learning rate of the chain, with a momentum μ that of "
             "learning_rate / (1 - μ)."
         )
     if trial.changed:
         warnings.warn(
-            "What reaches dc.compensate_delay is not the gradient, nor a scaled, clipped or masked "
+            "What reaches the compensation is not the gradient, nor a scaled, clipped or masked "
             f"one: something before it changes its direction. {ORDER}",
             stacklevel=5,
         )
@@ -179,11 +179,12 @@ def _push(tx, raw, opt_state, params, stale_params) -> tuple[PyTree, PyTree, lis
         note = lambda *arrived: found.append(_Arrived(*_on_host(arrived)))
         jax.debug.callback(note, shown, steep, *caps)
 
-    curvatures = {
+    about_batch = {
         "hessian_vector_product": lambda tangent: tangent,
         "fisher_diagonal": lambda: jax.tree.map(jnp.square, raw),
+        "batch_size": 1,
     }
-    offered = offers.arguments(jnp.int32(0), stale_params, jnp.int32(0), curvatures)
+    offered = offers.arguments(jnp.int32(0), stale_params, jnp.int32(0), about_batch)
     updates, state = offers.update(tx, raw, opt_state, params, observe=observe, **offered)
     jax.effects_barrier()
     return updates, state, found

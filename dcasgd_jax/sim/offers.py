@@ -1,6 +1,6 @@
 """What a server offers a transformation, and what the transformation's state must fit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ def arguments(
     worker: Any,
     stale_params: PyTree | None,
     staleness: Any,
-    curvatures: Mapping[str, Callable[..., PyTree]],
+    about_batch: Mapping[str, Any],
     *,
     measures: bool = False,
 ) -> dict[str, Any]:
@@ -26,13 +26,13 @@ def arguments(
       stale_params: The params that its gradient was taken at; None if no single ones exist or the
         server does not keep them.
       staleness: In versions, an int32 scalar; None where there is no one staleness.
-      curvatures: What can be asked about the batch, see `worker.curvatures`.
+      about_batch: What can be asked about the batch, see `worker.about_batch`.
       measures: Whether compensations shall be measured.
     """
     known = {"worker": worker, "stale_params": stale_params, "staleness": staleness}
     offered = {name: value for name, value in known.items() if value is not None}
     measured = {"measure_compensation": True} if measures else {}
-    return {**offered, **curvatures, **measured}
+    return {**offered, **about_batch, **measured}
 
 
 def update(

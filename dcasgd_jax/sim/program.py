@@ -117,7 +117,7 @@ class Push(NamedTuple):
 
     gradient: Gradient
     stale_params: PyTree  # what the worker had been sent, where the gradient was taken
-    curvatures: Mapping[str, Callable[..., PyTree]]  # see `worker.curvatures`
+    about_batch: Mapping[str, Any]  # see `worker.about_batch`
 
 
 class Metrics(NamedTuple):

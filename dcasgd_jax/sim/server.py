@@ -56,7 +56,7 @@ def _update_with_push(program, state, event, push):
     """The server updates with this push alone."""
     grads, push_state = _transform_push(program, state, event, push)
     state = state._replace(push_state=push_state)
-    state = _update(program, state, event, push, grads, event.worker, push.curvatures)
+    state = _update(program, state, event, push, grads, event.worker, push.about_batch)
     return state, _measured(program, state)
 
 
@@ -89,7 +89,7 @@ def _transform_push(program, state, event, push):
         event.worker,
         push.stale_params,
         event.staleness,
-        push.curvatures,
+        push.about_batch,
         measures=_measures(program),
     )
     return offers.update(
@@ -97,10 +97,10 @@ def _transform_push(program, state, event, push):
     )
 
 
-def _update(program, state, event, push, grads, worker, curvatures):
+def _update(program, state, event, push, grads, worker, about_batch):
     """The next version: the params after an update with `grads`, the model state of this push."""
     stale = (None, None) if program.mixes else (push.stale_params, event.staleness)
-    offered = offers.arguments(worker, *stale, curvatures, measures=_measures(program))
+    offered = offers.arguments(worker, *stale, about_batch, measures=_measures(program))
     updates, opt_state = offers.update(program.tx, grads, state.opt_state, state.params, **offered)
     state = state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
     if program.model_state == "server":

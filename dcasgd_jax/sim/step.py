@@ -66,8 +66,8 @@ def run_event(
     pulled = read_version(program, state, event)
     batch = worker.batch_of(program, event, row, shared)
     gradient = worker.gradient_on_batch(program, event, pulled, batch, shared.key)
-    curvatures = worker.curvatures(program, event, pulled, batch, shared.key)
-    push = programs.Push(gradient, pulled.params, curvatures)
+    about_batch = worker.about_batch(program, event, pulled, batch, shared.key)
+    push = programs.Push(gradient, pulled.params, about_batch)
     return server.receive(program, state, event, push)
 
 

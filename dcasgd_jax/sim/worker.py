@@ -1,9 +1,11 @@
 """The worker's part of an event: one gradient, at the version that it had read."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dcasgd_jax import compensation, trees
 from dcasgd_jax.sim import preconditions
@@ -58,21 +60,21 @@ def gradient_on_batch(
     return programs.Gradient(loss, grads, model_state)
 
 
-def curvatures(
+def about_batch(
     program: programs.Program,
     event: programs.Event,
     pulled: programs.Pulled,
     batch: PyTree,
     key: jax.Array | None,
-) -> dict[str, Callable[..., PyTree]]:
-    """What transformations may ask about a push; costs nothing unless one calls it.
+) -> dict[str, Any]:
+    """What transformations may ask about the batch of a push; costs nothing unless one does.
 
     Returns:
       Extra arguments: `hessian_vector_product(tangent)`, the Hessian of the event's loss, at the
       params, model state and key of its gradient, times a tree like the params; and
       `fisher_diagonal()`, the mean of the squared gradients of the batch's samples, each taken as
       a batch of one with the event's key, in float32 or wider; it needs memory for the gradients
-      of all samples.
+      of all samples. And `batch_size`, where `num_examples` knows it.
     """
     keys = _keys(event, key)
 
@@ -96,7 +98,33 @@ def curvatures(
 
         return jax.tree.map(lambda g: g.mean(axis=0), jax.vmap(squared_gradient)(batch))
 
-    return {"hessian_vector_product": hessian_vector_product, "fisher_diagonal": fisher_diagonal}
+    return {
+        "hessian_vector_product": hessian_vector_product,
+        "fisher_diagonal": fisher_diagonal,
+        **size_of_batch(batch),
+    }
+
+
+def size_of_batch(batch: PyTree) -> dict[str, int]:
+    """`batch_size`, the number of examples, where the shapes say it: an extra argument, or none.
+
+    That is where one array has one entry for each example, such as a label, and all arrays begin
+    with the same axis. Arrays of signed integers with more axes may be tokens, of which each is a
+    term of the loss: then nothing is said, because a wrong size would be a wrong curvature.
+
+    Args:
+      batch: A tree of arrays, or their shapes and dtypes.
+    """
+    leaves = [(np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in jax.tree.leaves(batch)]
+    vectors = {shape for shape, _ in leaves if len(shape) == 1}
+    firsts = {shape[:1] for shape, _ in leaves}
+    may_be_tokens = any(
+        len(shape) > 1 and jnp.issubdtype(dtype, jnp.signedinteger) for shape, dtype in leaves
+    )
+    if len(vectors) != 1 or firsts != vectors or may_be_tokens:
+        return {}
+    ((size,),) = vectors
+    return {"batch_size": size} if size else {}
 
 
 def _keys(event: programs.Event, key: jax.Array | None) -> tuple[jax.Array, ...]:
@@ -104,8 +132,8 @@ def _keys(event: programs.Event, key: jax.Array | None) -> tuple[jax.Array, ...]
     return () if key is None else (jax.random.fold_in(key, event.batch),)
 
 
-def refused_curvatures(why: str) -> dict[str, Callable[..., PyTree]]:
-    """The same extra arguments where there is no answer."""
+def refused(why: str) -> dict[str, Callable[..., PyTree]]:
+    """The same functions where there is no answer."""
 
     def refuse(name):
         raise ValueError(f"A transformation asks for {name}, but {why}.")

@@ -2,11 +2,11 @@
 
 from dcasgd_jax.transforms.assumed_delay import AssumeDelayState, assume_delay
 from dcasgd_jax.transforms.compensating import (
-    Arrival,
-    CompensateDelayState,
-    Strength,
+    CompensateUpdatesState,
     compensate_delay,
+    compensate_updates,
 )
+from dcasgd_jax.transforms.compensation_of_push import Arrival, CompensateDelayState, Strength
 from dcasgd_jax.transforms.delayed_gradients import DelayGradientsState, delay_gradients
 from dcasgd_jax.transforms.measurement import (
     CompensationMetrics,
@@ -21,6 +21,7 @@ __all__ = [
     "Arrival",
     "AssumeDelayState",
     "CompensateDelayState",
+    "CompensateUpdatesState",
     "CompensationMetrics",
     "CompensationSums",
     "DelayGradientsState",
@@ -28,6 +29,7 @@ __all__ = [
     "Strength",
     "assume_delay",
     "compensate_delay",
+    "compensate_updates",
     "compensation_metrics",
     "delay_gradients",
     "forget_measurement",

@@ -1,44 +1,16 @@
-"""Delay compensation of a gradient whose stale parameters are given."""
+"""Delay compensation of gradients, and of the updates that an optimizer makes of them."""
 
 from typing import Any, NamedTuple
 
-import chex
+import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, compensation, curvatures, strengths, update_checks
+from dcasgd_jax import checks, compensation, curvatures, trees, update_checks
 from dcasgd_jax.field_docs import document_fields
-from dcasgd_jax.transforms import cap, measurement, situations
+from dcasgd_jax.transforms import compensation_of_push
+from dcasgd_jax.transforms.compensation_of_push import ADAPTIVE, CompensateDelayState, Strength
 from dcasgd_jax.typing import PyTree, Scalar
-
-Strength = optax.ScalarOrSchedule | strengths.StrengthRule
-ADAPTIVE = curvatures.adaptive()
-
-
-@document_fields
-class CompensateDelayState(NamedTuple):
-    """State of `compensate_delay`.
-
-    Attributes:
-      num_updates: Int32 scalar: what schedules are read at.
-      curvature: State of the curvature.
-      strength: State of a rule for λ0; None if λ0 is a number or a schedule.
-      sums: Of the last update that was measured.
-    """
-
-    num_updates: chex.Array
-    curvature: Any
-    strength: Any
-    sums: measurement.CompensationSums
-
-
-class Arrival(NamedTuple):
-    """What reached a compensating transformation; `update(..., observe=)` is called with it."""
-
-    grads: PyTree
-    term: PyTree  # the compensation that was added to it
-    max_pull: Any  # None if there is no cap
-    max_curvature: Any  # the cap, max_pull / learning_rate; None if there is none
 
 
 def compensate_delay(
@@ -100,97 +72,112 @@ def compensate_delay(
       >>> print(optax.apply_updates(params, updates))  # 1 - 0.1 * (0.2 + 2 * 0.2**2 * 0.5)
       [0.976]
     """
-    rule = lambda0 if isinstance(lambda0, strengths.StrengthRule) else None
-    _check_called("lambda0", lambda0, strengths, "ratio(0.5)")
-    if rule is None and not callable(lambda0):
-        checks.check_non_negative("lambda0", lambda0)
-    _check_curvature(curvature)
-    cap.check(curvature, max_pull, learning_rate)
+    of_push = compensation_of_push.make(
+        lambda0, curvature, max_pull, learning_rate, "compensate_delay"
+    )
+
+    def update_fn(updates, state, params=None, *positional, **told) -> Any:
+        update_checks.check_keywords_only(positional)
+        term, state = of_push.term(updates, state, params, **told)
+        return compensation.add(updates, term), state
+
+    return optax.GradientTransformationExtraArgs(of_push.init, update_fn)
+
+
+@document_fields
+class CompensateUpdatesState(NamedTuple):
+    """State of `compensate_updates`.
+
+    Attributes:
+      compensation: As of a `compensate_delay`.
+      inner_state: State of the wrapped optimizer.
+    """
+
+    compensation: CompensateDelayState
+    inner_state: optax.OptState
+
+
+def compensate_updates(
+    inner: optax.GradientTransformation,
+    lambda0: Strength = 1.0,
+    *,
+    learning_rate: optax.ScalarOrSchedule,
+    curvature: curvatures.Curvature = ADAPTIVE,
+    max_pull: Scalar | None = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Compensates the updates of an optimizer with momentum, which itself sees stale gradients.
+
+    .. math:: u = inner(g) - p \odot (w - w_{stale}), \quad
+              p = \min(\eta \lambda_0 c,\; \kappa)
+
+    p is the fraction of the way back to its stale value that this step pulls a weight. Where
+    `inner` is plain SGD this is `compensate_delay` before it. With momentum it is another method:
+    there the compensation of one push would be repeated by the velocity at all pushes that follow,
+    each of which brings one of its own. Measured on the digits with momentum 0.9 and 32 workers it
+    closes a gap that the other form does not (results page of the digits).
+
+    Clipping goes before it; weight decay, momentum and the learning rate belong into `inner`, as in
+    `optax.chain(optax.clip_by_global_norm(1.0), dc.compensate_updates(optax.sgd(0.1, momentum=0.9),
+    learning_rate=1.0))`.
+
+    Args:
+      inner: A whole optimizer, which ends with the learning rate.
+      lambda0: λ0 ≥ 0, or a schedule of the number of updates so far, or a rule of `dc.strengths`.
+      learning_rate: η ≥ 0, what `inner` makes of one gradient in the long run, or a schedule of it:
+        with a momentum μ (of the summing form, as in optax) the learning rate divided by 1 - μ.
+      curvature: c, of `dc.curvatures`; of the gradient that comes in.
+      max_pull: κ ≥ 0. `None`: no cap; 0: `inner` without compensation.
+
+    Returns:
+      An optimizer with `update(grads, state, params, *, stale_params)`, told of pushes as
+      `compensate_delay` is, and measured in the same way: as if its compensation had been added to
+      the gradient.
+
+    Raises:
+      ValueError: As `compensate_delay`; and without a learning rate.
+      TypeError: As `compensate_delay`; or if `inner` is no optimizer.
+
+    Source: this project.
+
+    Example:
+      >>> import dcasgd_jax as dc, jax.numpy as jnp, optax
+      >>> tx = dc.compensate_updates(
+      ...     optax.sgd(0.1, momentum=0.5), 2.0, learning_rate=0.1 / (1 - 0.5),
+      ...     curvature=dc.curvatures.squared_gradient())
+      >>> params, stale_params = jnp.asarray([1.0]), jnp.asarray([0.5])
+      >>> updates, _ = tx.update(
+      ...     jnp.asarray([0.5]), tx.init(params), params, stale_params=stale_params)
+      >>> print(updates)  # -0.1 * 0.5 - 0.2 * 2 * 0.5**2 * 0.5
+      [-0.1]
+    """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be an optimizer such as optax.sgd(0.1), got {inner!r}.")
+    if learning_rate is None:
+        raise ValueError(
+            "compensate_updates needs learning_rate=: what inner makes of one gradient in the long "
+            "run, with a momentum μ the learning rate divided by 1 - μ."
+        )
+    if not callable(learning_rate):
+        checks.check_non_negative("learning_rate", learning_rate)
+    inner = optax.with_extra_args_support(inner)
+    of_push = compensation_of_push.make(
+        lambda0, curvature, max_pull, learning_rate, "compensate_updates"
+    )
 
     def init_fn(params: PyTree) -> Any:
-        update_checks.check_real(params)
-        return CompensateDelayState(
-            num_updates=jnp.zeros((), jnp.int32),
-            curvature=curvature.init(params),
-            strength=None if rule is None else rule.init(params),
-            sums=measurement.nothing_measured(),
-        )
+        return CompensateUpdatesState(of_push.init(params), inner.init(params))
 
-    def update_fn(
-        updates,
-        state,
-        params=None,
-        *positional,
-        stale_params=None,
-        measure_compensation=False,
-        observe=None,
-        **extra_args,
-    ) -> Any:
+    def update_fn(grads, state, params=None, *positional, **told) -> Any:
         update_checks.check_keywords_only(positional)
-        update_checks.check_params(params, "compensate_delay")
-        _check_told(stale_params)
-        update_checks.check_gradients(updates, params)
-        update_checks.check_like_params("stale_params", stale_params, params)
-        highest = cap.max_curvature(max_pull, learning_rate, state.num_updates)
-        needed = _needed(curvature, extra_args)
-        estimate, curvature_state = curvature.update(state.curvature, updates, **needed)
-        moved = compensation.displacement(params, stale_params)
-        rule_state = None
-        if rule is None:
-            lambda0_now = lambda0(state.num_updates) if callable(lambda0) else lambda0
-        else:
-            product = extra_args.get("hessian_vector_product")
-            where = (updates, params, stale_params)
-            situation = situations.make(curvature, estimate, *where, moved, highest, product)
-            lambda0_now, rule_state = rule.update(state.strength, situation)
-        term = curvature.term(estimate, updates, moved, lambda0_now, highest)
-        if observe is not None:
-            observe(Arrival(updates, term, max_pull, highest))
-        compensated = compensation.add(updates, term)
-        sums = state.sums
-        if measure_compensation:
-            floored = None if curvature.floored is None else curvature.floored(estimate)
-            sums = measurement.measure(updates, compensated, floored)
-        count = jnp.asarray(optax.safe_increment(state.num_updates))
-        return compensated, CompensateDelayState(count, curvature_state, rule_state, sums)
+        rate = learning_rate
+        if callable(learning_rate):
+            rate = learning_rate(state.compensation.num_updates)
+        term, compensation_state = of_push.term(grads, state.compensation, params, **told)
+        updates, inner_state = inner.update(grads, state.inner_state, params, **told)
+        back = lambda leaf: None if leaf is None else -jnp.asarray(rate, leaf.dtype) * leaf
+        pulls = jax.tree.map(back, term, is_leaf=trees.is_none)
+        return compensation.add(updates, pulls), CompensateUpdatesState(
+            compensation_state, inner_state
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _needed(curvature: curvatures.Curvature, given: dict[str, Any]) -> dict[str, Any]:
-    """The extra arguments of a curvature, which must be there."""
-    for name, what in curvature.needs:
-        if given.get(name) is None:
-            raise TypeError(f"The curvature {curvature.name} needs update(..., {name}=): {what}.")
-    return {name: given[name] for name, _ in curvature.needs}
-
-
-def _check_told(stale_params: PyTree | None) -> None:
-    if stale_params is None:
-        raise TypeError(
-            "update() needs stale_params=: the parameters that this gradient was taken at. If "
-            "nobody can say, let the optimizer remember them: dc.remember_pulls(tx, num_workers), "
-            "or dc.assume_delay(tx, delay) where every gradient is equally late. If somebody does, "
-            "what stands around this transformation does not pass it on (optax.MultiSteps and "
-            "others that make one gradient of several): compensate before it."
-        )
-
-
-def _check_called(name: str, value: Any, where: Any, example: str) -> None:
-    """Raises TypeError for a function that makes what is wanted and is none of it."""
-    function = getattr(value, "__name__", "")
-    if callable(value) and getattr(where, function, None) is value:
-        module = where.__name__.rpartition(".")[2]
-        raise TypeError(
-            f"{name} is the function dc.{module}.{function} itself: call it, as in "
-            f"{name}=dc.{module}.{example}."
-        )
-
-
-def _check_curvature(curvature: Any) -> None:
-    _check_called("curvature", curvature, curvatures, "adaptive()")
-    if not isinstance(curvature, curvatures.Curvature):
-        raise TypeError(
-            "curvature must be one of dc.curvatures, such as dc.curvatures.adaptive(), got "
-            f"{curvature!r}."
-        )

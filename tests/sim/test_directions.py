@@ -17,6 +17,7 @@ from runtime.test_server import restored, same
 
 import dcasgd_jax as dc
 from dcasgd_jax import digits, sim
+from dcasgd_jax.sim import worker as worker_part
 
 RATE, NUM_EVENTS = 0.3, 24
 DIGITS_PUSHES = 2520
@@ -71,6 +72,58 @@ def assert_close(actual, expected):
     chex.assert_trees_all_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
+OFFERED = {
+    "rotated": dc.curvatures.rotated(every=3, sides="both"),
+    "rows": dc.curvatures.rows(),
+}
+
+
+@each
+@pytest.mark.parametrize("engine", [sim.ScanEngine(), *ENGINES.values()], ids=repr)
+def test_the_simulator_knows_how_many_examples_a_batch_has(name, engine, x64):
+    """Labels, one for each: 8 is the size that the written curvatures have."""
+    tx = optax.chain(
+        dc.compensate_delay(curvature=OFFERED[name], max_pull=1.0, learning_rate=RATE),
+        optax.sgd(RATE),
+    )
+    assert_close(run(tx, engine=engine).params, run(explicit(name)).params)
+
+
+@pytest.mark.parametrize(
+    ("batch", "known"),
+    [
+        ((jnp.zeros((8, 4)), jnp.zeros(8, jnp.int32)), {"batch_size": 8}),
+        (jnp.zeros(8, jnp.int32), {"batch_size": 8}),
+        ({"pixels": jnp.zeros((8, 4, 4), jnp.uint8), "label": jnp.zeros(8)}, {"batch_size": 8}),
+        (jnp.zeros((8, 33), jnp.int32), {}),
+        ((jnp.zeros((8, 33), jnp.int32), jnp.zeros(8)), {}),
+        ((jnp.zeros((8, 4)), jnp.zeros((8, 10))), {}),
+        ((jnp.zeros((8, 4)), jnp.zeros(9)), {}),
+        ((jnp.zeros((8, 4)), jnp.zeros(8), jnp.zeros(())), {}),
+        (jnp.zeros(0), {}),
+        ((), {}),
+    ],
+)
+def test_a_size_that_the_shapes_do_not_say_is_not_made_up(batch, known):
+    assert worker_part.size_of_batch(batch) == known
+
+
+def test_where_nobody_knows_the_batch_size_the_run_does_not_begin():
+    tx = dc.dcasgd(0.1, 4, lambda0=1.0, curvature=dc.curvatures.rotated(), max_pull=1.0)
+    problem = sim.Problem(lambda w, tokens: jnp.sum(w * tokens.mean()), jnp.ones((3, 3)))
+    schedule = sim.make_schedule(sim.ConstantTime(), 4, num_updates=8, seed=0)
+    with pytest.raises(TypeError, match=r"rotated.* needs .*batch_size=\): .*tokens"):
+        sim.simulate(problem, tx, schedule, np.ones((8, 2, 5), np.int32))
+
+
+def test_a_live_server_refuses_what_it_cannot_know():
+    tx = dc.dcasgd(
+        0.1, clients.NUM_WORKERS, lambda0=1.0, curvature=dc.curvatures.rotated(), max_pull=1.0
+    )
+    with pytest.raises(TypeError, match="batch_size"):
+        clients.Clients(tx)
+
+
 @each
 def test_engines_agree(name, x64):
     tx = explicit(name)
@@ -100,7 +153,7 @@ def test_the_sharded_server_cuts_only_what_is_shaped_like_a_parameter(x64):
     watching = optax.GradientTransformationExtraArgs(CURVATURES["rotated"].init, look)
     run(optax.chain(watching, optax.sgd(RATE)), engine=engine)
     assert seen["kernel"].is_fully_replicated
-    assert seen["square"].shard_shape((6, 6)) == (2, 6)
+    assert seen["square"].shard_shape((1, 6, 6)) == (1, 2, 6)
 
 
 @each

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 
 from dcasgd_jax import sim
 from dcasgd_jax.sim.lanes import engine as lanes_module
-from dcasgd_jax.sim.lanes import exchange
+from dcasgd_jax.sim.lanes import exchange, wave_program
 
 NUM_EVENTS = 40
 METRICS = ["gap", "compensation_ratio", "cosine", "below_eps"]
@@ -291,11 +291,11 @@ def test_a_second_call_neither_traces_nor_compiles():
     engine = lanes(chunk_size=8)  # several chunks, the last one shorter
     run(schedule_for(seed=0), engine, **options)
     after_first = len(traces)
-    compiled = lanes_module._run_waves._cache_size()
+    compiled = wave_program.run_waves._cache_size()
     for seed in range(1, 4):
         run(schedule_for(seed=seed), lanes(chunk_size=8), **options)
     assert len(traces) == after_first
-    assert lanes_module._run_waves._cache_size() == compiled
+    assert wave_program.run_waves._cache_size() == compiled
 
 
 def test_progress_reaches_the_end():

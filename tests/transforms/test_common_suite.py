@@ -19,7 +19,8 @@ CAP = {"max_pull": 1.0, "learning_rate": RATE}
 sgd = lambda: optax.sgd(RATE)
 OPTIMIZERS = {
     "dcasgd": dc.dcasgd(RATE, 2, max_pull=1.0),
-    "dcasgd with momentum": dc.dcasgd(RATE, 2, momentum=0.9, nesterov=True, max_pull=1.0),
+    "dcasgd with momentum": dc.dcasgd(RATE, 2, momentum=0.9, nesterov=True, lambda0=0.1),
+    "pulled outside momentum": dc.dcasgd(RATE, 2, momentum=0.9, nesterov=True, max_pull=1.0),
     "squared gradient": dc.remember_pulls(
         optax.chain(compensations.explicit(0.04, **CAP), sgd()), 2
     ),

@@ -122,10 +122,10 @@ def test_kernels_are_matrices_of_all_inputs(x64):
     kernel = lambda leaf: leaf.reshape(1, 2, 1, 4)
     outputs, state = run(compensate(case["settings"]), case["steps"], kernel)
     np.testing.assert_allclose(outputs.reshape(whole.shape), whole, rtol=0, atol=1e-10)
-    assert state.curvature.input_basis.shape == (2, 2)
+    assert state.curvature.input_basis.shape == (1, 2, 2)
 
 
-def test_long_sides_are_not_rotated(x64):
+def test_long_sides_of_prime_length_are_not_rotated(x64):
     case = CASES["both_sides_some_capped"]
     settings, rng = case["settings"], np.random.default_rng(0)
     pushes = [{name: rng.normal(size=(5, 3)) for name in ("grad", "param", "stale")}] * 4
@@ -134,13 +134,146 @@ def test_long_sides_are_not_rotated(x64):
     )
     input_only = make(sides="input", max_side=3)
     outputs, state = run(input_only, pushes)
-    assert state.curvature.input_basis.shape == (1, 1)
+    assert state.curvature.input_basis.shape == (1, 1, 1)
     as_vector, _ = run(make(), pushes, jnp.ravel)
     np.testing.assert_allclose(outputs.reshape(4, -1), as_vector, rtol=1e-12)
     one_side, state = run(make(sides="both", max_side=3), pushes)
-    assert state.curvature.output_basis.shape == (3, 3)
+    assert state.curvature.output_basis.shape == (1, 3, 3)
     turned, _ = run(make(), pushes, jnp.transpose)
     np.testing.assert_allclose(one_side, turned.transpose(0, 2, 1), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("sides", ["input", "both"])
+def test_blocks_of_a_long_side_are_leaves_of_their_own(sides, x64):
+    """With both sides the columns' moments are of the whole leaf: one block of one is compared."""
+    rng, columns = np.random.default_rng(0), 3 if sides == "input" else 1
+    pushes = [{name: rng.normal(size=(6, columns)) for name in ("grad", "param", "stale")}] * 6
+    make = lambda max_side: dc.compensate_delay(
+        curvature=rotated(16, every=2, sides=sides, max_side=max_side),
+        max_pull=1.0,
+        learning_rate=0.5,
+    )
+    whole, state = run(make(4), pushes)
+    assert state.curvature.input_basis.shape == (2, 3, 3)
+    for half in (slice(0, 3), slice(3, 6)):
+        alone, _ = run(make(3), pushes, lambda leaf, half=half: leaf[half])
+        np.testing.assert_allclose(whole[:, half], alone, rtol=0, atol=1e-10)
+    unlike, _ = run(make(6), pushes)
+    assert np.abs(unlike - whole).max() > VISIBLE
+
+
+def test_blocks_of_the_output_side_are_those_of_the_transpose(x64):
+    rng = np.random.default_rng(1)
+    pushes = [{name: rng.normal(size=(5, 6)) for name in ("grad", "param", "stale")}] * 4
+    make = lambda sides: dc.compensate_delay(
+        curvature=rotated(16, every=2, sides=sides, max_side=3), max_pull=1.0, learning_rate=0.5
+    )
+    outputs, state = run(make("both"), pushes)  # the input side has a prime length
+    assert state.curvature.output_basis.shape == (2, 3, 3)
+    turned, _ = run(make("input"), pushes, jnp.transpose)
+    np.testing.assert_allclose(outputs, turned.transpose(0, 2, 1), rtol=0, atol=1e-10)
+
+
+def primitives(jaxpr):
+    """Names of all operations, those of the branches of conditions apart."""
+    outside, inside = set(), set()
+    for equation in jaxpr.eqns:
+        inner = [p for p in jax.tree.leaves(list(equation.params.values())) if hasattr(p, "eqns")]
+        inner += [p.jaxpr for p in jax.tree.leaves(list(equation.params.values()))
+                  if hasattr(p, "jaxpr") and not hasattr(p, "eqns")]  # fmt: skip
+        into = inside if equation.primitive.name == "cond" else outside
+        outside.add(equation.primitive.name)
+        for each_jaxpr in inner:
+            deeper, branches = primitives(each_jaxpr)
+            into |= deeper
+            inside |= branches
+    return outside, inside
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_basis_is_computed_where_it_is_due_also_of_many_members(depth):
+    """Under `vmap` a condition of each member would compute all of them at every push."""
+    tx = dc.compensate_delay(curvature=rotated(16), max_pull=1.0, learning_rate=0.5)
+    init, update = tx.init, lambda g, s, p: tx.update(g, s, p, stale_params=0 * p)
+    leaf = jnp.ones((2,) * depth + (4, 3))
+    for _ in range(depth):
+        init, update = jax.vmap(init), jax.vmap(update)
+    outside, inside = primitives(jax.make_jaxpr(update)(leaf, init(leaf), leaf).jaxpr)
+    assert "eigh" in inside
+    assert "eigh" not in outside
+
+
+def test_members_may_be_due_at_different_pushes(x64):
+    """One has begun a push later: it keeps its old basis where the other gets a new one."""
+    tx = dc.compensate_delay(curvature=rotated(16, every=4), max_pull=1.0, learning_rate=0.5)
+    update = lambda g, s: tx.update(g, s, jnp.ones((4, 3)), stale_params=jnp.zeros((4, 3)))
+    grads = jax.random.normal(jax.random.key(0), (8, 2, 4, 3))
+    late = jax.tree.map(jnp.copy, tx.init(grads[0, 0]))
+    _, early = update(grads[0, 0], late)
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), early, late)
+    for grad in grads:
+        out_early, early = update(grad[0], early)
+        out_late, late = update(grad[1], late)
+        out, together = jax.vmap(update)(grad, together)
+        np.testing.assert_allclose(out, jnp.stack([out_early, out_late]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [rotated, rows])
+def test_the_batch_size_may_come_with_each_push(make, x64):
+    """And vary: it is the size of the push that counts, not one that was before."""
+    sizes, grads, stale = (16, 3, 7), draw(0, jnp.float64), draw(1, jnp.float64)
+    params = jax.tree.map(jnp.zeros_like, grads)
+    settings = {"max_pull": 1.0, "learning_rate": 0.1}
+    varying = dc.compensate_delay(curvature=make(), **settings)
+    update, state = jax.jit(varying.update), varying.init(params)
+    for push, size in enumerate(sizes):
+        constant = dc.compensate_delay(curvature=make(size), **settings)
+        before = state
+        found, state = update(grads, before, params, stale_params=stale, batch_size=size)
+        wanted, _ = constant.update(grads, before, params, stale_params=stale)
+        chex.assert_trees_all_close(found, wanted, rtol=1e-12)
+        if push:
+            other, _ = varying.update(grads, before, params, stale_params=stale, batch_size=99)
+            with pytest.raises(AssertionError):
+                chex.assert_trees_all_close(other, found, atol=1e-3)
+
+
+def test_a_written_batch_size_is_used_whatever_the_server_says():
+    grads = {"w": jnp.ones((2, 2))}
+    tx = dc.compensate_delay(curvature=rotated(4))
+    update = lambda **told: tx.update(
+        grads, tx.init(grads), grads, stale_params={"w": jnp.zeros((2, 2))}, **told
+    )[0]
+    chex.assert_trees_all_equal(update(), update(batch_size=9))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "error", "message"),
+    [
+        (None, TypeError, "rotated.* needs update.*batch_size=.*images, or tokens"),
+        (0, ValueError, "batch_size must be >= 1, got 0"),
+        (-3, ValueError, "batch_size must be >= 1, got -3"),
+        (np.int32(0), ValueError, "batch_size must be >= 1, got 0"),
+        (2.5, TypeError, "batch_size must be one integer, got 2.5"),
+        (np.ones(2, int), TypeError, "batch_size must be one integer, got"),
+    ],
+)
+def test_bad_batch_sizes_of_a_push(batch_size, error, message):
+    tx, leaf = dc.compensate_delay(curvature=rotated()), jnp.ones((2, 2))
+    update = lambda size: tx.update(
+        leaf, tx.init(leaf), leaf, stale_params=0 * leaf, batch_size=size
+    )
+    with pytest.raises(error, match=message):
+        update(batch_size)
+
+
+def test_a_traced_batch_size_of_another_shape_is_refused():
+    tx, leaf = dc.compensate_delay(curvature=rows()), jnp.ones((2, 2))
+    update = jax.jit(
+        lambda size: tx.update(leaf, tx.init(leaf), leaf, stale_params=0 * leaf, batch_size=size)
+    )
+    with pytest.raises(TypeError, match="batch_size must be one integer"):
+        update(jnp.ones(3, jnp.int32))
 
 
 def test_the_cap_follows_the_rate(x64):
@@ -324,9 +457,6 @@ def test_rules_for_lambda0(curvature, x64):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: rotated(), TypeError, "batch_size"),
-        (lambda: rows(), TypeError, "batch_size"),
-        (lambda: rotated(None), TypeError, "batch_size must be an integer >= 1, got None"),
         (lambda: rotated(0), ValueError, "batch_size must be an integer >= 1, got 0"),
         (lambda: rotated(-4), ValueError, "batch_size must be an integer >= 1, got -4"),
         (lambda: rotated(16.5), TypeError, "batch_size must be an integer >= 1, got 16.5"),
@@ -343,6 +473,17 @@ def test_rules_for_lambda0(curvature, x64):
 def test_bad_settings_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_leaf_whose_bases_no_memory_holds_is_named():
+    shapes = {"small": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
+    shapes["embedding"] = jax.ShapeDtypeStruct((1 << 20, 64), jnp.float32)
+    tx = dc.compensate_delay(curvature=rotated(16, max_side=1 << 20))
+    with pytest.raises(ValueError, match=r"8.19e\+03 GiB.*embedding.*1048576, 64.*max_side"):
+        jax.eval_shape(tx.init, shapes)
+    small = dc.compensate_delay(curvature=rotated(16, max_side=64))
+    state = jax.eval_shape(small.init, shapes)
+    assert state.curvature.input_basis["embedding"].shape == (1 << 14, 64, 64)
 
 
 def test_they_are_written_as_they_were_made():

@@ -25,6 +25,18 @@ def choices(momentum: float | None) -> list[methods.Method]:
             "capped-abs", "capped, |g| for g²", (4.0, 8.0, 16.0), curvature=dc.curvatures.absolute()
         ),
         _capped(
+            "rotated",
+            "capped in an eigenbasis of the Fisher",
+            (1.0, 2.0, 4.0),
+            curvature=dc.curvatures.rotated(),
+        ),
+        _capped(
+            "rows",
+            "capped along the gradient of each output",
+            (1.0, 2.0, 4.0),
+            curvature=dc.curvatures.rows(),
+        ),
+        _capped(
             "ratio",
             "capped, λ by dc.strengths.ratio(number)",
             (0.5, 1.0, 2.0),
@@ -66,15 +78,11 @@ def _uncapped(name, title, numbers, curvature) -> methods.Method:
 def _control(momentum: float | None) -> methods.Method:
     def recipe(learning_rate, pull, factor):
         rate = lambda count: learning_rate * factor(count)
-        return optax.chain(
-            # So strong that the cap decides everywhere: no curvature is left.
-            dc.compensate_delay(
-                EVERYWHERE_CAPPED,
-                max_pull=pull,
-                learning_rate=cap.effective_learning_rate(rate, momentum),
-            ),
-            *([] if momentum is None else [optax.trace(momentum)]),
-            optax.scale_by_learning_rate(rate),
+        return dc.compensate_updates(
+            optax.sgd(rate, momentum),
+            EVERYWHERE_CAPPED,  # the cap decides everywhere: no curvature is left
+            max_pull=pull,
+            learning_rate=cap.effective_learning_rate(rate, momentum),
         )
 
     title = "control: the same pull everywhere"

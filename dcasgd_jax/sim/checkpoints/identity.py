@@ -176,9 +176,9 @@ def _code(run: engines.Run, state: programs.SimState, batch: PyTree) -> dict[str
 
     def update(tx: optax.GradientTransformation, averages: bool):
         def one_update(grads, tx_state, params, index):
-            curvatures = {} if averages and program.flow == "mean" else _stand_ins(params)
+            about_batch = {} if averages and program.flow == "mean" else _stand_ins(params, batch)
             stale = (None, None) if averages and program.mixes else (params, index)
-            offered = offers.arguments(index, *stale, curvatures)
+            offered = offers.arguments(index, *stale, about_batch)
             return offers.update(tx, grads, tx_state, params, **offered)
 
         return one_update
@@ -201,11 +201,12 @@ def _code(run: engines.Run, state: programs.SimState, batch: PyTree) -> dict[str
     return code
 
 
-def _stand_ins(params: PyTree) -> dict[str, Callable[..., PyTree]]:
-    """For `worker.curvatures`: what they compute is the loss's, who asks for them is tx's."""
+def _stand_ins(params: PyTree, batch: PyTree) -> dict[str, Any]:
+    """For `worker.about_batch`: what they compute is the loss's, who asks for them is tx's."""
     return {
         "hessian_vector_product": jax.jit(_hessian_vector_product),
         "fisher_diagonal": lambda: jax.jit(_fisher_diagonal)(params),
+        **worker.size_of_batch(batch),
     }
 
 

@@ -1,29 +1,22 @@
 """The lanes engine: the gradients of a wave at once, on all devices of a mesh."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from dcasgd_jax import checks, rows
+from dcasgd_jax import checks
 from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.schedules import waves as wave_finder
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import engines, recording, server, step, worker
+from dcasgd_jax.sim import engines, recording
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim.lanes import exchange, placement
+from dcasgd_jax.sim.lanes import exchange, placement, wave_program
 from dcasgd_jax.sim.simulate import simulate
 from dcasgd_jax.typing import PyTree
-
-_WHY_NO_CURVATURES = (
-    "the lanes engine computes the gradients of a wave before the server's params are known: use "
-    "ScanEngine or HostEngine"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +85,9 @@ class LanesEngine:
             state = placement.place(state, layout.of_state(run.program, state))
             shared = placement.place(run.shared, layout.replicated)
             for chunk in _chunks(run, layout, self.chunk_size):
-                state, reports = _run_waves(run.program, layout, state, *chunk.inputs(), shared)
+                state, reports = wave_program.run_waves(
+                    run.program, layout, state, *chunk.inputs(), shared
+                )
                 log.add(chunk.events, *reports)
                 if log.is_lost(state.params):
                     break
@@ -199,101 +194,10 @@ class _Probe:
         self.wave_size = len(run.events.event) / sum(int(chunk.waves.count) for chunk in chunks)
         placed = placement.place(state, self.layout.of_state(run.program, state))
         shared = placement.place(run.shared, self.layout.replicated)
-        lowered = _run_waves.lower(run.program, self.layout, placed, *chunks[0].inputs(), shared)
+        lowered = wave_program.run_waves.lower(
+            run.program, self.layout, placed, *chunks[0].inputs(), shared
+        )
         self.compiled = lowered.compile()
         nothing = np.zeros(0, np.int64)
         metrics = programs.Metrics(loss=np.zeros(0, np.float32))
         return state, recording.Record(nothing, metrics, nothing, None, None, False)
-
-
-@functools.partial(jax.jit, static_argnames=("program", "layout"), donate_argnames="state")
-def _run_waves(program, layout, state, waves, events, batches, shared):
-    """Runs waves one after the other; returns the state, and the reports of all events."""
-    reports = _no_reports(program, state, events, batches, shared)
-
-    def run_wave(k, carry):
-        state, reports = carry
-        state = placement.constrain(state, layout.of_state(program, state))
-        first, stop = waves.bounds[k], waves.bounds[k + 1]
-        row = jax.tree.map(lambda leaf: rows.read_row(leaf, k), batches)
-        row = placement.constrain(row, layout.lanes)
-        state = step.store_version(program, state, sources.take_rows(events, first))
-        lanes = jnp.minimum(first + jnp.arange(layout.num_lanes, dtype=jnp.int32), stop - 1)
-        of_lanes = jax.tree.map(lambda column: column[lanes], events)
-        pulled = _read_versions(program, layout, state, of_lanes)
-        gradients = _gradients(program, layout, of_lanes, pulled, row, shared)
-
-        def push(event_index, carry):
-            return _push(program, layout, events, first, pulled, gradients, event_index, carry)
-
-        return jax.lax.fori_loop(first, stop, push, (state, reports))
-
-    state, reports = jax.lax.fori_loop(0, waves.count, run_wave, (state, reports))
-    state = placement.constrain(state, layout.of_state(program, state))
-    return state, placement.constrain(reports, layout.replicated)
-
-
-def _read_versions(program, layout, state, of_lanes) -> programs.Pulled:
-    """What all lanes have pulled, leaf [num_lanes, ...], in slices."""
-    pulled = jax.tree.map(lambda slots: slots[of_lanes.read_slot], state.snapshots)
-    if program.model_state == "per_worker":
-        of_worker = lambda event: step.model_state_of_worker(program, state, event)
-        pulled = pulled._replace(model_state=jax.vmap(of_worker)(of_lanes))
-    return placement.constrain(pulled, layout.slices(pulled, leading=1))
-
-
-def _gradients(program, layout, of_lanes, pulled, row, shared) -> programs.Gradient:
-    """The gradients of all lanes: slices to whole lanes, the workers' part, and back to slices."""
-
-    def on_device(of_lanes, pulled, row, shared):
-        one = lambda event, pulled, row: worker.gradient(program, event, pulled, row, shared)
-        if layout.lanes_per_device > 1:
-            return jax.vmap(one)(of_lanes, pulled, row)
-        alone = one(*sources.take_rows((of_lanes, pulled, row), 0))
-        return jax.tree.map(lambda leaf: leaf[None], alone)
-
-    lane, whole = PartitionSpec(layout.axis), PartitionSpec()
-    gradients = jax.shard_map(
-        on_device,
-        mesh=layout.mesh,
-        in_specs=(lane, lane, lane, whole),
-        out_specs=lane,
-        check_vma=False,  # a loss is free to have loops that start from constants
-    )(of_lanes, placement.constrain(pulled, layout.lanes), row, shared)
-    return programs.Gradient(
-        loss=placement.constrain(gradients.loss, layout.replicated),
-        grads=placement.constrain(gradients.grads, layout.slices(gradients.grads, leading=1)),
-        model_state=placement.constrain(
-            gradients.model_state, layout.slices(gradients.model_state, leading=1)
-        ),
-    )
-
-
-def _push(program, layout, events, first, pulled, gradients, index, carry):
-    """The server's part of event `index`, which the wave that begins with `first` computed."""
-    state, reports = carry
-    state = placement.constrain(state, layout.of_state(program, state))
-    event = jax.tree.map(lambda column: column[index], events)
-    state = step.store_version(program, state, event)
-    of_lane = lambda leaf: rows.read_row(leaf, index - first)
-    gradient, stale_params = jax.tree.map(of_lane, (gradients, pulled.params))
-    arrived = programs.Push(gradient, stale_params, worker.refused_curvatures(_WHY_NO_CURVATURES))
-    state, metrics = server.receive(program, state, event, arrived)
-    new = metrics, engines.evaluation_or_zeros(program, state, event)
-    reports = jax.tree.map(lambda column, leaf: rows.write_row(column, leaf, index), reports, new)
-    state = placement.constrain(state, layout.of_state(program, state))
-    return state, placement.constrain(reports, layout.replicated)
-
-
-def _no_reports(program, state, events, batches, shared):
-    """Room for the reports of all events, leaf [num_events, ...]."""
-
-    def report(state, events, batches, shared):
-        row = jax.tree.map(lambda leaf: leaf[0, 0], batches)
-        event = sources.take_rows(events, 0)
-        state, metrics = step.run_event(program, state, event, row, shared)
-        return metrics, engines.evaluation_or_zeros(program, state, event)
-
-    shapes = jax.eval_shape(report, state, events, batches, shared)
-    length = len(events.event)
-    return jax.tree.map(lambda leaf: jnp.zeros((length, *leaf.shape), leaf.dtype), shapes)
