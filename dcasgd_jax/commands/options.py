@@ -23,7 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--law": {
         "choices": list(settings.LAWS),
-        "default": _DEFAULT.law_name,
+        "default": settings.name_of_law(_DEFAULT.law),
         "metavar": "LAW",
         "help": f"how long a gradient takes a worker: {', '.join(settings.LAWS)}",
     },
@@ -113,7 +113,6 @@ def make_setting(
     return settings.Setting(
         model=arguments.model,
         num_workers=arguments.workers,
-        law_name=arguments.law,
         law=values.make_law(arguments.law, arguments.law_param, arguments.workers),
         num_pushes=num_pushes,
         batch_size=arguments.batch_size,

@@ -18,12 +18,18 @@ LAWS = {
 MIN_ROUNDS = 4  # so that every step of the learning-rate decay is at least one server update
 
 
+def name_of_law(law: laws.WorkerTimeLaw) -> str:
+    """As on the command line."""
+    return next(name for name, kind in LAWS.items() if type(law) is kind)
+
+
 def describe_law(law: laws.WorkerTimeLaw) -> dict[str, Any]:
-    """The parameters of a law in JSON's types."""
-    return {
+    """A law and its parameters in JSON's types."""
+    parameters = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(law).items()  # type: ignore[call-overload]
     }
+    return {"law": name_of_law(law), "law_params": parameters}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +39,7 @@ class Setting:
     Args:
       model: One of `digits.MODELS`.
       num_workers: M.
-      law_name: One of `LAWS`.
-      law: How long a gradient takes each worker.
+      law: How long a gradient takes each worker; of a type in `LAWS`.
       num_pushes: Gradients pushed by all workers together: the budget of every method.
       batch_size: Images per gradient.
       momentum: μ of heavy ball in every method that has one; `None` for none.
@@ -42,7 +47,6 @@ class Setting:
 
     model: str = "mlp"
     num_workers: int = 8
-    law_name: str = "gamma"
     law: laws.WorkerTimeLaw = dataclasses.field(default_factory=sim.GammaTime)
     num_pushes: int = 2520
     batch_size: int = 16
@@ -51,7 +55,7 @@ class Setting:
     @property
     def name(self) -> str:
         """In a few words."""
-        cluster = f"{self.model}, {self.num_workers} workers, {self.law_name} times"
+        cluster = f"{self.model}, {self.num_workers} workers, {name_of_law(self.law)} times"
         return cluster if self.momentum is None else f"{cluster}, momentum {self.momentum:g}"
 
     @property
@@ -59,7 +63,7 @@ class Setting:
         """How titles of tables and pictures begin."""
         return (
             f"{self.model} on digits, {self.num_workers} worker{'s' * (self.num_workers > 1)}, "
-            f"{self.law_name} times"
+            f"{name_of_law(self.law)} times"
         )
 
     def describe(self) -> dict[str, Any]:
@@ -67,8 +71,7 @@ class Setting:
         return {
             "model": self.model,
             "workers": self.num_workers,
-            "law": self.law_name,
-            "law_params": describe_law(self.law),
+            **describe_law(self.law),
             "updates": self.num_pushes,
             "batch_size": self.batch_size,
             "momentum": self.momentum,

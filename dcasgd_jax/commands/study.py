@@ -75,7 +75,7 @@ class Study:
       tasks: In order.
       seeds: The fresh ones.
       loss_of: Of what came of a run: what tuning makes small; nan: not to be chosen.
-      check: As in `ledger.read`.
+      check: As `ledger.Ledger` takes it.
       tell: Makes the sentence to print of a run that has just ended; default: nothing is said.
       tuning_seeds: Those to tune on.
       seeds_first: Whether all tasks run one seed before the next.

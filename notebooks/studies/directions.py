@@ -92,7 +92,6 @@ def _places(arguments: argparse.Namespace) -> list[tuple[settings.Setting, digit
             settings.Setting(
                 model=model,
                 num_workers=m,
-                law_name=law,
                 law=settings.LAWS[law](),
                 num_pushes=values.budget(arguments.updates, m),
                 momentum=momentum,

@@ -5,8 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dcasgd_jax import files
-from dcasgd_jax.commands import ledger, study, terminal
+from dcasgd_jax.commands import figures, ledger, study, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,5 +116,4 @@ def save_picture(path: pathlib.Path, lines: Sequence[ledger.Line]) -> None:
     picture.supylabel("gap to sequential SGD that is closed, %", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    with files.replacing(path) as stream:
-        picture.savefig(stream, format="png")
+    figures.save(path, picture)

@@ -77,7 +77,6 @@ def _places(
         setting = settings.Setting(
             model=model,
             num_workers=workers,
-            law_name=law,
             law=settings.LAWS[law](),
             num_pushes=values.budget(arguments.updates, workers),
             momentum=momentum,

@@ -14,7 +14,6 @@ SETTING = settings.Setting(
     model="softmax",
     num_workers=4,
     num_pushes=160,
-    law_name="exponential",
     law=sim.ExponentialTime(),
 )
 WORKLOAD = runs.make_workload(SETTING, 0)

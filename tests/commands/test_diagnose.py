@@ -217,7 +217,7 @@ def test_chosen_events_are_distinct_ordered_and_inside():
 
 @pytest.fixture(scope="module")
 def stops():
-    setting = settings.Setting("softmax", 4, "exponential", sim.ExponentialTime(), 60, 4)
+    setting = settings.Setting("softmax", 4, sim.ExponentialTime(), 60, 4)
     schedule = sim.make_schedule(setting.law, 4, 60, seed=3)
     wanted = [1, 2, 17, 18, 40, 59]
     return setting, schedule, list(events.stops(setting, schedule, 0.5, 3, wanted))
@@ -308,7 +308,7 @@ def test_numbers_are_explains(whole):
     _, _, content = whole
     event = content["runs"][1]["events"][0]
     schedule = sim.make_schedule(sim.GammaTime(), 3, 40, seed=1)
-    setting = settings.Setting("softmax", 3, "gamma", sim.GammaTime(), 40, 4)
+    setting = settings.Setting("softmax", 3, sim.GammaTime(), 40, 4)
     (stop,) = events.stops(setting, schedule, 0.2, 1, [event["event"]])
     explained = diagnostics.explain(
         digits.problem("softmax").loss_fn,

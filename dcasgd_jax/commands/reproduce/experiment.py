@@ -87,13 +87,13 @@ def make_study(
             train=functools.partial(_train, workload, job.out, run, described),
             pushes=_num_pushes(job.setting, run, num_images),
         )
-        for run in dict.fromkeys(run._replace(seed=0) for run in job.runs)
+        for run in job.runs
     ]
     return study.Study(
         program=results.PROGRAM,
         settings=described,
         tasks=tasks,
-        seeds=list(dict.fromkeys(run.seed for run in job.runs)),
+        seeds=range(job.seeds),
         loss_of=lambda outcome: outcome["final"]["train_loss"],
         check=results.check,
         tell=_sentence,

@@ -15,7 +15,8 @@ class Job:
     """What to run, in order, and where to put it."""
 
     setting: settings.Setting
-    runs: tuple[settings.Run, ...]
+    runs: tuple[settings.Run, ...]  # of the first seed
+    seeds: int
     data_dir: pathlib.Path | None
     cache_dir: pathlib.Path | None
     subset: int | None
@@ -48,7 +49,6 @@ def make_job(arguments: argparse.Namespace) -> Job:
         dtype=arguments.dtype,
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        law_name=arguments.law,
         law=laws[0],
         momentum=arguments.momentum or 0.0,
         weight_decay=arguments.weight_decay,
@@ -60,30 +60,26 @@ def make_job(arguments: argparse.Namespace) -> Job:
     lambda0s = of_methods("--lambda0", arguments.lambda0)
     return Job(
         setting=setting,
-        runs=_all_runs(
-            *(chosen, workers, arguments.seeds, rates, lambda0s, arguments.max_pull),
-            setting.paper,
-        ),
+        runs=_all_runs(chosen, workers, rates, lambda0s, arguments.max_pull, setting.paper),
         **{field: getattr(arguments, field) for field in _PASSED_ON},
     )
 
 
 _PASSED_ON = (
     *("data_dir", "cache_dir", "subset", "test_subset", "eval_batch_size", "checkpoint_every"),
-    *("out", "report_only"),
+    *("seeds", "out", "report_only"),
 )
 
 
 def _all_runs(
     chosen: Sequence[methods.Method],
     workers: Sequence[int],
-    num_seeds: int,
     rates: values.Values,
     lambda0s: values.Values,
     max_pull: float,
     reported: paper.Paper,
 ) -> tuple[settings.Run, ...]:
-    """One after the other: a whole table of the first seed before the second seed."""
+    """In the order of the table; all of them run one seed before the next."""
     found = [
         settings.Run(
             method=method.name,
@@ -91,9 +87,7 @@ def _all_runs(
             learning_rate=rate,
             lambda0=lambda0,
             max_pull=None if method.max_pull is None else max_pull,
-            seed=seed,
         )
-        for seed in range(num_seeds)
         for count in workers
         for method in chosen
         for rate in rates.get(method.name, (reported.learning_rate,))

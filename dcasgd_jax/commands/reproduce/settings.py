@@ -34,8 +34,7 @@ class Setting:
       dtype: Of the computation; parameters are float32.
       epochs: The learning rate falls to a tenth at fixed fractions of them.
       batch_size: Images of one gradient of one worker.
-      law_name: One of `commands.settings.LAWS`.
-      law: How long a gradient takes each worker.
+      law: How long a gradient takes each worker; of a type in `commands.settings.LAWS`.
       momentum: Decay; 0 is none.
       weight_decay: Added to the compensated gradient.
       batch_norm: Where the running statistics are, as `sim.simulate` has it.
@@ -50,7 +49,6 @@ class Setting:
     dtype: str = "float32"
     epochs: int = paper.CIFAR10.epochs
     batch_size: int = paper.CIFAR10.batch_size
-    law_name: str = "gamma"
     law: laws.WorkerTimeLaw = dataclasses.field(default_factory=sim.GammaTime)
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -86,8 +84,7 @@ class Setting:
             "test_images": len(data.test.labels),
             "loss_images": num_loss_images(data),
             "data_crc32": checksum,
-            "law": self.law_name,
-            "law_params": common.describe_law(self.law),
+            **common.describe_law(self.law),
             "momentum": self.momentum,
             "weight_decay": self.weight_decay,
             "ms_decay": self.paper.ms_decay,
@@ -133,7 +130,7 @@ class Run(NamedTuple):
     learning_rate: float
     lambda0: float | None
     max_pull: float | None
-    seed: int
+    seed: int = 0
 
     @property
     def numbers(self) -> Numbers:
