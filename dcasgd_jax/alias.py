@@ -67,20 +67,43 @@ def dcasgd(
       >>> print(optax.apply_updates(params, updates)["w"])
       [0.95 0.95 0.95]
     """
-    if momentum is not None:
-        checks.check_fraction("momentum", momentum)
-    rate = cap.effective_learning_rate(learning_rate, momentum)
-    settings: Any = {"curvature": curvature, "max_pull": max_pull, "learning_rate": rate}
+    plain = plain_sgd(learning_rate, momentum, nesterov, weight_decay)
+    chain = compensated(plain, learning_rate, lambda0, curvature, momentum, max_pull)
+    return transforms.remember_pulls(chain, num_workers)
+
+
+def plain_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float | None,
+    nesterov: bool,
+    weight_decay: float,
+) -> optax.GradientTransformationExtraArgs:
+    """Weight decay, momentum and the learning rate, in this order."""
     stages: list[optax.GradientTransformation] = []
     if not callable(weight_decay):
         checks.check_non_negative("weight_decay", weight_decay)
     if not isinstance(weight_decay, float | int) or weight_decay:
         stages.append(optax.add_decayed_weights(weight_decay))
     if momentum is not None:
+        checks.check_fraction("momentum", momentum)
         stages.append(optax.trace(momentum, nesterov))
-    stages.append(optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(*stages, optax.scale_by_learning_rate(learning_rate))
+
+
+def compensated(
+    plain: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    lambda0: transforms.Strength,
+    curvature: curvatures.Curvature,
+    momentum: float | None,
+    max_pull: Scalar | None,
+) -> optax.GradientTransformationExtraArgs:
+    """A `plain_sgd` of that learning rate and momentum, compensated as `dcasgd` says."""
+    settings: Any = {
+        "curvature": curvature,
+        "max_pull": max_pull,
+        "learning_rate": cap.effective_learning_rate(learning_rate, momentum),
+    }
     if momentum is None or max_pull is None:
-        chain = optax.chain(transforms.compensate_delay(lambda0, **settings), *stages)
-    else:
-        chain = transforms.compensate_updates(optax.chain(*stages), lambda0, **settings)
-    return transforms.remember_pulls(chain, num_workers)
+        return optax.chain(transforms.compensate_delay(lambda0, **settings), plain)
+    return transforms.compensate_updates(plain, lambda0, **settings)

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import optax
 
 import dcasgd_jax as dc
-from dcasgd_jax import sim
+from dcasgd_jax import alias, sim
 from dcasgd_jax.schedules import protocols
-from dcasgd_jax.transforms import cap
 from dcasgd_jax.typing import PyTree
 
 ASYNCHRONOUS = sim.Asynchronous()
@@ -129,24 +128,12 @@ def build_chain(
     if method.recipe is not None:
         return optax.with_extra_args_support(method.recipe(learning_rate, lambda0, factor))
     rate = lambda count: learning_rate * factor(count)
-    stages: list[optax.GradientTransformation] = []
-    if weight_decay:
-        stages.append(optax.add_decayed_weights(weight_decay))
-    if method.momentum is not None:
-        stages.append(optax.trace(method.momentum))
-    plain = optax.chain(*stages, optax.scale_by_learning_rate(rate))
+    plain = alias.plain_sgd(rate, method.momentum, nesterov=False, weight_decay=weight_decay)
     if not method.compensates:
         return plain
     strength = lambda0 if method.rule is None else method.rule(lambda0, factor)
-    if method.max_pull is None:
-        return optax.chain(dc.compensate_delay(strength, curvature=method.curvature), plain)
-    return dc.compensate_updates(
-        plain,
-        strength,
-        curvature=method.curvature,
-        max_pull=method.max_pull,
-        # The pull must see the rate that is applied, with factor and momentum.
-        learning_rate=cap.effective_learning_rate(rate, method.momentum),
+    return alias.compensated(
+        plain, rate, strength, method.curvature, method.momentum, method.max_pull
     )
 
 

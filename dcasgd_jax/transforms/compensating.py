@@ -167,13 +167,13 @@ def compensate_updates(
     def init_fn(params: PyTree) -> Any:
         return CompensateUpdatesState(of_push.init(params), inner.init(params))
 
-    def update_fn(grads, state, params=None, *positional, **told) -> Any:
+    def update_fn(updates, state, params=None, *positional, **told) -> Any:
         update_checks.check_keywords_only(positional)
         rate = learning_rate
         if callable(learning_rate):
             rate = learning_rate(state.compensation.num_updates)
-        term, compensation_state = of_push.term(grads, state.compensation, params, **told)
-        updates, inner_state = inner.update(grads, state.inner_state, params, **told)
+        term, compensation_state = of_push.term(updates, state.compensation, params, **told)
+        updates, inner_state = inner.update(updates, state.inner_state, params, **told)
         back = lambda leaf: None if leaf is None else -jnp.asarray(rate, leaf.dtype) * leaf
         pulls = jax.tree.map(back, term, is_leaf=trees.is_none)
         return compensation.add(updates, pulls), CompensateUpdatesState(

@@ -51,7 +51,7 @@ class Compensation(NamedTuple):
         float32, and the next state; `told` is what `update` was given.
     """
 
-    init: Callable[[PyTree], CompensateDelayState]
+    init: Callable[..., CompensateDelayState]
     term: Callable[..., tuple[PyTree, CompensateDelayState]]
 
 
