@@ -223,7 +223,7 @@ def test_public_names_are_the_ones_promised():
 
 def test_public_names_of_the_diagnostics():
     assert set(public(diagnostics)) == {
-        *("CURVATURES", "Explanation", "explain"),
+        *("CURVATURES", "DIRECTIONS", "Explanation", "explain"),
         *("OuterProductError", "OuterProductErrors", "outer_product_error"),
     }
 

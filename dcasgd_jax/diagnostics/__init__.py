@@ -1,6 +1,6 @@
 """How good the approximations behind a compensation are, on a model and data of your own."""
 
-from dcasgd_jax.diagnostics.explanation import CURVATURES, Explanation, explain
+from dcasgd_jax.diagnostics.explanation import CURVATURES, DIRECTIONS, Explanation, explain
 from dcasgd_jax.diagnostics.outer_products import (
     OuterProductError,
     OuterProductErrors,
@@ -9,6 +9,7 @@ from dcasgd_jax.diagnostics.outer_products import (
 
 __all__ = [
     "CURVATURES",
+    "DIRECTIONS",
     "Explanation",
     "OuterProductError",
     "OuterProductErrors",

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import problems
 import pytest
 
@@ -269,3 +270,70 @@ def test_refused():
             explain(jnp.zeros(2), batch, names=["fisher"])
     with pytest.raises(ValueError, match="complex"):
         diagnostics.explain(quadratic, jnp.ones(2) * 1j, jnp.ones(2) * 1j, jnp.zeros(1))
+
+
+def outputs_of(params, batch):
+    return batch[0] @ params["w"] + params["b"][None]
+
+
+def loss_of(logits, batch):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+
+def explain_directions(case, name, loss_fn=problems.softmax_loss, **options):
+    params, stale, batch = case
+    return diagnostics.explain(loss_fn, params, stale, batch, names=[name], **options)[name]
+
+
+def test_a_frozen_jacobian_explains_all_where_the_outputs_are_linear(case):
+    found = explain_directions(case, "frozen_jacobian", outputs=(outputs_of, loss_of))
+    np.testing.assert_allclose([found.r_squared, found.lambda0], 1.0, rtol=1e-10)
+    assert found.cosine_compensated > 1 - 1e-12
+    assert found.cosine_stale < 0.999
+
+
+def test_a_frozen_jacobian_is_that_of_the_stale_point(case):
+    """Of outputs that are not linear: Jᵀ(softmax(z + JΔ) - y), the Jacobian by hand."""
+    params, stale, batch = case
+    bent = lambda params, batch: jnp.tanh(outputs_of(params, batch))
+    loss_fn = lambda params, batch: loss_of(bent(params, batch), batch)
+    found = explain_directions(case, "frozen_jacobian", loss_fn, outputs=(bent, loss_of))
+    images, labels = (np.asarray(part) for part in batch)
+    stale = {k: np.asarray(leaf) for k, leaf in stale.items()}
+    z = np.tanh(images @ stale["w"] + stale["b"])
+    bend = 1 - z**2
+    moved = {k: np.asarray(params[k] - stale[k]) for k in ("w", "b")}
+    there = z + bend * (images @ moved["w"] + moved["b"])
+    softmax = lambda a: np.exp(a) / np.exp(a).sum(axis=1, keepdims=True)
+    change = bend * (softmax(there) - softmax(z)) / len(labels)
+    term = np.sqrt(np.sum((images.T @ change) ** 2) + np.sum(change.sum(axis=0) ** 2))
+    np.testing.assert_allclose(found.term_norm, term, rtol=1e-10)
+    assert 0.5 < found.r_squared < 1 - 1e-6
+
+
+@pytest.mark.parametrize("name", ["rows", "rotated"])
+def test_directions_are_those_of_the_curvature(case, name):
+    params, stale, batch = case
+    g, true = numpy_gradient(stale, batch), numpy_gradient(params, batch)
+    grads = jax.tree.map(jnp.asarray, g)
+    curvature = getattr(dc.curvatures, name)(8)
+    state = curvature.init(params)
+    for scale in (1.0, -0.3):  # two gradients that came before
+        _, state = curvature.update(state, jax.tree.map(lambda x, s=scale: s * x[::-1], grads))
+    estimate, _ = curvature.update(state, grads)
+    moved = jax.tree.map(jnp.subtract, params, stale)
+    term = curvature.term(estimate, grads, moved, 1.0, None)
+    flat = lambda tree: np.concatenate([np.ravel(tree[k]) for k in ("w", "b")])
+    wanted = numpy_explanation(flat(true) - flat(g), flat(term), flat(g), flat(true))
+    options = {"rotated_state": state} if name == "rotated" else {}
+    found = explain_directions(case, name, batch_size=8, **options)
+    np.testing.assert_allclose(found, wanted, rtol=1e-7)
+    one = explain_directions(case, name, **options)
+    np.testing.assert_allclose(one.lambda0, 8 * found.lambda0, rtol=1e-7)
+    if name == "rotated":
+        assert abs(explain_directions(case, name).r_squared - found.r_squared) > 1e-3
+
+
+def test_a_frozen_jacobian_needs_outputs(case):
+    with pytest.raises(ValueError, match=r"frozen_jacobian needs outputs=\(outputs_fn, loss_of\)"):
+        explain_directions(case, "frozen_jacobian")
