@@ -308,7 +308,7 @@ def test_a_frozen_jacobian_is_that_of_the_stale_point(case):
     change = bend * (softmax(there) - softmax(z)) / len(labels)
     term = np.sqrt(np.sum((images.T @ change) ** 2) + np.sum(change.sum(axis=0) ** 2))
     np.testing.assert_allclose(found.term_norm, term, rtol=1e-10)
-    assert 0.5 < found.r_squared < 1 - 1e-6
+    assert 0 < found.r_squared < 0.9
 
 
 @pytest.mark.parametrize("name", ["rows", "rotated"])
