@@ -12,7 +12,6 @@ from dcasgd_jax.sim import server, worker
 from dcasgd_jax.typing import PyTree
 
 
-@functools.partial(jax.jit, static_argnames=("program", "num_slots", "num_workers"))
 def initial_state(
     program: programs.Program,
     params: PyTree,
@@ -21,19 +20,21 @@ def initial_state(
     num_slots: int,
     num_workers: int,
 ) -> programs.SimState:
-    """State before the first event, in memory of its own: engines donate it."""
+    """State before the first event, in memory of its own: engines donate it.
+
+    What is compiled here depends on shapes alone, so that runs of other programs share it.
+    """
     params, model_state = copy_tree(params), copy_tree(model_state)
     opt_state = copy_tree(program.tx.init(params) if opt_state is None else opt_state)
     push_state = None if program.per_push is None else copy_tree(program.per_push.init(params))
-    repeat = lambda tree, count: jax.tree.map(lambda leaf: rows.repeat_row(leaf, count), tree)
     pulled = programs.Pulled(params, model_state if program.model_state == "server" else None)
     per_worker = program.model_state == "per_worker"
-    model_state = repeat(model_state, num_workers) if per_worker else model_state
+    model_state = repeat_tree(model_state, num_workers) if per_worker else model_state
     return programs.SimState(
         event=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=opt_state,
-        snapshots=repeat(pulled, num_slots),
+        snapshots=repeat_tree(pulled, num_slots),
         push_state=push_state,
         gradient_sum=optax.tree.zeros_like(params) if program.flow == "mean" else None,
         model_state=model_state,
@@ -50,6 +51,12 @@ def copy_tree(tree: PyTree) -> PyTree:
         return jax.lax.convert_element_type(jnp.copy(leaf), leaf.dtype)
 
     return jax.tree.map(copy, tree)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def repeat_tree(tree: PyTree, count: int) -> PyTree:
+    """`count` copies of every leaf along a new leading axis."""
+    return jax.tree.map(lambda leaf: rows.repeat_row(leaf, count), tree)
 
 
 def run_event(

@@ -102,9 +102,9 @@ def test_without_staleness_compensation_changes_no_bit(protocol):
         )
 
 
-def plain_loop(inner, delay, compile_step):
+def plain_loop(inner, delay, compile_step, num_events=NUM_EVENTS):
     """An ordinary training loop around `delay_gradients`, long enough for every push to land."""
-    batches = problems.softmax_batches(NUM_EVENTS)
+    batches = problems.softmax_batches(num_events)
     tx = dc.delay_gradients(inner, delay)
 
     def train_step(params, state, batch):
@@ -115,17 +115,17 @@ def plain_loop(inner, delay, compile_step):
     step = compile_step(train_step)
     params = problems.softmax_params()
     state = tx.init(params)
-    for k in range(NUM_EVENTS + delay):
-        batch = jax.tree.map(lambda b: b[min(k, NUM_EVENTS - 1)], batches)  # noqa: B023
+    for k in range(num_events + delay):
+        batch = jax.tree.map(lambda b: b[min(k, num_events - 1)], batches)  # noqa: B023
         params, state = step(params, state, batch)
     return params
 
 
 def test_delay_gradients_in_a_plain_loop_is_round_robin_operation_by_operation():
-    schedule = schedule_for(law=sim.RoundRobin())
+    schedule = schedule_for(law=sim.RoundRobin(), num_updates=20)
     result = run(schedule, problems.adaptive(), engine=sim.HostEngine(jit=False))
     with jax.disable_jit():
-        expected = plain_loop(problems.adaptive(), delay=3, compile_step=lambda step: step)
+        expected = plain_loop(problems.adaptive(), 3, lambda step: step, num_events=20)
     chex.assert_trees_all_equal(result.params, expected)
 
 

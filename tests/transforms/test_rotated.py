@@ -76,10 +76,10 @@ def test_the_curvatures_of_the_reference_runs(x64):
             settings["batch"], decay=settings.get("decay", 0.95),
             every=settings.get("every", 20), sides=sides,
         )  # fmt: skip
-        state = made.init(jnp.zeros(case["shape"]))
+        update, state = jax.jit(made.update), made.init(jnp.zeros(case["shape"]))
         for step in case["steps"]:
             grad = jnp.asarray(step["grad"])
-            estimate, state = made.update(state, grad)
+            estimate, state = update(state, grad)
             diagonal = made.diagonal(estimate, grad, settings.get("lam", 1.0))
             assert diagonal.shape == grad.shape
             capped = jnp.minimum(diagonal, settings.get("max_pull", 1.0) / settings["eta"])
@@ -223,7 +223,8 @@ def test_on_the_cpu_eigenvectors_are_computed_one_matrix_at_a_time(blocks):
 def test_members_may_be_due_at_different_pushes(x64):
     """One has begun a push later: it keeps its old basis where the other gets a new one."""
     tx = dc.compensate_delay(curvature=rotated(16, every=4), max_pull=1.0, learning_rate=0.5)
-    update = lambda g, s: tx.update(g, s, jnp.ones((4, 3)), stale_params=jnp.zeros((4, 3)))
+    update = jax.jit(lambda g, s: tx.update(g, s, jnp.ones((4, 3)), stale_params=jnp.zeros((4, 3))))
+    update_both = jax.jit(jax.vmap(update))
     grads = jax.random.normal(jax.random.key(0), (8, 2, 4, 3))
     late = jax.tree.map(jnp.copy, tx.init(grads[0, 0]))
     _, early = update(grads[0, 0], late)
@@ -231,7 +232,7 @@ def test_members_may_be_due_at_different_pushes(x64):
     for grad in grads:
         out_early, early = update(grad[0], early)
         out_late, late = update(grad[1], late)
-        out, together = jax.vmap(update)(grad, together)
+        out, together = update_both(grad, together)
         np.testing.assert_allclose(out, jnp.stack([out_early, out_late]), rtol=0, atol=1e-10)
 
 
@@ -460,14 +461,18 @@ def test_rules_for_lambda0(curvature, x64):
     # Half of the directions, of `rows` at most one in each column.
     rule, share = dc.strengths.capped_share(0.1, gain=2.0), []
     tx = dc.compensate_delay(rule, curvature=curvature, max_pull=1.0, learning_rate=0.1)
-    update, state = jax.jit(tx.update), tx.init(params)
-    for step in range(40):
-        grads = draw(step + 1, jnp.float64)
-        _, state = update(grads, state, params, stale_params=stale)
+
+    @jax.jit
+    def update(grads, state):
+        _, state = tx.update(grads, state, params, stale_params=stale)
         estimate, _ = curvature.update(state.curvature, grads)
-        lambda0 = jnp.exp(state.strength.log_lambda0)
-        diagonal = jax.tree.leaves(curvature.diagonal(estimate, grads, lambda0))
-        share.append(np.mean(np.concatenate([d.ravel() for d in diagonal]) >= 10.0))
+        return state, curvature.diagonal(estimate, grads, jnp.exp(state.strength.log_lambda0))
+
+    state = tx.init(params)
+    for step in range(40):
+        state, diagonal = update(draw(step + 1, jnp.float64), state)
+        leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(diagonal)]
+        share.append(np.mean(np.concatenate(leaves) >= 10.0))
     np.testing.assert_allclose(np.mean(share[10:]), 0.1, atol=0.04)
 
 
