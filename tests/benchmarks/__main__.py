@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 
+import directions
 import engines
 import event_schedules
 import jax
@@ -25,6 +26,7 @@ def main():
         *event_schedules.rows(),
     ]
     rows += [*other_methods.step_rows(), *other_methods.hessian_rows()]
+    rows += directions.rows()
     rows += lanes.rows_of_8_devices()
     rows += sweep.rows()
     rows += ray_server.rows()

@@ -1,5 +1,6 @@
 """The benchmarks still run, at toy size; nothing here is timed against a goal."""
 
+import directions
 import engines
 import event_schedules
 import lanes
@@ -22,6 +23,8 @@ def ray_rows():
         lambda: server_step.rows({"w": (3, 4), "b": (4,)}, repeats=1),
         lambda: other_methods.step_rows({"w": (3, 4), "b": (4,)}, repeats=1),
         lambda: other_methods.hessian_rows(num_events=8, batch=2, repeats=1),
+        lambda: directions.push_rows("toy", directions.mlp, 16, repeats=1),
+        lambda: directions.refresh_rows([8], repeats=1),
         lambda: engines.scan_rows(num_events=16, batch=4, repeats=1),
         lambda: engines.host_rows(num_events=3, batch=2, width=2, repeats=1),
         lambda: event_schedules.rows(num_events=500, repeats=1),
@@ -29,13 +32,30 @@ def ray_rows():
         lambda: sweep.rows(num_events=8, num_members=3, batch=2, repeats=1),
         ray_rows,
     ],
-    ids=["server", "methods", "hessian", "scan", "host", "schedules", "lanes", "sweep", "ray"],
+    ids=[
+        "server",
+        "methods",
+        "hessian",
+        "directions",
+        "refresh",
+        "scan",
+        "host",
+        "schedules",
+        "lanes",
+        "sweep",
+        "ray",
+    ],
 )
 def test_every_benchmark_reports_positive_ratios(measure):
     rows = measure()
     assert rows
     assert all(row.ratio > 0 for row in rows)
     assert all(row.ratio == 1 for row in rows if row.goal == "= 1")
+
+
+def test_the_transformer_of_the_benchmark_has_a_loss():
+    loss_fn, params, tokens = directions.transformer(1)
+    assert 4 < loss_fn(params, tokens[0]) < 6
 
 
 def test_the_server_benchmark_has_the_size_of_resnet50():
