@@ -31,9 +31,8 @@ def dcasgd(
     then weight decay at the current weights and momentum on :math:`\tilde g`, if asked for. With
     one worker, or `lambda0=0`, it is `optax.sgd` exactly. It is `remember_pulls` around a chain
     with `compensate_delay`: where the server says `stale_params=` itself, as `sim.simulate` does,
-    that is what is used. With momentum and `max_pull` both, it is `compensate_updates` around
-    momentum instead, which never trained worse than a capped compensation before the momentum and
-    often did where that diverged.
+    that is what is used. With momentum and `max_pull` both, it is `compensate_updates` around the
+    momentum instead, which trains where a capped compensation before the momentum diverges.
 
     Args:
       learning_rate: η, a float or a schedule of the number of updates.
