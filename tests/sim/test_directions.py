@@ -257,14 +257,36 @@ def test_directions_close_the_gap_on_digits():
     assert digits_loss(optax.sgd(digits_rate(0.1669))) > 0.05
 
 
-def live(name):
-    tx = dc.dcasgd(RATE, clients.NUM_WORKERS, curvature=CURVATURES[name], max_pull=1.0)
+def outside(name):
+    return dc.compensate_updates(
+        optax.sgd(RATE, momentum=0.5),
+        curvature=CURVATURES[name],
+        learning_rate=RATE / (1 - 0.5),
+    )
+
+
+@each
+def test_engines_agree_on_a_pull_outside_of_momentum(name, x64):
+    expected = run(outside(name))
+    for engine in ENGINES.values():
+        assert_close(run(outside(name), engine=engine).params, expected.params)
+    told = run(dc.remember_pulls(outside(name), 4))
+    assert_close(told.params, expected.params)
+    plain = run(optax.sgd(RATE, momentum=0.5))
+    assert np.abs(plain.params["square"] - expected.params["square"]).max() > 1e-3
+
+
+def live(name, momentum=None):
+    tx = dc.dcasgd(
+        RATE, clients.NUM_WORKERS, curvature=CURVATURES[name], momentum=momentum, max_pull=1.0
+    )
     return clients.Clients(tx)
 
 
 @each
-def test_a_live_server_is_what_the_simulator_repeats(name):
-    alive = live(name).run()
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_a_live_server_is_what_the_simulator_repeats(name, momentum):
+    alive = live(name, momentum).run()
     assert alive.recorded().schedule.staleness.max() > 1
     same(alive.replay().params, alive.server.model.state.params, rtol=1e-4, atol=1e-5)
 
