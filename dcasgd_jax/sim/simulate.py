@@ -51,7 +51,9 @@ def simulate(
     It is also offered two functions, which cost nothing unless it calls them (not by
     `LanesEngine`, nor where an update averages pushes): `hessian_vector_product(tangent)`, with
     the Hessian of this batch's loss at :math:`w_r`, and `fisher_diagonal()`, the mean over the
-    samples of the batch (the leading axis of its arrays) of their squared gradients there.
+    samples of the batch (the leading axis of its arrays) of their squared gradients there. And
+    `batch_size`, where one array of a batch has one entry for each example, such as a label, all
+    begin with that axis, and none with more axes is of signed integers, which may be tokens.
 
     Args:
       problem: `sim.Problem(loss_fn, params)`: what is trained, and how it is evaluated.
