@@ -106,13 +106,13 @@ def save_picture(path: pathlib.Path, lines: Sequence[ledger.Line]) -> None:
         axes.axhline(0, color="#000000", linewidth=0.8, linestyle=":")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(set(of_place["workers"])), sorted(set(of_place["workers"])))
-        axes.set_ylim(-25, 115)
+        axes.set_ylim(-25, 120)
+        axes.set_xlabel("workers", fontsize=9)
         suffix = f", momentum {momentum:g}" if momentum else ""
         axes.set_title(f"{model}, {law} times{suffix}", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(places) :]:
         axes.set_visible(False)
-    picture.supxlabel("workers", fontsize=9)
     picture.supylabel("gap to sequential SGD that is closed, %", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
