@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
 from dcasgd_jax.commands import ledger, settings, tuning
 
 from . import programs
+from .conftest import STUDIES
 
 directions = programs.load("directions")
 report = directions.report
@@ -109,3 +111,14 @@ def test_bad_options(tmp_path, capsys):
     assert directions.main(["--workers", "64", "--updates", "160", "--out", str(out)]) == 2
     assert "use at least 256 with 64 workers" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_the_committed_results_are_reported(tmp_path, capsys):
+    kept = STUDIES / "results" / "directions"
+    for name in (ledger.RESULTS, ledger.SETTINGS):
+        shutil.copy(kept / name, tmp_path)
+    assert directions.main(["--report-only", "--out", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mlp, gamma times method M=8 M=32" in said
+    assert "rotated(), λ0 = 1 * 103 ± 1 100 ± 1" in said
+    assert "DANA-DC 104 ± 1 70 ± 1" in said
