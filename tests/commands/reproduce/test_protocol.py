@@ -72,7 +72,7 @@ def test_the_whole_data_is_evaluated_every_epoch():
 
 @pytest.mark.parametrize("method", ["asgd", "dcasgd-c", "dcasgd-a", "dcasgd-capped"])
 def test_the_optimizer_compensates_decays_and_then_takes_momentum(method):
-    """Two updates of one weight, against the formulas."""
+    """Two updates of one weight, against the formulas; what is capped pulls outside of momentum."""
     run = run_of(method)
     method_of_run = settings.Setting(momentum=0.9).method_of(run)
     tx = methods.make_tx(method_of_run, 4, warm_up=0, weight_decay=0.01)
@@ -92,12 +92,14 @@ def test_the_optimizer_compensates_decays_and_then_takes_momentum(method):
             "dcasgd-a": 2 / np.sqrt(mean_square + 1e-7),
             "dcasgd-capped": 300 / np.sqrt(mean_square + 1e-7),
         }[method] * g**2
+        before, pull = strength, 0.0
         if method == "dcasgd-capped":
-            # Momentum makes ten times the learning rate of it in the long run.
-            assert rate < 0.5 or (strength > 0.1 / rate).all()  # the cap is at work
-            strength = np.minimum(strength, 0.1 / rate)
-        velocity = 0.9 * velocity + g + strength * (w - w_old) + 0.01 * w
-        np.testing.assert_allclose(updates["w"], -rate * velocity, rtol=2e-5)
+            # Momentum makes ten times the learning rate of a gradient in the long run.
+            assert rate < 0.5 or (10 * rate * strength > 1).all()  # the cap is at work
+            before, pull = 0.0, np.minimum(10 * rate * strength, 1.0)
+        velocity = 0.9 * velocity + g + before * (w - w_old) + 0.01 * w
+        wanted = -rate * velocity - pull * (w - w_old)
+        np.testing.assert_allclose(updates["w"], wanted, rtol=2e-5)
 
 
 def test_one_optimizer_for_all_numbers():
