@@ -302,7 +302,7 @@ def lowered_programs(monkeypatch, schedule, **options):
 def test_unused_they_add_nothing_to_the_program(protocol, options, monkeypatch):
     schedule = schedule_for(protocol, num_updates=3)
     offered = lowered_programs(monkeypatch, schedule, **options)
-    monkeypatch.setattr(worker_module, "curvatures", lambda *arguments: {})
+    monkeypatch.setattr(worker_module, "about_batch", lambda *arguments: {})
     assert offered == lowered_programs(monkeypatch, schedule, **options)
     assert len(offered) == 2
 
