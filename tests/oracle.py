@@ -57,7 +57,12 @@ class Server:
         return grad + self.momentum * self.velocity[name] if self.nesterov else self.velocity[name]
 
     def direction(self, worker, name, grad):
-        return self.accelerate(name, self.decay(name, self.compensate(worker, name, grad)))
+        compensated = self.compensate(worker, name, grad)
+        if self.max_pull is None:
+            return self.accelerate(name, self.decay(name, compensated))
+        # What is capped pulls outside of the momentum, which sees the raw gradient.
+        pull = (compensated - grad) / (1 - self.momentum)
+        return self.accelerate(name, self.decay(name, grad)) + pull
 
     def push(self, worker, grads):
         norm = np.sqrt(sum(np.sum(grad**2) for grad in grads.values()))
