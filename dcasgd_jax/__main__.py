@@ -1,8 +1,12 @@
 """`python -m dcasgd_jax` is the program `dcasgd-jax`."""
 
-import sys
+from dcasgd_jax.commands.command_line import leave, main
 
-from dcasgd_jax.commands.command_line import main
+
+def program() -> None:
+    """Runs the program, and ends the process."""
+    leave(main())
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -1,6 +1,7 @@
 """The program `dcasgd-jax`: its subcommands, and errors as one line, also for other programs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -56,6 +57,18 @@ def run_program(
     parser = _Parser(prog=name, allow_abbrev=False)
     add_options(parser)
     return _run(parser, run, argv)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process; one that was interrupted at once.
+
+    Its device may be at work still, and crashes if what it needs is taken away before.
+    """
+    if code == EXIT_INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import directions_report as report
@@ -120,4 +119,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

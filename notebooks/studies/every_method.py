@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import every_method_report as report
@@ -101,4 +100,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,4 +103,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

@@ -169,9 +169,10 @@ INTERRUPTED = """
 import os, signal, sys, threading, time
 sys.path.append(sys.argv[1])
 import shakespeare
+from dcasgd_jax.commands import command_line
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 threading.Timer(float(sys.argv[2]), os.kill, (os.getpid(), signal.SIGINT)).start()
-sys.exit(shakespeare.main(["--generated", "--out", sys.argv[3]]))
+command_line.leave(shakespeare.main(["--generated", "--out", sys.argv[3]]))
 """
 
 
