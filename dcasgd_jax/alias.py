@@ -40,7 +40,8 @@ def dcasgd(
       lambda0: λ0 ≥ 0, a schedule, or a rule such as `dc.strengths.ratio(0.5)`. Published values
         rarely carry over to another model.
       curvature: Of `dc.curvatures`: `adaptive()` is DC-ASGD-a, `squared_gradient()` DC-ASGD-c.
-      momentum: μ in [0, 1), decay of a momentum on the compensated gradient; `None` is none.
+      momentum: μ in [0, 1), decay of a momentum on the compensated gradient, with `max_pull` on the
+        raw one; `None` is none.
       nesterov: Nesterov's form of that momentum.
       weight_decay: Decay added after compensation, so that it is not squared.
       max_pull: κ ≥ 0: the compensation moves no weight by more than the fraction κ of the way back
