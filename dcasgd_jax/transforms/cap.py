@@ -36,8 +36,8 @@ def check(curvature: curvatures.Curvature, max_pull: Any, learning_rate: Any) ->
     no_cap = isinstance(max_pull, numbers.Real) and math.isinf(float(max_pull))
     if curvature.diagonal is None and not no_cap:
         raise ValueError(
-            f"max_pull caps the curvature of each coordinate, and {curvature.name} has none: leave "
-            "max_pull out."
+            f"max_pull caps the curvature of each coordinate, and {curvature.name} has none: pass "
+            "max_pull=None."
         )
 
 

@@ -173,7 +173,7 @@ def test_is_measured_as_if_it_were_added_to_the_gradient():
             lambda: dc.compensate_updates(
                 optax.sgd(0.1), learning_rate=0.1, curvature=dc.curvatures.hessian()
             ),
-            "leave max_pull out|has none",
+            "has none: pass max_pull=None",
         ),
     ],
 )

@@ -157,7 +157,7 @@ def test_fisher_takes_a_tree_as_well():
         (
             {"curvature": KINDS["hvp"], "max_pull": 1.0, "learning_rate": 0.1},
             ValueError,
-            r"hessian\(\) has none: leave max_pull out",
+            r"hessian\(\) has none: pass max_pull=None",
         ),
     ],
 )
