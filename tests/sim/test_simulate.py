@@ -48,11 +48,13 @@ def test_float64_run_equals_the_numpy_oracle(law, num_workers, seed, lambda0, ms
         params = problems.softmax_params(np.float64)
         batches = problems.softmax_batches(24, np.float64)
         options = dict(ms_decay=ms_decay, max_pull=max_pull)
-        tx = optax.chain(
-            # As in dcasgd, the cap is that of 0.3 / (1 - 0.5).
-            compensations.explicit(lambda0, **options, learning_rate=0.6),
-            optax.sgd(0.3, momentum=0.5),
-        )
+        curvature, sgd = compensations.curvature(ms_decay), optax.sgd(0.3, momentum=0.5)
+        if max_pull is None:
+            tx = optax.chain(dc.compensate_delay(lambda0, curvature=curvature), sgd)
+        else:  # as in dcasgd, outside of the momentum
+            tx = dc.compensate_updates(
+                sgd, lambda0, curvature=curvature, max_pull=max_pull, learning_rate=0.6
+            )
         result = calls.simulate(problems.softmax_loss, params, tx, schedule, batches)
         expected = numpy_loop(
             schedule, params, batches, problems.softmax_loss, lr=0.3, lambda0=lambda0,
