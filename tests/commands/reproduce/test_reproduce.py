@@ -83,23 +83,6 @@ def reproduce(data, out, *more):
     return result.out
 
 
-def assert_same_but_for_rounding(found, expected):
-    """In a process of many tests the last bits of a run may differ; for the bits is test_killed."""
-    assert type(found) is type(expected)
-    if isinstance(found, dict):
-        assert found.keys() == expected.keys()
-        for name, value in found.items():
-            assert_same_but_for_rounding(value, expected[name])
-    elif isinstance(found, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_same_but_for_rounding(one, other)
-    elif isinstance(found, float):
-        assert found == pytest.approx(expected, rel=1e-4, nan_ok=True)
-    else:
-        assert found == expected
-
-
 def of_any_process(lines):
     return {
         results.run_of(line).name: {k: v for k, v in line.items() if k not in OF_A_PROCESS}
@@ -182,7 +165,7 @@ def test_an_interrupted_run_is_resumed(finished, data, tmp_path, monkeypatch):
     assert [results.run_of(line).method for line in lines] == ["asgd", "dcasgd-capped"]
     expected = of_any_process(results.read(finished[0]))
     for name, line in of_any_process(lines).items():
-        assert_same_but_for_rounding(line, expected[name])
+        assert line == expected[name]
     assert not list((tmp_path / experiment.CHECKPOINTS).iterdir())
 
 
