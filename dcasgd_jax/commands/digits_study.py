@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dcasgd_jax import extras
 from dcasgd_jax.commands import (
     catalogue,
     kept,
@@ -15,6 +16,7 @@ from dcasgd_jax.commands import (
     runs,
     settings,
     study,
+    terminal,
     values,
 )
 
@@ -82,25 +84,28 @@ def collect(
     program: str,
     arguments: argparse.Namespace,
     places: Callable[[argparse.Namespace], Sequence[tuple[settings.Setting, Tried]]],
-    console: "Console",
-) -> tuple[list[ledger.Line], list[ledger.Line]]:
-    """Runs and tunings of a program: what is missing is run first, unless only a report is wanted.
+) -> tuple["Console", list[ledger.Line], list[ledger.Line]]:
+    """Runs what is missing, unless only a report is wanted.
 
     Args:
       program: For messages.
       arguments: Has `seeds`, `out` and `report_only`, and what `places` reads.
       places: Makes what `make` is given.
-      console: Where to say what there is to do.
+
+    Returns:
+      Where to print, all runs, and all tunings.
 
     Raises:
-      UsageError: If the options are wrong, or `--out` cannot be written or holds results of other
-        settings; before any training.
+      UsageError: If the options are wrong, a package is missing, `--out` cannot be written or
+        holds results of other settings; before any training.
     """
+    extras.require_packages("sklearn", "matplotlib", "rich", "pandas")
+    console = terminal.make_console()
     values.check_seeds(arguments.seeds)
     if arguments.report_only:
-        return study.read_all(arguments.out, program, check)
+        return console, *study.read_all(arguments.out, program, check)
     results = study.run(make(program, places(arguments), arguments.seeds), arguments.out, console)
-    return results.runs(), results.tunings()
+    return console, results.runs(), results.tunings()
 
 
 def place_of(setting: settings.Setting) -> dict[str, Any]:

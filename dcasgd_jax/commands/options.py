@@ -97,6 +97,14 @@ def add_methods(parser: Any, names: Sequence[str], default: Sequence[str], **cha
     )  # fmt: skip
 
 
+def add_study(parser: Any, out: str) -> None:
+    """Adds what every study on the digits has: budget, seeds, folder and `--report-only`."""
+    add(parser, "--updates")
+    add(parser, "--seeds")
+    add(parser, "--out", default=pathlib.Path(out))
+    add_report_only(parser)
+
+
 def add_report_only(parser: Any) -> None:
     """Adds `--report-only`."""
     parser.add_argument(

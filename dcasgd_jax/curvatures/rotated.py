@@ -167,10 +167,11 @@ def _factor_shape(param: Any, side: int, max_side: int) -> tuple[int, int, int]:
 
 def _check_room(params: PyTree, num_sides: int, max_side: int) -> None:
     """Raises ValueError for a leaf whose factors no memory of this machine can hold."""
+    there = directions.memory_bytes()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         shapes = [_factor_shape(leaf, side, max_side) for side in range(num_sides)]
         needed = 2 * sum(map(math.prod, shapes)) * jnp.dtype(trees.wide_dtype(leaf)).itemsize
-        if needed > (there := directions.memory_bytes()):
+        if needed > there:
             raise ValueError(
                 f"rotated needs {needed / 2**30:.3g} GiB for the bases of params"
                 f"{jax.tree_util.keystr(path)} {list(jnp.shape(leaf))}, and there are "
@@ -184,8 +185,8 @@ def _no_moment(param: Any, side: int, max_side: int) -> jax.Array:
 
 
 def _identity(param: Any, side: int, max_side: int) -> jax.Array:
-    moment = _no_moment(param, side, max_side)
-    return jnp.broadcast_to(jnp.eye(moment.shape[-1], dtype=moment.dtype), moment.shape)
+    shape = _factor_shape(param, side, max_side)
+    return jnp.broadcast_to(jnp.eye(shape[-1], dtype=trees.wide_dtype(param)), shape)
 
 
 def _update_leaf(decay, every, grad, count, mean_square, *factors) -> tuple[Any, ...]:

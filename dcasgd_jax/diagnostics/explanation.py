@@ -141,8 +141,8 @@ def explain(
             "fisher_diagonal": lambda: samples.mean_squared_gradient(loss, stale_params, batch),
             "linear_change": lambda moved: _linear_change(outputs, stale_params, batch, moved),
             "batch_size": batch_size,
-            "rotated_state": rotated_state,
         },
+        rotated_state=rotated_state,
         like=params,
     )
     return {name: _explain_one(situation, name, per_leaf) for name in names}
@@ -157,6 +157,7 @@ class _Situation(NamedTuple):
     mean_square: PyTree
     eps: Scalar
     offered: dict[str, Any]
+    rotated_state: curvatures.RotatedState | None
     like: PyTree  # parameters, for their dtypes
 
 
@@ -174,22 +175,14 @@ def _adaptive(situation: _Situation) -> curvatures.Curvature:
 
 def _rotated(situation: _Situation) -> curvatures.Curvature:
     """From the state that it is in."""
-    curvature, state = curvatures.rotated(), situation.offered["rotated_state"]
+    curvature, state = curvatures.rotated(), situation.rotated_state
     return curvature if state is None else curvature._replace(init=lambda _: state)
 
 
 def _frozen_jacobian(situation: _Situation) -> curvatures.Curvature:
-    def term(estimate, grads, displacement, strength, max_curvature):
-        del estimate, grads, max_curvature
-        tangent = jax.tree.map(
-            lambda moved, p: moved.astype(jnp.result_type(p)), displacement, situation.like
-        )
-        change = situation.offered["linear_change"](tangent)
-        return jax.tree.map(lambda leaf: strength * leaf, vectors.widened(change))
-
-    return curvatures.hessian()._replace(
-        needs=(), update=lambda state, grads: (None, state), term=term
-    )
+    """Another function of the displacement in the place of the product with the Hessian."""
+    change = situation.offered["linear_change"]
+    return curvatures.hessian()._replace(needs=(), update=lambda state, grads: (change, state))
 
 
 def _linear_change(outputs: Any, stale_params: PyTree, batch: PyTree, moved: PyTree) -> PyTree:

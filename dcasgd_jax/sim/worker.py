@@ -74,7 +74,7 @@ def about_batch(
       params, model state and key of its gradient, times a tree like the params; and
       `fisher_diagonal()`, the mean of the squared gradients of the batch's samples, each taken as
       a batch of one with the event's key, in float32 or wider; it needs memory for the gradients
-      of all samples. And `batch_size`, where `num_examples` knows it.
+      of all samples. And what `size_of_batch` says.
     """
     keys = _keys(event, key)
 

@@ -12,11 +12,16 @@ from dcasgd_jax import checks, curvatures
 from dcasgd_jax.typing import Scalar
 
 
+def at_count(value: Any, count: jax.Array) -> Any:
+    """A number, or what a schedule says after so many updates."""
+    return value(count) if callable(value) else value
+
+
 def max_curvature(max_pull: Scalar | None, learning_rate: Any, count: jax.Array) -> Any:
     """The cap on the curvature at the present learning rate; None if there is none."""
     if max_pull is None:
         return None
-    rate = learning_rate(count) if callable(learning_rate) else learning_rate
+    rate = at_count(learning_rate, count)
     # At rate 0 nothing moves, so any curvature obeys the cap; 0/0 must not become NaN.
     return jnp.where(max_pull == 0, 0.0, max_pull / jnp.asarray(rate, jnp.result_type(float)))
 

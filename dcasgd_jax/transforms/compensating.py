@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, compensation, curvatures, trees, update_checks
+from dcasgd_jax import compensation, curvatures, trees, update_checks
 from dcasgd_jax.field_docs import document_fields
-from dcasgd_jax.transforms import compensation_of_push
+from dcasgd_jax.transforms import cap, compensation_of_push
 from dcasgd_jax.transforms.compensation_of_push import ADAPTIVE, CompensateDelayState, Strength
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -157,8 +157,6 @@ def compensate_updates(
             "compensate_updates needs learning_rate=: what inner makes of one gradient in the long "
             "run, with a momentum μ the learning rate divided by 1 - μ."
         )
-    if not callable(learning_rate):
-        checks.check_non_negative("learning_rate", learning_rate)
     inner = optax.with_extra_args_support(inner)
     of_push = compensation_of_push.make(
         lambda0, curvature, max_pull, learning_rate, "compensate_updates"
@@ -169,9 +167,7 @@ def compensate_updates(
 
     def update_fn(updates, state, params=None, *positional, **told) -> Any:
         update_checks.check_keywords_only(positional)
-        rate = learning_rate
-        if callable(learning_rate):
-            rate = learning_rate(state.compensation.num_updates)
+        rate = cap.at_count(learning_rate, state.compensation.num_updates)
         term, compensation_state = of_push.term(updates, state.compensation, params, **told)
         updates, inner_state = inner.update(updates, state.inner_state, params, **told)
         back = lambda leaf: None if leaf is None else -jnp.asarray(rate, leaf.dtype) * leaf

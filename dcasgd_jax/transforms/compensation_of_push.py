@@ -99,7 +99,7 @@ def make(
         moved = compensation.displacement(params, stale_params)
         rule_state = None
         if rule is None:
-            lambda0_now = lambda0(state.num_updates) if callable(lambda0) else lambda0
+            lambda0_now = cap.at_count(lambda0, state.num_updates)
         else:
             product = told.get("hessian_vector_product")
             where = (grads, params, stale_params)

@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
 import directions_report as report
 
-from dcasgd_jax import digits, extras
+from dcasgd_jax import digits
 from dcasgd_jax.commands import (
     catalogue,
     command_line,
@@ -41,10 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "--model", nargs="+", default=list(digits.MODELS))
     several = {"nargs": "+", "type": values.integer_from(2)}
     options.add(parser, "--workers", **several, default=[4, 8, 16, 32], help="numbers of workers")
-    options.add(parser, "--updates")
-    options.add(parser, "--seeds")
-    options.add(parser, "--out", default=pathlib.Path("directions-results"))
-    options.add_report_only(parser)
+    options.add_study(parser, "directions-results")
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
@@ -55,9 +51,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
         holds results of other settings; before any training.
     """
     del command  # every option that matters is in the settings and the lines
-    extras.require_packages("sklearn", "matplotlib", "rich", "pandas")
-    console = terminal.make_console()
-    lines, _ = digits_study.collect(PROGRAM, arguments, _places, console)
+    console, lines, _ = digits_study.collect(PROGRAM, arguments, _places)
     report.print_tables(console, lines)
     report.save_picture(arguments.out / PICTURE, lines)
     terminal.print_text(console, f"Saved {arguments.out / PICTURE}.", wrap=False)

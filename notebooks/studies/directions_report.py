@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dcasgd_jax.commands import figures, ledger, study, terminal
+from dcasgd_jax.plots import axes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,26 +94,25 @@ def save_picture(path: pathlib.Path, lines: Sequence[ledger.Line]) -> None:
     size = (3.4 * columns + 0.6, 2.7 * rows + 0.8)
     picture = figure.Figure(figsize=size, dpi=130, layout="constrained")
     panels = picture.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for axes, ((model, law, momentum), of_place) in zip(panels, places, strict=False):
+    for ax, ((model, law, momentum), of_place) in zip(panels, places, strict=False):
         for index, name in enumerate(list(TITLES)[2:]):
             of_method = of_place[of_place["method"] == name].groupby("workers")["closed"]
             means = of_method.agg(lambda values: values.mean(skipna=False))
             style = "o-" if name.endswith(("-1", "-4")) else "s:"
-            axes.plot(
+            ax.plot(
                 means.index, means.clip(lower=-20), style, color=f"C{index}", label=TITLES[name],
                 markersize=4,
             )  # fmt: skip
-        axes.axhline(100, color="#000000", linewidth=0.8)
-        axes.axhline(0, color="#000000", linewidth=0.8, linestyle=":")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(set(of_place["workers"])), sorted(set(of_place["workers"])))
-        axes.set_ylim(-25, 120)
-        axes.set_xlabel("workers", fontsize=9)
+        ax.axhline(100, color="#000000", linewidth=0.8)
+        ax.axhline(0, color="#000000", linewidth=0.8, linestyle=":")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(sorted(set(of_place["workers"])), sorted(set(of_place["workers"])))
+        ax.set_ylim(-25, 120)
         suffix = f", momentum {momentum:g}" if momentum else ""
-        axes.set_title(f"{model}, {law} times{suffix}", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(places) :]:
-        axes.set_visible(False)
+        ax.set_title(f"{model}, {law} times{suffix}", fontsize=9)
+        axes.finish(ax, "workers", "")
+    for ax in panels[len(places) :]:
+        ax.set_visible(False)
     picture.supylabel("gap to sequential SGD that is closed, %", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)

@@ -2,12 +2,11 @@
 
 import argparse
 import itertools
-import pathlib
 from collections.abc import Sequence
 
 import every_method_report as report
 
-from dcasgd_jax import digits, extras
+from dcasgd_jax import digits
 from dcasgd_jax.commands import (
     catalogue,
     command_line,
@@ -40,10 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "--law", nargs="+", default=["gamma", "exponential"])
     options.add(parser, "--momentum", nargs="+", default=[None, MOMENTUM], help="0 is none")
     options.add_methods(parser, catalogue.names(), catalogue.names())
-    options.add(parser, "--updates")
-    options.add(parser, "--seeds")
-    options.add(parser, "--out", default=pathlib.Path("every-method-results"))
-    options.add_report_only(parser)
+    options.add_study(parser, "every-method-results")
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
@@ -54,9 +50,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
         holds results of other settings; before any training.
     """
     del command  # every option that matters is in the settings and the lines
-    extras.require_packages("sklearn", "matplotlib", "rich", "pandas")
-    console = terminal.make_console()
-    lines, tunings = digits_study.collect(PROGRAM, arguments, _places, console)
+    console, lines, tunings = digits_study.collect(PROGRAM, arguments, _places)
     table = report.rows(lines, tunings)
     report.print_all(console, table)
     report.save_picture(arguments.out / PICTURE, table)

@@ -1,13 +1,12 @@
 """Does one setting of the strength do for all tasks? A program."""
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 
 import strength_candidates as candidates
 import strength_report as report
 
-from dcasgd_jax import digits, extras
+from dcasgd_jax import digits
 from dcasgd_jax.commands import (
     command_line,
     digits_study,
@@ -33,10 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "--model", nargs="+", default=list(digits.MODELS))
     options.add(parser, "--workers", nargs="+", default=[4, 8, 16, 32], help="numbers of workers")
     options.add_methods(parser, NAMES, NAMES, help="which candidates; default: all")
-    options.add(parser, "--updates")
-    options.add(parser, "--seeds")
-    options.add(parser, "--out", default=pathlib.Path("strengths-results"))
-    options.add_report_only(parser)
+    options.add_study(parser, "strengths-results")
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
@@ -47,9 +43,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
         holds results of other settings; before any training.
     """
     del command  # every option that matters is in the settings and the lines
-    extras.require_packages("sklearn", "matplotlib", "rich", "pandas")
-    console = terminal.make_console()
-    lines, _ = digits_study.collect(PROGRAM, arguments, _places, console)
+    console, lines, _ = digits_study.collect(PROGRAM, arguments, _places)
     table = report.relative(lines)
     report.print_table(console, table)
     report.save_picture(arguments.out / PICTURE, table)

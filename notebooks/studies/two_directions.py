@@ -2,7 +2,7 @@
 
 import argparse
 import pathlib
-import sys
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ import numpy as np
 import optax
 
 import dcasgd_jax as dc
-from dcasgd_jax import files, sim
+from dcasgd_jax import extras, sim
+from dcasgd_jax.commands import command_line, figures
+from dcasgd_jax.plots import axes
 
 NUM_WORKERS, NUM_PUSHES, BATCH_SIZE, RATE = 16, 480, 16, 0.5
 CURVATURES = np.array([1.0, 0.02])  # steep and flat
@@ -61,37 +63,49 @@ def draw(path: pathlib.Path) -> None:
     """Saves the picture: a panel for each direction."""
     from matplotlib import figure
 
-    picture = figure.Figure(figsize=(8.0, 3.0), layout="constrained")
+    picture = figure.Figure(figsize=(8.0, 3.0), dpi=130, layout="constrained")
     panels = picture.subplots(1, 2, sharey=True)
     runs = {
         "one worker, nothing is stale": distances(METHODS["no compensation"], 1),
         **{f"{NUM_WORKERS} workers: {n}": distances(tx, NUM_WORKERS) for n, tx in METHODS.items()},
     }
     colours = ("#000000", "#D55E00", "#0072B2", "#009E73")
-    for axes, column, title in zip(
+    for ax, column, title in zip(
         panels, (0, 1), ("steep direction", "flat direction"), strict=True
     ):
         for colour, (name, found) in zip(colours, runs.items(), strict=True):
-            axes.plot(found[:, column], color=colour, linewidth=1.3, label=name)
-        axes.set_yscale("log")
-        axes.set_ylim(3e-3, 3e2)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("pushes")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("distance to the optimum")
+            ax.plot(found[:, column], color=colour, linewidth=1.3, label=name)
+        ax.set_yscale("log")
+        ax.set_ylim(3e-3, 3e2)
+        ax.set_title(title, fontsize=10)
+        axes.finish(ax, "pushes", "" if column else "distance to the optimum")
     handles, labels = panels[0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    with files.replacing(path) as stream:
-        picture.savefig(stream, format="png", dpi=130)
+    figures.save(path, picture)
 
 
-def main(argv: list[str] | None = None) -> int:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of this program."""
+    parser.description = "Draws what stale gradients do in a steep and in a flat direction."
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("two_directions.png"),
+        help="the picture; default %(default)s",
+    )
+
+
+def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
+    """Trains, and saves the picture."""
+    del command
+    extras.require_packages("matplotlib")
+    draw(arguments.out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="two_directions.py", description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("two_directions.png"))
-    draw(parser.parse_args(argv).out)
-    return 0
+    return command_line.run_program("two_directions.py", add_options, run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.leave(main())

@@ -36,10 +36,9 @@ def run_waves(program, layout, state, waves, events, batches, shared):
         pulled = _read_versions(program, layout, state, of_lanes)
         gradients = _gradients(program, layout, of_lanes, pulled, row, shared)
 
-        def push(event_index, carry):
-            push_at = functools.partial(_push, program, layout, events, first, about_batch)
-            return push_at(pulled, gradients, event_index, carry)
-
+        push = functools.partial(
+            _push, program, layout, events, first, about_batch, pulled, gradients
+        )
         return jax.lax.fori_loop(first, stop, push, (state, reports))
 
     state, reports = jax.lax.fori_loop(0, waves.count, run_wave, (state, reports))
@@ -85,9 +84,14 @@ def _gradients(program, layout, of_lanes, pulled, row, shared) -> programs.Gradi
 
 def _about_batch(program, events, batches, shared):
     """What transformations may ask about a batch before the server's params are known."""
-    event, row = sources.take_rows(events, 0), jax.tree.map(lambda leaf: leaf[0, 0], batches)
+    event, row = _first(events, batches)
     batch = jax.eval_shape(functools.partial(worker.batch_of, program), event, row, shared)
     return worker.refused(_WHY_NO_CURVATURES) | worker.size_of_batch(batch)
+
+
+def _first(events, batches):
+    """The first event, and its row."""
+    return sources.take_rows(events, 0), jax.tree.map(lambda leaf: leaf[0, 0], batches)
 
 
 def _push(program, layout, events, first, about_batch, pulled, gradients, index, carry):
@@ -110,8 +114,7 @@ def _no_reports(program, state, events, batches, shared):
     """Room for the reports of all events, leaf [num_events, ...]."""
 
     def report(state, events, batches, shared):
-        row = jax.tree.map(lambda leaf: leaf[0, 0], batches)
-        event = sources.take_rows(events, 0)
+        event, row = _first(events, batches)
         state, metrics = step.run_event(program, state, event, row, shared)
         return metrics, engines.evaluation_or_zeros(program, state, event)
 
