@@ -26,12 +26,11 @@ OF_A_PROCESS = ("date", "seconds", "gradients_per_second")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
+def compiled(tmp_path_factory, compiled_fast):
     """Programs compiled once for all calls, which each make new functions."""
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,
     }
     before = {name: jax.config.values[name] for name in options}
     for name, value in options.items():

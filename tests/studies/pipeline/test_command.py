@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -52,15 +51,6 @@ def invented(few, monkeypatch):
     monkeypatch.setattr(training, "train", train)
 
 
-@pytest.fixture
-def compile_fast():
-    """Small programs that run a few times: most of the time would go into optimizing them."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def call(out, *options):
     return cli.call("--generated", *TINY, "--out", out, *options, program=shakespeare.main)
 
@@ -73,7 +63,7 @@ def without_times(lines):
     return [{k: v for k, v in line.items() if k not in ("date", "seconds")} for line in lines]
 
 
-@pytest.mark.usefixtures("few", "compile_fast")
+@pytest.mark.usefixtures("few", "compiled_fast")
 def test_end_to_end(tmp_path):
     result = call(tmp_path)
     assert result.code == 0, result.err

@@ -30,13 +30,7 @@ SETTING = settings.Setting(width=4, blocks=1, heads=2, context=4, batch_size=2, 
 PLAIN = training.Numbers(0.02, 0.0, math.inf, False)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    """Small programs that run once: most of the time would go into optimizing them."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 def a_tree(seed):
