@@ -11,7 +11,7 @@ import optax
 
 import dcasgd_jax as dc
 from dcasgd_jax import extras, sim
-from dcasgd_jax.commands import command_line, figures
+from dcasgd_jax.commands import command_line, figures, records
 from dcasgd_jax.plots import axes
 
 NUM_WORKERS, NUM_PUSHES, BATCH_SIZE, RATE = 16, 480, 16, 0.5
@@ -96,9 +96,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
-    """Trains, and saves the picture."""
+    """Trains, and saves the picture.
+
+    Raises:
+      UsageError: If it cannot be saved, or a package is missing; before any training.
+    """
     del command
     extras.require_packages("matplotlib")
+    records.prepare_folder(arguments.out.parent, arguments.out.name)
     draw(arguments.out)
 
 
