@@ -7,7 +7,7 @@ can put traced arrays in their place.
 import math
 import numbers
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,27 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     if count < least:
         raise ValueError(f"{message}.")
     return count
+
+
+def check_counts(name: str, value: Any) -> int | tuple[int, ...]:
+    """A count ≥ 1 for all workers, or a sequence with one for each, as a tuple.
+
+    Raises:
+      TypeError: For what is neither.
+      ValueError: For counts below 1, or none at all.
+    """
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+        return check_count(name, value)
+    counts = tuple(check_count(f"{name}[{m}]", count) for m, count in enumerate(value))
+    if not counts:
+        raise ValueError(f"{name} is empty: give one number for each worker.")
+    return counts
+
+
+def check_length(name: str, value: Any, num_workers: int) -> None:
+    """Raises ValueError if `value` is a tuple with one entry per worker of another number."""
+    if isinstance(value, tuple) and len(value) != num_workers:
+        raise ValueError(f"{name} has {len(value)} values, but there are {num_workers} workers.")
 
 
 def check_fields(owner: Any, **least: int) -> None:

@@ -213,6 +213,7 @@ def test_public_names_are_the_ones_promised():
         *("Crash", "DuplicatedPush", "LateJoin", "LostPush", "NaNGradient", "Restart", "SlowDown"),
         *("Schedule", "make_schedule", "Indexed", "ShardedEpochs"),
         *("Problem", "Recording", "Server"),
+        *("LocalSteps", "OneGradient", "StepsTime", "steps_by_speed"),
         *("HostEngine", "LanesEngine", "ScanEngine", "Checkpoint"),
         *("Evaluations", "NonFinite", "SimResult", "SimState", "Trace", "simulate"),
         *("PerMember", "SweepResult", "grid", "sweep"),

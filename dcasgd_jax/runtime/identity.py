@@ -1,5 +1,6 @@
 """What makes two live runs the same, so that a checkpoint of another one is refused by name."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,14 @@ from dcasgd_jax.runtime.layout import Layout
 from dcasgd_jax.runtime.model import make_program
 from dcasgd_jax.sim import leaves
 from dcasgd_jax.sim.checkpoints.identity import fingerprint
+from dcasgd_jax.sim.work import Worker
 from dcasgd_jax.typing import PyTree
 
 Identity = dict[str, Any]
 
 # Equal values and equal code look different to another version of jax, or on another device.
 _ENVIRONMENT = "environment"
-_COMPARED_WITHIN_AN_ENVIRONMENT = ("initial params", "tx", "per_push", "loss_fn")
+_COMPARED_WITHIN_AN_ENVIRONMENT = ("initial params", "tx", "per_push", "worker", "loss_fn")
 
 
 def of_server(params: PyTree, settings: Settings, layout: Layout) -> Identity:
@@ -64,21 +66,26 @@ def of_server(params: PyTree, settings: Settings, layout: Layout) -> Identity:
     }
 
 
-def of_loss(loss_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> Identity:
-    """What the workers of a run compute: the operations of the gradient, and its constants.
+def of_loss(loss_fn: Callable[..., Any], worker: Worker, params: PyTree, batch: PyTree) -> Identity:
+    """What the workers of a run compute: the operations of a push, and the constants in them.
 
     The batches are known by their shapes only, as in the simulator: another `batches_fn` that
     returns such batches is not noticed.
 
     Args:
       loss_fn: `loss_fn(params, batch)`.
+      worker: What they do with it.
       params: All of them.
       batch: Any.
     """
     batch = jax.eval_shape(lambda batch: batch, batch)
+    state = jax.eval_shape(worker.init, params)
+    compute = functools.partial(step.compute, loss_fn, worker)
     return {
         **leaves.describe_tree(batch, "batch"),
-        "loss_fn": fingerprint(jax.value_and_grad(loss_fn), params, batch),
+        **leaves.describe_tree(state, "worker_state"),
+        "worker": fingerprint(worker.init, params),
+        "loss_fn": fingerprint(compute, params, state, batch, np.int32(0)),
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dcasgd_jax import transforms, trees
 from dcasgd_jax.runtime.layout import Layout, Message
-from dcasgd_jax.sim import offers, server, worker
+from dcasgd_jax.sim import offers, server, work
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import step as sim_step
 from dcasgd_jax.typing import PyTree
@@ -53,7 +53,7 @@ def receive(
     push = programs.Push(
         gradient=programs.Gradient(jnp.zeros(()), layout.from_wire(gradient), None),
         stale_params=state.params if at_barrier else None,
-        about_batch=worker.refused(_WHY),
+        about_batch=work.refused(_WHY),
     )
     state, metrics = server.receive(program, state, event, push)
     return state, metrics, layout.to_wire(state.params) if layout.casts else None
@@ -110,22 +110,50 @@ def _try_out(program, layout: Layout, params: PyTree, num_workers: int) -> None:
     jax.eval_shape(functools.partial(receive, program, layout), state, event, arrays)
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "split"))
+@functools.partial(jax.jit, static_argnames=("loss_fn", "split", "worker"))
 def gradient(
-    loss_fn: Callable[..., Any], split: Any, pulled: Sequence[Sequence[jax.Array]], batch: PyTree
-) -> tuple[jax.Array, list[list[jax.Array]]]:
-    """The loss and whether the gradient is finite, as two floats; its leaves for all shards.
+    loss_fn: Callable[..., Any],
+    split: Any,
+    worker: work.Worker,
+    pulled: Sequence[Sequence[jax.Array]],
+    state: work.WorkerState | None,
+    batch: PyTree,
+    index: Any,
+) -> tuple[jax.Array, list[list[jax.Array]], work.WorkerState | None]:
+    """What a worker pushes, and what it keeps.
 
     Args:
       loss_fn: `loss_fn(params, batch)`.
       split: A `shards.Split`.
+      worker: What it does.
       pulled: The leaves of the parameters from every shard, as they travelled.
+      state: What it has kept.
       batch: A tree of arrays.
+      index: Which worker it is, an int32 scalar.
+
+    Returns:
+      The loss and whether the gradient is finite, as two floats; the gradient's leaves for all
+      shards; what the worker keeps.
     """
-    loss, grads = jax.value_and_grad(loss_fn)(split.from_wire(pulled), batch)
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
+    computed = compute(loss_fn, worker, split.from_wire(pulled), state, batch, index)
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(computed.grads)]
+    loss = computed.loss
     facts = jnp.stack([loss, jnp.all(jnp.stack(finite)).astype(loss.dtype)])
-    return facts, split.to_wire(grads)
+    return facts, split.to_wire(computed.grads), computed.worker_state
+
+
+def compute(loss_fn, worker, params, state, batch, index) -> work.Gradient:
+    """The worker's part, as in the simulator: a live loss has no model state and no key."""
+    loss = lambda params, model_state, batch, key: (loss_fn(params, batch), None)
+    return worker.run(loss, work.Pulled(params, None, state), batch, None, index)
+
+
+@functools.partial(jax.jit, static_argnames=("split", "worker"))
+def worker_state(
+    split: Any, worker: work.Worker, pulled: Sequence[Sequence[jax.Array]]
+) -> work.WorkerState | None:
+    """What a worker has kept before its first push."""
+    return worker.init(split.from_wire(pulled))
 
 
 def on_device(arrays: Sequence[np.ndarray]) -> list[jax.Array | np.ndarray]:

@@ -17,6 +17,7 @@ from dcasgd_jax.schedules.laws import (
     MarkovTime,
     ParetoTime,
     RoundRobin,
+    StepsTime,
 )
 from dcasgd_jax.schedules.making import make_schedule
 from dcasgd_jax.schedules.protocols import Asynchronous, Buffered, DropStale, Protocol, Sequential
@@ -29,6 +30,7 @@ from dcasgd_jax.sim.batches import Indexed
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.engines import HostEngine, ScanEngine
 from dcasgd_jax.sim.lanes.engine import LanesEngine
+from dcasgd_jax.sim.local_steps import LocalSteps, steps_by_speed
 from dcasgd_jax.sim.problem import Problem, Recording, Server
 from dcasgd_jax.sim.program import SimState
 from dcasgd_jax.sim.results import Evaluations, NonFinite, SimResult, Trace
@@ -45,6 +47,7 @@ from dcasgd_jax.sim.sweeps.members import PerMember, grid
 from dcasgd_jax.sim.sweeps.results import SweepResult
 from dcasgd_jax.sim.sweeps.sweep import sweep
 from dcasgd_jax.sim.variance_reduction.svrg import SvrgResult, svrg
+from dcasgd_jax.sim.work import OneGradient
 
 __all__ = [
     "Asynchronous",
@@ -61,12 +64,14 @@ __all__ = [
     "Indexed",
     "LanesEngine",
     "LateJoin",
+    "LocalSteps",
     "LognormalTime",
     "LostPush",
     "MarkovTime",
     "MemoryTrace",
     "NaNGradient",
     "NonFinite",
+    "OneGradient",
     "ParetoTime",
     "PerMember",
     "Problem",
@@ -87,6 +92,7 @@ __all__ = [
     "SimState",
     "SlowDown",
     "StaleSynchronous",
+    "StepsTime",
     "SvrgResult",
     "SweepResult",
     "Synchronous",
@@ -98,6 +104,7 @@ __all__ = [
     "random_memory_trace",
     "simulate",
     "simulate_shared_memory",
+    "steps_by_speed",
     "svrg",
     "sweep",
 ]

@@ -56,6 +56,10 @@ _OPTIONAL = {
     "checkpoint": _Kind(
         checks.has_methods("prepare"), 'where to save the run, such as sim.Checkpoint("directory")'
     ),
+    "worker": _Kind(
+        checks.has_methods("check", "init", "run"),
+        "what a worker does, such as sim.LocalSteps(optax.sgd(0.1), num_steps=8)",
+    ),
     "key": _Kind(_is_key, "one PRNG key, such as jax.random.key(0)"),
     "state": _Kind(
         lambda value: isinstance(value, programs.SimState), "the state of a result, result.state"

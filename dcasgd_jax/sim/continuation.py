@@ -12,6 +12,7 @@ import numpy as np
 
 from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim import step
 
 _PLAYED = ("worker", "read_version", "version", "applied", "updates", "batch", "corrupt")
 
@@ -66,7 +67,7 @@ def resume(
                 "opt_state=result.opt_state."
             )
         state, versions = _fit_snapshots(state, schedule, np.asarray(origin.versions))
-    return _fit_model_states(state, schedule, program)._replace(origin=None), versions
+    return _fit_kept(state, schedule, program)._replace(origin=None), versions
 
 
 def _fit_snapshots(
@@ -91,23 +92,23 @@ def _fit_snapshots(
     return state._replace(snapshots=snapshots), versions[fitted]
 
 
-def _fit_model_states(
+def _fit_kept(
     state: programs.SimState, schedule: schedules.Schedule, program: programs.Program
 ) -> programs.SimState:
     """What a second delivery repeats is kept only in runs that have one."""
     if not program.repeats:
-        return state._replace(last_model_state=None)
-    if state.last_model_state is not None:
+        return state._replace(last_kept=None)
+    if state.last_kept is not None:
         return state
     start = int(state.event)
     repeated = schedule.batch[start:]
     for event in start + np.flatnonzero(repeated < start)[:1]:
         raise ValueError(
-            f"Event {event} repeats event {schedule.batch[event]}, but the state does not hold the "
-            "model state which that gradient was taken at. Run this schedule from its start, with "
-            f"stop={start} to have a state there."
+            f"Event {event} repeats event {schedule.batch[event]}, but the state does not hold "
+            "what its worker had kept when it computed that. Run this schedule from its start, "
+            f"with stop={start} to have a state there."
         )
-    return state._replace(last_model_state=state.model_state)
+    return state._replace(last_kept=step.kept(program, state))
 
 
 def _fingerprint(schedule: schedules.Schedule, num_events: int) -> np.ndarray:

@@ -26,7 +26,7 @@ def arguments(
       stale_params: The params that its gradient was taken at; None if no single ones exist or the
         server does not keep them.
       staleness: In versions, an int32 scalar; None where there is no one staleness.
-      about_batch: What can be asked about the batch, see `worker.about_batch`.
+      about_batch: What can be asked about the batch, see `work.Worker.about`.
       measures: Whether compensations shall be measured.
     """
     known = {"worker": worker, "stale_params": stale_params, "staleness": staleness}

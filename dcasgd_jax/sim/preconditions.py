@@ -62,7 +62,7 @@ def check_mean(
 
 
 def check_repeats(schedule: schedules.Schedule) -> None:
-    """Of each worker's model state, only the one that its last gradient was taken at is kept."""
+    """Of what a worker keeps, only that with which its last push was computed is there again."""
     by_worker = waves.order_by_worker(schedule.worker)
     fresh = ~schedule.repeats[by_worker]
     # The first push of a worker is fresh, so none is taken for a repetition of another worker's.
@@ -72,9 +72,9 @@ def check_repeats(schedule: schedules.Schedule) -> None:
         event, repeated = by_worker[position], schedule.batch[by_worker[position]]
         raise ValueError(
             f"Event {event} repeats event {repeated}, but worker {schedule.worker[event]} has "
-            f"taken another gradient since (event {last[position]}): where each worker has a model "
-            'state of its own, only its last gradient can be repeated; with model_state_policy="'
-            'server" any can.'
+            f"pushed another gradient since (event {last[position]}): where each worker keeps "
+            "something of its own (a model state, an inner optimizer), only its last push can be "
+            'repeated. A model state with model_state_policy="server" is none of these.'
         )
 
 
@@ -137,10 +137,12 @@ def check_rows(rows, examples: PyTree) -> None:
 
 def check_state(state: programs.SimState, program: programs.Program) -> None:
     """A state to go on from must have what these options need; `continuation` checks the rest."""
+    keeps = jax.eval_shape(program.worker.init, state.params) is not None
     for name, has, wants in (
         ("averaging", state.gradient_sum is not None, program.flow == "mean"),
         ("per_push", state.push_state is not None, program.per_push is not None),
         ("model_state", state.model_state is not None, program.model_state != "none"),
+        ("a worker's state", state.worker_state is not None, keeps),
     ):
         if has != wants:
             raise ValueError(
@@ -171,47 +173,7 @@ def check_send(program: programs.Program, params: PyTree, opt_state: PyTree) -> 
             )
 
 
-def check_tangent(tangent: PyTree, params: PyTree) -> None:
-    """A Hessian is multiplied with a tree like the params."""
-    update_checks.check_like_params("tangent", tangent, params)
-
-
-def check_samples(batch: PyTree, *, has_model_state: bool) -> None:
-    """A gradient for each sample needs samples, and a loss that is defined for one alone."""
-    if has_model_state:
-        raise ValueError(
-            "fisher_diagonal needs the gradient of each sample alone, but the loss has a model "
-            "state, such as the statistics of a batch, which a sample alone does not have."
-        )
-    sizes = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        shape = jnp.shape(leaf)
-        if not shape:
-            raise ValueError(
-                "fisher_diagonal needs a leading axis of samples, but batch"
-                f"{jax.tree_util.keystr(path)} is a scalar."
-            )
-        sizes[f"batch{jax.tree_util.keystr(path)}"] = shape[0]
-    if len(set(sizes.values())) != 1:
-        raise ValueError(
-            f"fisher_diagonal needs one leading axis of samples, but the lengths are {sizes}."
-        )
-
-
 def check_policy(policy: str) -> None:
     """There are two policies for the model state."""
     if policy not in ("per_worker", "server"):
         raise ValueError(f'model_state_policy must be "per_worker" or "server", got {policy!r}.')
-
-
-def check_model_state(returned: PyTree, model_state: PyTree) -> None:
-    """`loss_fn` must return the model state as it got it."""
-    describe = lambda tree: jax.tree.map(
-        lambda leaf: (tuple(leaf.shape), np.dtype(jax.dtypes.result_type(leaf)).name), tree
-    )
-    got, given = describe(returned), describe(model_state)
-    if got != given:
-        raise ValueError(
-            "loss_fn must return (loss, model_state) with the model state shaped as it was given: "
-            f"given {given}, got {got}."
-        )

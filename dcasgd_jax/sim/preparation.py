@@ -11,8 +11,9 @@ import numpy as np
 from dcasgd_jax import checks
 from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import chain_order, engines, preconditions, worker
+from dcasgd_jax.sim import chain_order, engines, preconditions, step, work
 from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim import worker as worker_part
 from dcasgd_jax.sim.problem import Problem, Recording, Server
 from dcasgd_jax.typing import PyTree
 
@@ -25,6 +26,7 @@ def make_program(
     batches: Any,
     *,
     has_model_state: bool,
+    worker: work.Worker,
 ) -> programs.Program:
     """The program that a schedule needs for what the user asked for."""
     batch_fn = batches if callable(batches) else None
@@ -33,7 +35,9 @@ def make_program(
     )
     mixed = preconditions.first_mixed_event(schedule)
     model_state = problem.model_state_policy if has_model_state else "none"
-    repeats = model_state == "per_worker" and bool(np.any(schedule.repeats))
+    worker.check(schedule.num_workers)
+    keeps = jax.eval_shape(worker.init, problem.params) is not None
+    repeats = (model_state == "per_worker" or keeps) and bool(np.any(schedule.repeats))
     if repeats:
         preconditions.check_repeats(schedule)
     flow: programs.Flow = "each" if schedule.applied.all() else "some"
@@ -53,6 +57,7 @@ def make_program(
         repeats=repeats,
         model_state=model_state,
         metrics=tuple(name for name in programs.METRICS if name in recording.metrics),
+        worker=worker,
     )
 
 
@@ -174,7 +179,11 @@ def evaluated_versions(
 
 
 def first_batch(run: engines.Run) -> PyTree:
-    """Shapes and dtypes of one event's batch."""
+    """Shapes and dtypes of one event's batch, which is one for the worker.
+
+    Raises:
+      ValueError: If it is not.
+    """
     if isinstance(run.batches, sources.IteratorBatches):
         row = run.batches.peek()
     elif isinstance(run.batches, sources.ArrayBatches):
@@ -182,35 +191,27 @@ def first_batch(run: engines.Run) -> PyTree:
     else:
         row = None
     event, row, shared = _shapes((_first_event(run), row, run.shared))
-    return jax.eval_shape(functools.partial(worker.batch_of, run.program), event, row, shared)
+    batch_of = functools.partial(worker_part.batch_of, run.program)
+    batch = jax.eval_shape(batch_of, event, row, shared)
+    run.program.worker.check_batch(batch)
+    return batch
 
 
 def convolves(run: engines.Run, state: programs.SimState, batch: PyTree) -> bool:
-    """Whether a gradient uses convolutions; checks the model state that comes with it."""
-    pulled = programs.Pulled(state.params, state.model_state)
-    if run.program.model_state == "per_worker":
-        pulled = pulled._replace(model_state=sources.take_rows(state.model_state, 0))
-    arguments = _shapes((_first_event(run), pulled, batch, run.shared.key))
+    """Whether a gradient uses convolutions; tracing it checks the model state that it returns."""
+    event = _first_event(run)
+    pulled = jax.eval_shape(functools.partial(step.read_version, run.program), state, event)
+    arguments = _shapes((event, pulled, batch, run.shared.key))
     leaves, structure = jax.tree.flatten(arguments)
-    uses_convolutions, model_state = _traced_gradient(run.program, tuple(leaves), structure)
-    preconditions.check_model_state(model_state, pulled.model_state)
-    return uses_convolutions
+    return _gradient_convolves(run.program, tuple(leaves), structure)
 
 
 @functools.lru_cache(maxsize=128)
-def _traced_gradient(program, shapes, structure):
+def _gradient_convolves(program, shapes, structure):
     """Traces a gradient, once for each kind of argument."""
-    gradient = functools.partial(worker.gradient_on_batch, program)
-    jaxpr, result = jax.make_jaxpr(gradient, return_shape=True)(
-        *jax.tree.unflatten(structure, shapes)
-    )
-    return "conv_general_dilated" in str(jaxpr), result.model_state
-
-
-def batch_size(batch: PyTree) -> int:
-    """The leading axis that all arrays of a batch share; 1 if they share none."""
-    sizes = {leaf.shape[0] if leaf.shape else 1 for leaf in jax.tree.leaves(batch)}
-    return sizes.pop() if len(sizes) == 1 else 1
+    gradient = functools.partial(worker_part.gradient_on_batch, program)
+    jaxpr = jax.make_jaxpr(gradient)(*jax.tree.unflatten(structure, shapes))
+    return "conv_general_dilated" in str(jaxpr)
 
 
 def _first_event(run: engines.Run) -> programs.Event:

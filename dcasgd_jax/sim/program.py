@@ -7,6 +7,7 @@ import jax
 import optax
 
 from dcasgd_jax.field_docs import document_fields
+from dcasgd_jax.sim.work import Gradient, OneGradient, Pulled, Worker
 from dcasgd_jax.typing import PyTree
 
 # Each push is an update; or some pushes are dropped; or updates take the mean of several pushes.
@@ -15,6 +16,23 @@ Flow = Literal["each", "some", "mean"]
 ModelStatePolicy = Literal["none", "per_worker", "server"]
 Metric = Literal["gap", "compensation_ratio", "cosine", "below_eps"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+
+__all__ = [
+    "METRICS",
+    "Event",
+    "Flow",
+    "Gradient",
+    "Kept",
+    "Metric",
+    "Metrics",
+    "ModelStatePolicy",
+    "Origin",
+    "Program",
+    "Pulled",
+    "Push",
+    "Shared",
+    "SimState",
+]
 
 
 class Program(NamedTuple):
@@ -29,16 +47,17 @@ class Program(NamedTuple):
     flow: Flow = "each"
     mixes: bool = False  # some updates average pushes that read different versions
     corrupts: bool = False  # some pushes arrive as NaN
-    repeats: bool = False  # some pushes arrive twice, and workers have a model state of their own
+    repeats: bool = False  # some pushes arrive twice, and workers keep something of their own
     model_state: ModelStatePolicy = "none"
     metrics: tuple[Metric, ...] = ()
+    worker: Worker = OneGradient()
 
 
-class Pulled(NamedTuple):
-    """What a worker gets when it pulls."""
+class Kept(NamedTuple):
+    """What all workers keep between their pushes, leaf [num_workers, ...]; None for nothing."""
 
-    params: PyTree  # or what `send` makes of them
-    model_state: PyTree | None  # under the policy "server"
+    model_state: PyTree | None  # under the policy "per_worker"
+    worker_state: PyTree | None  # `work.WorkerState`
 
 
 class Origin(NamedTuple):
@@ -60,8 +79,9 @@ class SimState(NamedTuple):
       push_state: Of the per-push transformation.
       gradient_sum: Of the pushes since the last update; None if none is averaged.
       model_state: Like the model's, or leaf [num_workers, ...].
-      last_model_state: Leaf [num_workers, ...], where each worker's last gradient was taken;
-        None if none repeats.
+      worker_state: Of `worker=`, leaf [num_workers, ...]; None if workers keep nothing.
+      last_kept: Leaf [num_workers, ...], with what each worker's last push was computed; None if
+        none repeats.
       origin: Of the state of a result; none is carried through the events.
     """
 
@@ -72,7 +92,8 @@ class SimState(NamedTuple):
     push_state: PyTree | None
     gradient_sum: PyTree | None
     model_state: PyTree | None
-    last_model_state: PyTree | None = None
+    worker_state: PyTree | None = None
+    last_kept: Kept | None = None
     origin: Origin | None = None
 
     def __repr__(self) -> str:
@@ -104,20 +125,12 @@ class Shared(NamedTuple):
     examples: PyTree | None  # that the rows of `sim.Indexed` point into
 
 
-class Gradient(NamedTuple):
-    """What a worker computes."""
-
-    loss: jax.Array
-    grads: PyTree
-    model_state: PyTree | None
-
-
 class Push(NamedTuple):
     """What arrives at the server, and what transformations may ask about it."""
 
     gradient: Gradient
     stale_params: PyTree  # what the worker had been sent, where the gradient was taken
-    about_batch: Mapping[str, Any]  # see `worker.about_batch`
+    about_batch: Mapping[str, Any]  # see `work.Worker.about`
 
 
 class Metrics(NamedTuple):

@@ -179,9 +179,14 @@ def _data_frame(columns: dict[str, np.ndarray]) -> Any:
     return pd.DataFrame(columns)
 
 
-def samples_seen(schedule: schedules.Schedule, batch_size: int) -> np.ndarray:
-    """Examples trained on up to each event; a push delivered twice counts once. [num_events]."""
-    return np.cumsum(~schedule.repeats) * batch_size
+def samples_seen(schedule: schedules.Schedule, of_push: np.ndarray) -> np.ndarray:
+    """Examples trained on up to each event; a push delivered twice counts once. [num_events].
+
+    Args:
+      schedule: Of the run.
+      of_push: Examples of each worker's push, int64 [num_workers].
+    """
+    return np.cumsum(np.where(schedule.repeats, 0, of_push[schedule.worker]))
 
 
 def make_trace(

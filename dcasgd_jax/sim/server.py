@@ -26,8 +26,7 @@ def receive(
         take = _add_to_mean if program.flow == "mean" else _update_with_push
         return take(program, state, event, push)
 
-    if program.model_state == "per_worker":
-        state = _keep_model_state_of_worker(program, state, event, push.gradient)
+    state = _keep_of_worker(program, state, event, push.gradient)
     if program.flow == "each":
         state, measured = accept(state)
     else:
@@ -37,19 +36,23 @@ def receive(
     return state._replace(event=state.event + 1, snapshots=snapshots), metrics
 
 
-def _keep_model_state_of_worker(program, state, event, gradient):
-    new = gradient.model_state
+def _keep_of_worker(program, state, event, gradient):
+    """What the worker keeps after its push."""
+    per_worker = program.model_state == "per_worker"
+    all_kept = programs.Kept(state.model_state if per_worker else None, state.worker_state)
+    new = programs.Kept(gradient.model_state if per_worker else None, gradient.worker_state)
     write = lambda per_worker, row: rows.write_row(per_worker, row, event.worker)
     if program.repeats:
         of_worker = lambda per_worker: rows.read_row(per_worker, event.worker)
-        last, present = jax.tree.map(of_worker, (state.last_model_state, state.model_state))
-        # A second delivery is no second computation: the worker's state stays where it is.
+        last, present = jax.tree.map(of_worker, (state.last_kept, all_kept))
+        # A second delivery is no second computation: what the worker keeps stays as it is.
         keep = lambda if_repeated, else_: jnp.where(event.repeats, if_repeated, else_)
         new = jax.tree.map(keep, present, new)
-        taken_at = jax.tree.map(keep, last, present)
-        last_model_state = jax.tree.map(write, state.last_model_state, taken_at)
-        state = state._replace(last_model_state=last_model_state)
-    return state._replace(model_state=jax.tree.map(write, state.model_state, new))
+        taken_with = jax.tree.map(keep, last, present)
+        state = state._replace(last_kept=jax.tree.map(write, state.last_kept, taken_with))
+    after = jax.tree.map(write, all_kept, new)
+    model_state = after.model_state if per_worker else state.model_state
+    return state._replace(model_state=model_state, worker_state=after.worker_state)
 
 
 def _update_with_push(program, state, event, push):

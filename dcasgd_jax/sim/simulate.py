@@ -20,6 +20,7 @@ from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.checkpoints import checkpoint as checkpoints
 from dcasgd_jax.sim.checkpoints import identity
 from dcasgd_jax.sim.problem import Problem, Recording, Server, as_server
+from dcasgd_jax.sim.work import OneGradient, Worker
 from dcasgd_jax.typing import PyTree
 
 
@@ -29,6 +30,7 @@ def simulate(
     schedule: schedules.Schedule,
     batches: PyTree | Callable[[jax.Array, jax.Array], PyTree] | Iterable[PyTree],
     *,
+    worker: Worker | None = None,
     key: jax.Array | None = None,
     engine: engines.Engine | None = None,
     recording: Recording | None = None,
@@ -64,6 +66,9 @@ def simulate(
         `sim.Indexed(examples, rows)`, rows that point into examples on the device;
         `batch_fn(event, worker)`, traced into the program, with int32 scalars; an iterator of
         batches in the order of the events that this call runs, fetched ahead.
+      worker: What a worker does between its pull and its push: `sim.LocalSteps(...)` makes every
+        push a pseudo-gradient of many steps, and then a row of `batches` holds those of all steps.
+        Default: `sim.OneGradient()`.
       key: PRNG key; event k gets `fold_in(key, k)`, whatever the engine.
       engine: `ScanEngine()`, `HostEngine()`, `LanesEngine(mesh)`, or `None` to choose: the host
         engine for convolutions on the CPU, else the scan engine.
@@ -86,9 +91,10 @@ def simulate(
     Raises:
       ValueError: For batches shorter than the run or longer than the schedule, a schedule whose
         averaged pushes read several versions while `tx` compensates, a `send` that returns no tree
-        like the params, a state of another schedule, a checkpoint of another run, metrics of a
-        compensation that there is not, an optimizer made for another number of workers, or a
-        compensation in the wrong place of its chain.
+        like the params, batches without the steps of `sim.LocalSteps`, a state of another
+        schedule, a checkpoint of another run, metrics of a compensation that there is not, an
+        optimizer made for another number of workers, or a compensation in the wrong place of its
+        chain.
       TypeError: For an argument of another kind, or a function that cannot be hashed.
       OSError: If checkpoints cannot be written where they should, or another process does it.
 
@@ -103,17 +109,20 @@ def simulate(
       [1. 1. 1.]
     """
     server = as_server(tx)
+    worker = OneGradient() if worker is None else worker
     recording = Recording() if recording is None else recording
     arguments.check_arguments(
         problem=problem, server=server, schedule=schedule, batches=batches, key=key,
         engine=engine, recording=recording, state=state, checkpoint=checkpoint, progress=progress,
+        worker=worker,
     )  # fmt: skip
     has_model_state = problem.model_state is not None or (
         state is not None and state.model_state is not None
     )
     program = preparation.make_program(
-        schedule, problem, server, recording, batches, has_model_state=has_model_state
-    )
+        schedule, problem, server, recording, batches, has_model_state=has_model_state,
+        worker=worker,
+    )  # fmt: skip
     start, stop = preparation.find_span(program, schedule, state, stop)
     versions = None
     if state is not None:
@@ -144,7 +153,7 @@ def simulate(
             )
     finally:
         run.batches.close()
-    samples = results.samples_seen(schedule, preparation.batch_size(first))
+    samples = results.samples_seen(schedule, worker.samples(first, schedule.num_workers))
     trace = results.make_trace(schedule, start, record, samples)
     return results.SimResult(
         params=current.params,

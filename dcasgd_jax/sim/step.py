@@ -30,7 +30,8 @@ def initial_state(
     pulled = programs.Pulled(params, model_state if program.model_state == "server" else None)
     per_worker = program.model_state == "per_worker"
     model_state = repeat_tree(model_state, num_workers) if per_worker else model_state
-    return programs.SimState(
+    worker_state = repeat_tree(program.worker.init(params), num_workers)
+    state = programs.SimState(
         event=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=opt_state,
@@ -38,8 +39,15 @@ def initial_state(
         push_state=push_state,
         gradient_sum=optax.tree.zeros_like(params) if program.flow == "mean" else None,
         model_state=model_state,
-        last_model_state=copy_tree(model_state) if program.repeats else None,
+        worker_state=worker_state,
     )
+    return state._replace(last_kept=copy_tree(kept(program, state)) if program.repeats else None)
+
+
+def kept(program: programs.Program, state: programs.SimState) -> programs.Kept:
+    """What the workers keep between their pushes."""
+    per_worker = program.model_state == "per_worker"
+    return programs.Kept(state.model_state if per_worker else None, state.worker_state)
 
 
 @jax.jit
@@ -93,18 +101,26 @@ def store_version(program, state, event) -> programs.SimState:
 def read_version(program, state, event) -> programs.Pulled:
     """What the event's worker had pulled."""
     pulled = jax.tree.map(lambda slots: rows.read_row(slots, event.read_slot), state.snapshots)
+    return with_kept(program, pulled, kept_by_worker(program, state, event))
+
+
+def with_kept(
+    program: programs.Program, pulled: programs.Pulled, of_worker: programs.Kept
+) -> programs.Pulled:
+    """What a worker begins with: what it pulled, and what it has kept."""
+    pulled = pulled._replace(worker_state=of_worker.worker_state)
     if program.model_state != "per_worker":
         return pulled
-    return pulled._replace(model_state=model_state_of_worker(program, state, event))
+    return pulled._replace(model_state=of_worker.model_state)
 
 
-def model_state_of_worker(program, state, event) -> PyTree:
-    """Where an event's worker takes its gradient; that of a second delivery is the same again."""
+def kept_by_worker(program, state, event) -> programs.Kept:
+    """With what an event's worker computes; a second delivery is computed with the same again."""
     of_worker = lambda per_worker: rows.read_row(per_worker, event.worker)
-    present = jax.tree.map(of_worker, state.model_state)
+    present = jax.tree.map(of_worker, kept(program, state))
     if not program.repeats:
         return present
-    last = jax.tree.map(of_worker, state.last_model_state)
+    last = jax.tree.map(of_worker, state.last_kept)
     return jax.tree.map(lambda was, now: jnp.where(event.repeats, was, now), last, present)
 
 

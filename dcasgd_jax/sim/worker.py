@@ -1,15 +1,13 @@
-"""The worker's part of an event: one gradient, at the version that it had read."""
+"""The worker's part of an event: what it computes, from what it had read."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dcasgd_jax import compensation, trees
-from dcasgd_jax.sim import preconditions
 from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim import work
 from dcasgd_jax.typing import PyTree
 
 
@@ -46,18 +44,13 @@ def gradient_on_batch(
     batch: PyTree,
     key: jax.Array | None,
 ) -> programs.Gradient:
-    """Loss and gradient on a batch that is there."""
-    keys = _keys(event, key)
-    if program.model_state == "none":
-        model_state = None
-        loss, grads = jax.value_and_grad(program.loss_fn)(pulled.params, batch, *keys)
-    else:
-        (loss, model_state), grads = jax.value_and_grad(program.loss_fn, has_aux=True)(
-            pulled.params, pulled.model_state, batch, *keys
-        )
-    if program.corrupts:
-        grads = jax.tree.map(lambda g: jnp.where(event.corrupt, jnp.nan, g).astype(g.dtype), grads)
-    return programs.Gradient(loss, grads, model_state)
+    """Loss and gradient, or pseudo-gradient, on a batch that is there."""
+    key = _key_of(event, key)
+    computed = program.worker.run(_loss(program), pulled, batch, key, event.worker)
+    if not program.corrupts:
+        return computed
+    spoil = lambda g: jnp.where(event.corrupt, jnp.nan, g).astype(g.dtype)
+    return computed._replace(grads=jax.tree.map(spoil, computed.grads))
 
 
 def about_batch(
@@ -66,84 +59,23 @@ def about_batch(
     pulled: programs.Pulled,
     batch: PyTree,
     key: jax.Array | None,
-) -> dict[str, Any]:
-    """What transformations may ask about the batch of a push; costs nothing unless one does.
+) -> Mapping[str, Any]:
+    """What transformations may ask about the batch of a push; costs nothing unless one does."""
+    return program.worker.about(_loss(program), pulled, batch, _key_of(event, key))
 
-    Returns:
-      Extra arguments: `hessian_vector_product(tangent)`, the Hessian of the event's loss, at the
-      params, model state and key of its gradient, times a tree like the params; and
-      `fisher_diagonal()`, the mean of the squared gradients of the batch's samples, each taken as
-      a batch of one with the event's key, in float32 or wider; it needs memory for the gradients
-      of all samples. And what `size_of_batch` says.
-    """
-    keys = _keys(event, key)
 
-    def loss(params, batch):
+def _loss(program: programs.Program) -> work.Loss:
+    """The loss of a program, called as a worker does."""
+
+    def loss(params, model_state, batch, key):
+        keys = () if key is None else (key,)
         if program.model_state == "none":
-            return program.loss_fn(params, batch, *keys)
-        return program.loss_fn(params, pulled.model_state, batch, *keys)[0]
+            return program.loss_fn(params, batch, *keys), None
+        return program.loss_fn(params, model_state, batch, *keys)
 
-    def hessian_vector_product(tangent: PyTree) -> PyTree:
-        preconditions.check_tangent(tangent, pulled.params)
-        tangent = jax.tree.map(lambda t, w: jnp.asarray(t, w.dtype), tangent, pulled.params)
-        gradient_at = jax.grad(lambda params: loss(params, batch))
-        return jax.jvp(gradient_at, (pulled.params,), (tangent,))[1]
-
-    def fisher_diagonal() -> PyTree:
-        preconditions.check_samples(batch, has_model_state=program.model_state != "none")
-
-        def squared_gradient(sample):
-            alone = jax.tree.map(lambda leaf: leaf[None], sample)
-            return _squares(jax.grad(loss)(pulled.params, alone))
-
-        return jax.tree.map(lambda g: g.mean(axis=0), jax.vmap(squared_gradient)(batch))
-
-    return {
-        "hessian_vector_product": hessian_vector_product,
-        "fisher_diagonal": fisher_diagonal,
-        **size_of_batch(batch),
-    }
+    return loss
 
 
-def size_of_batch(batch: PyTree) -> dict[str, int]:
-    """`batch_size`, the number of examples, where the shapes say it: an extra argument, or none.
-
-    That is where one array has one entry for each example, such as a label, and all arrays begin
-    with the same axis. Arrays of signed integers with more axes may be tokens, of which each is a
-    term of the loss: then nothing is said, because a wrong size would be a wrong curvature.
-
-    Args:
-      batch: A tree of arrays, or their shapes and dtypes.
-    """
-    leaves = [(np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in jax.tree.leaves(batch)]
-    vectors = {shape for shape, _ in leaves if len(shape) == 1}
-    firsts = {shape[:1] for shape, _ in leaves}
-    may_be_tokens = any(
-        len(shape) > 1 and jnp.issubdtype(dtype, jnp.signedinteger) for shape, dtype in leaves
-    )
-    if len(vectors) != 1 or firsts != vectors or may_be_tokens:
-        return {}
-    ((size,),) = vectors
-    return {"batch_size": size} if size else {}
-
-
-def _keys(event: programs.Event, key: jax.Array | None) -> tuple[jax.Array, ...]:
-    """The event's random key, if there is one: the last arguments of the loss."""
-    return () if key is None else (jax.random.fold_in(key, event.batch),)
-
-
-def refused(why: str) -> dict[str, Callable[..., PyTree]]:
-    """The same functions where there is no answer."""
-
-    def refuse(name):
-        raise ValueError(f"A transformation asks for {name}, but {why}.")
-
-    return {
-        "hessian_vector_product": lambda tangent: refuse("hessian_vector_product"),
-        "fisher_diagonal": lambda: refuse("fisher_diagonal"),
-    }
-
-
-def _squares(grads: PyTree) -> PyTree:
-    """Squared gradients, in float32 or wider."""
-    return compensation.update_mean_square(trees.zeros_to_accumulate(grads), grads, ms_decay=0.0)
+def _key_of(event: programs.Event, key: jax.Array | None) -> jax.Array | None:
+    """The event's random key, if there is one: the last argument of the loss."""
+    return None if key is None else jax.random.fold_in(key, event.batch)

@@ -16,7 +16,7 @@ import dcasgd_jax as dc
 from dcasgd_jax import sim
 from dcasgd_jax.runtime import messages, shards
 from dcasgd_jax.runtime.bookkeeping import Settings
-from dcasgd_jax.runtime.ray import actors, cluster, session, train
+from dcasgd_jax.runtime.ray import cluster, server_process, session, train
 
 DIGITS = (64, 64, 10)
 LARGE = (1024, 3072, 2048, 256)  # 10.0 million numbers
@@ -75,7 +75,7 @@ class PlainWorker:
             params = ray.get(server.push.remote(grads))
 
 
-class MeasuredServer(actors.Server):
+class MeasuredServer(server_process.Server):
     """Our server, which also says what its parts cost when nothing else goes on."""
 
     def measure(self, header, gradient, repeats):

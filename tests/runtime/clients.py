@@ -21,6 +21,7 @@ from dcasgd_jax.runtime import (
     shards,
     step,
 )
+from dcasgd_jax.sim import OneGradient
 
 NUM_WORKERS = 3
 IMAGES, LABELS = problems.softmax_batches(200)
@@ -98,7 +99,7 @@ class Clients:
         batch = batches_fn(0, 0)
         return {
             **identity.of_server(self.params, self.settings, self.layout),
-            **identity.of_loss(self.loss_fn, self.params, batch),
+            **identity.of_loss(self.loss_fn, OneGradient(), self.params, batch),
         }
 
     def saved(self):
@@ -114,7 +115,9 @@ class Clients:
         reply = self.replies[worker] if reply is None else reply
         pulled = [step.on_device(self.layout.unpack(reply.payload))]
         batch = batches_fn(worker, reply.next_number)
-        facts, grads = step.gradient(self.loss_fn, self.split, pulled, batch)
+        facts, grads, _ = step.gradient(
+            self.loss_fn, self.split, OneGradient(), pulled, None, batch, np.int32(worker)
+        )
         push = messages.Push(
             worker, self.layout.digest(), reply.life, reply.version, reply.next_number,
             float(facts[0]), bool(facts[1]),

@@ -17,7 +17,7 @@ from runtime.test_server import restored, same
 
 import dcasgd_jax as dc
 from dcasgd_jax import digits, sim
-from dcasgd_jax.sim import worker as worker_part
+from dcasgd_jax.sim import work
 
 RATE, NUM_EVENTS = 0.3, 24
 DIGITS_PUSHES = 2520
@@ -105,7 +105,7 @@ def test_the_simulator_knows_how_many_examples_a_batch_has(name, engine, x64):
     ],
 )
 def test_a_size_that_the_shapes_do_not_say_is_not_made_up(batch, known):
-    assert worker_part.size_of_batch(batch) == known
+    assert work.size_of_batch(batch) == known
 
 
 def test_where_nobody_knows_the_batch_size_the_run_does_not_begin():

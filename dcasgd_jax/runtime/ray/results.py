@@ -17,6 +17,7 @@ from dcasgd_jax.sim import recording
 from dcasgd_jax.sim import results as sim_results
 from dcasgd_jax.sim.problem import Problem, Server
 from dcasgd_jax.sim.simulate import simulate
+from dcasgd_jax.sim.work import OneGradient, Worker
 from dcasgd_jax.typing import PyTree
 
 
@@ -64,7 +65,7 @@ def make_result(
     states: list[programs.SimState],
     of_first: history.Recorded,
     metrics: dict[str, np.ndarray],
-    batch_size: int,
+    of_push: np.ndarray,
     given_up: GivenUp | None,
 ) -> sim_results.SimResult:
     """The result of a live run as the simulator would give it."""
@@ -82,7 +83,7 @@ def make_result(
         first_non_finite=int(bad[0]) if len(bad) else None,
         lost=False,
     )
-    samples = sim_results.samples_seen(schedule, batch_size)
+    samples = sim_results.samples_seen(schedule, of_push)
     trace = sim_results.make_trace(schedule, 0, record, samples)
     one = len(states) == 1
     return sim_results.SimResult(
@@ -102,6 +103,8 @@ def replay(
     problem: Problem,
     tx: optax.GradientTransformation | Server,
     batches_fn: Callable[[int, int], PyTree],
+    *,
+    worker: Worker | None = None,
     **options: Any,
 ) -> sim_results.SimResult:
     """Repeats a live run in the simulator, event for event, on one device.
@@ -111,6 +114,7 @@ def replay(
       problem: As given to `train`.
       tx: As given to `train`.
       batches_fn: As given to `train`; called here with the same workers and numbers.
+      worker: As given to `train`.
       options: Further arguments of `sim.simulate`, such as `recording=`.
 
     Returns:
@@ -118,7 +122,9 @@ def replay(
 
     Raises:
       ValueError: If shards applied the pushes in different orders: their gradients were taken at
-        weights that were never a version, which no schedule can say.
+        weights that were never a version, which no schedule can say. If workers keep something
+        from push to push, such as an inner optimizer, and one of them, or a server, was restarted:
+        what was lost then is not on record. If workers take local steps from rounded weights.
 
     Example:
       >>> from dcasgd_jax.runtime import ray
@@ -131,6 +137,8 @@ def replay(
             f"The {len(run.shards)} shards of this run applied pushes in different orders, so "
             "workers read mixtures of versions: no schedule can replay that. Use num_shards=1."
         )
+    worker = OneGradient() if worker is None else worker
+    _check_kept(run, problem, worker)
     pushes = zip(run.schedule.worker.tolist(), run.number.tolist(), run.schedule.batch, strict=True)
 
     def batches() -> Iterator[PyTree]:
@@ -140,4 +148,21 @@ def replay(
 
     if run.wire_dtype is not None:
         problem = problem._replace(loss_fn=step.rounded_loss(problem.loss_fn))
-    return simulate(problem, tx, run.schedule, batches(), **options)
+    return simulate(problem, tx, run.schedule, batches(), worker=worker, **options)
+
+
+def _check_kept(run: Run, problem: Problem, worker: Worker) -> None:
+    """What a worker did must follow from the pushes that are on record."""
+    if run.wire_dtype is not None and not isinstance(worker, OneGradient):
+        raise ValueError(
+            f"The weights were rounded to {run.wire_dtype} on their way, and workers took local "
+            "steps from there: that cannot be replayed. Train with wire_dtype=None."
+        )
+    counts = run.counts
+    again = counts.worker_restarts + counts.server_restarts + counts.unknown_version
+    if again and jax.eval_shape(worker.init, problem.params) is not None:
+        raise ValueError(
+            "Workers of this run keep something from push to push, and it was interrupted "
+            f"({again} restarts or pushes refused because of one): what was lost is not on record, "
+            'so it cannot be replayed. sim.LocalSteps(..., inner_state="reset") keeps nothing.'
+        )

@@ -13,10 +13,11 @@ import ray.exceptions
 
 from dcasgd_jax.runtime import history, saving
 from dcasgd_jax.runtime.bookkeeping import Settings
-from dcasgd_jax.runtime.ray import actors, results, watching
+from dcasgd_jax.runtime.ray import results, server_process, watching, worker_process
 from dcasgd_jax.runtime.refusals import GivenUp
 from dcasgd_jax.runtime.shards import Split
 from dcasgd_jax.schedules.cluster import Durations
+from dcasgd_jax.sim import work
 from dcasgd_jax.typing import PyTree
 
 _POLL = 0.25  # seconds between two looks at the run
@@ -52,7 +53,7 @@ class Session:
     running: dict[ray.ObjectRef, int] = dataclasses.field(default_factory=dict)  # -> worker
     lost: list[int] = dataclasses.field(default_factory=list)  # workers that are gone for good
 
-    def run(self, watcher: watching.Watcher, batch_size: int) -> results.Run:
+    def run(self, watcher: watching.Watcher, of_push: np.ndarray) -> results.Run:
         """Lets the workers work until the end; on Ctrl-C saves first, then stops everything."""
         try:
             watcher.log.write("start", num_workers=self.settings.num_workers,
@@ -61,7 +62,7 @@ class Session:
             self._begin()
             self._watch(watcher)
             finished = self._finish(watcher)
-            return self._make_run(finished, batch_size)
+            return self._make_run(finished, of_push)
         except KeyboardInterrupt:
             self._save(watcher)
             raise
@@ -165,7 +166,7 @@ class Session:
             f"another call goes on from what was saved. ({_cause(error)})"
         )
 
-    def _make_run(self, finished: list[dict[str, Any]], batch_size: int) -> results.Run:
+    def _make_run(self, finished: list[dict[str, Any]], of_push: np.ndarray) -> results.Run:
         given_up = _why_given_up(finished)
         if given_up is not None and not all(shard["events"]["applied"].any() for shard in finished):
             raise RuntimeError(str(given_up))
@@ -180,7 +181,7 @@ class Session:
         params = self.split.merge([state.params for state in states])
         return results.Run(
             result=results.make_result(
-                params, states, recorded[0], metrics, batch_size, finished[0]["given_up"]
+                params, states, recorded[0], metrics, of_push, finished[0]["given_up"]
             ),
             schedule=recorded[0].schedule,
             number=recorded[0].number,
@@ -208,6 +209,7 @@ def start(
     split: Split,
     wire_dtype: str | None,
     loss_fn: Callable[..., Any],
+    worker: work.Worker,
     batches_fn: Callable[[int, int], PyTree],
     delays: Durations | None,
     places: list[saving.Place | None],
@@ -218,12 +220,12 @@ def start(
     Raises:
       TypeError: If something cannot be sent to them.
     """
-    worker_class = ray.remote(actors.Worker).options(
+    worker_class = ray.remote(worker_process.Worker).options(
         **options.worker,
         max_restarts=options.max_restarts,
         max_task_retries=options.max_restarts,  # `run` begins again with a pull
     )
-    server_class = ray.remote(actors.Server).options(
+    server_class = ray.remote(server_process.Server).options(
         **options.server,
         max_concurrency=settings.num_workers + 4,  # workers that wait, news, saving
         max_restarts=0 if places[0] is None else options.max_restarts,
@@ -235,11 +237,13 @@ def start(
         for shape, place in zip(shapes, places, strict=True):
             servers.append(server_class.remote(shape, settings, wire_dtype, place))
         whole = split.merge(shapes)
-        common = ray.put(actors.Common(servers, whole, wire_dtype, loss_fn, batches_fn, delays))
+        common = ray.put(
+            worker_process.Common(servers, whole, wire_dtype, loss_fn, worker, batches_fn, delays)
+        )
     except TypeError as error:
         for server in servers:
             ray.kill(server)
-        sent = {"loss_fn": loss_fn, "batches_fn": batches_fn, "delays": delays}
+        sent = {"loss_fn": loss_fn, "worker": worker, "batches_fn": batches_fn, "delays": delays}
         raise _unsendable({**settings._asdict(), **sent}) or error from None
     workers = [worker_class.remote(index) for index in range(settings.num_workers)]
     return Session(settings, parts, split, wire_dtype, servers, workers, common)

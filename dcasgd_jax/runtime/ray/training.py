@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -11,16 +12,16 @@ import jax
 import numpy as np
 import optax
 
-from dcasgd_jax.runtime import identity, model, saving, shards
+from dcasgd_jax.runtime import identity, model, saving, shards, step
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.ray import arguments, cluster, session, watching
 from dcasgd_jax.runtime.ray.results import Run
 from dcasgd_jax.schedules import laws, protocols
 from dcasgd_jax.schedules.cluster import Durations
-from dcasgd_jax.sim import preparation
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.problem import Problem, Server, as_server
 from dcasgd_jax.sim.program import Metric
+from dcasgd_jax.sim.work import OneGradient, Worker
 from dcasgd_jax.typing import PyTree
 
 
@@ -31,6 +32,7 @@ def train(
     *,
     num_workers: int,
     num_updates: int,
+    worker: Worker | None = None,
     address: str | None = None,
     protocol: protocols.Protocol | None = None,
     num_shards: int = 1,
@@ -78,6 +80,8 @@ def train(
         loss belong in the batch.
       num_workers: M ≥ 1.
       num_updates: Server updates in all ≥ 1.
+      worker: As in `sim.simulate`: with `sim.LocalSteps(...)` a batch holds those of all steps. A
+        worker that is restarted begins anew with what it keeps, such as an inner optimizer.
       address: Of a running Ray cluster; None uses the one of this process, or starts one here.
       protocol: `sim.Asynchronous()` (default), `DropStale`, `Buffered`, `StaleSynchronous`,
         `Synchronous` or a `sim.Protocol` of one's own, as in the simulator.
@@ -122,9 +126,11 @@ def train(
       >>> print(run.schedule)  # doctest: +SKIP
     """
     server = as_server(tx)
+    worker = OneGradient() if worker is None else worker
     arguments.check_trained(
-        problem, server, metrics, batches_fn=batches_fn, checkpoint=checkpoint, progress=progress
-    )
+        problem, server, metrics, batches_fn=batches_fn, checkpoint=checkpoint, progress=progress,
+        worker=worker,
+    )  # fmt: skip
     loss_fn, params = problem.loss_fn, problem.params
     arguments.check_integers(
         seed, max_restarts, num_workers=num_workers, num_updates=num_updates, num_shards=num_shards
@@ -156,27 +162,42 @@ def train(
     connected = cluster.connected(address, options.num_cpus(num_workers, num_shards))
     with contextlib.closing(watcher.log), connected:
         batch = batches_fn(0, 0)
-        batch_size = _check_loss(loss_fn, params, batch)
+        of_push = _check_work(worker, loss_fn, params, batch, num_workers)
         places: list[saving.Place | None] = [None] * num_shards
         if checkpoint is not None:
-            of_loss = identity.of_loss(loss_fn, params, batch)
+            of_loss = identity.of_loss(loss_fn, worker, params, batch)
             places = _places(checkpoint, of_loss, settings, parts, split)
         running = session.start(
-            settings, parts, split, wire_dtype, loss_fn, batches_fn, durations, places, options
+            settings, parts, split, wire_dtype, loss_fn, worker, batches_fn, durations, places,
+            options,
         )  # fmt: skip
-        run = running.run(watcher, batch_size)
+        run = running.run(watcher, of_push)
     if run.given_up is not None:
         warnings.warn(str(run.given_up), RuntimeWarning, stacklevel=2)
     return run
 
 
-def _check_loss(loss_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> int:
-    """Raises unless the loss is a scalar; returns the size of a batch."""
-    loss = jax.eval_shape(loss_fn, params, batch)
-    shape = getattr(loss, "shape", None)
-    if shape != ():
-        raise ValueError(f"loss_fn must return a scalar, got {loss}.")
-    return preparation.batch_size(batch)
+def _check_work(
+    worker: Worker, loss_fn: Callable[..., Any], params: PyTree, batch: PyTree, num_workers: int
+) -> np.ndarray:
+    """Raises unless this is the worker's batch, and the loss a scalar.
+
+    Returns:
+      Examples of each worker's push; int64 [num_workers].
+    """
+
+    def scalar_loss(params, batch):
+        loss = loss_fn(params, batch)
+        if getattr(loss, "shape", None) != ():
+            raise ValueError(f"loss_fn must return a scalar, got {loss}.")
+        return loss
+
+    batch = jax.eval_shape(lambda batch: batch, batch)
+    worker.check_batch(batch)
+    state = jax.eval_shape(worker.init, params)
+    compute = functools.partial(step.compute, scalar_loss, worker)
+    jax.eval_shape(compute, params, state, batch, np.int32(0))
+    return worker.samples(batch, num_workers)
 
 
 def _places(

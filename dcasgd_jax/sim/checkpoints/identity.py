@@ -1,6 +1,7 @@
 """What makes two calls of `simulate` the same run, and in which respect they are not."""
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ def identify(
         "params": state.params,
         "opt_state": state.opt_state,
         "model_state": state.model_state,
+        "worker_state": state.worker_state,
     }
     return {
         "environment": {
@@ -74,6 +76,7 @@ def identify(
         "optimizer": {
             **leaves.describe_tree(state.opt_state, "opt_state"),
             **leaves.describe_tree(state.push_state, "push_state"),
+            **leaves.describe_tree(state.worker_state, "worker_state"),
         },
         "structure": {
             "the structure of opt_state": _structure(state.opt_state),
@@ -168,15 +171,13 @@ def _code(run: engines.Run, state: programs.SimState, batch: PyTree) -> dict[str
     """Fingerprints of what each function that the user gave compiles to."""
     program, params = run.program, state.params
     event = sources.take_rows(run.events, 0)
-    model_state = state.model_state
-    if program.model_state == "per_worker":
-        model_state = sources.take_rows(model_state, 0)
-    pulled = programs.Pulled(params, model_state)
+    pulled = jax.eval_shape(functools.partial(step.read_version, program), state, event)
     index = jnp.int32(0)
 
     def update(tx: optax.GradientTransformation, averages: bool):
         def one_update(grads, tx_state, params, index):
-            about_batch = {} if averages and program.flow == "mean" else _stand_ins(params, batch)
+            nobody = averages and program.flow == "mean"
+            about_batch = {} if nobody else _stand_ins(program, params, batch)
             stale = (None, None) if averages and program.mixes else (params, index)
             offered = offers.arguments(index, *stale, about_batch)
             return offers.update(tx, grads, tx_state, params, **offered)
@@ -201,13 +202,18 @@ def _code(run: engines.Run, state: programs.SimState, batch: PyTree) -> dict[str
     return code
 
 
-def _stand_ins(params: PyTree, batch: PyTree) -> dict[str, Any]:
-    """For `worker.about_batch`: what they compute is the loss's, who asks for them is tx's."""
-    return {
+def _stand_ins(program: programs.Program, params: PyTree, batch: PyTree) -> dict[str, Any]:
+    """For `work.Worker.about`: what they compute is the loss's, who asks for them is tx's."""
+    stand_ins = {
         "hessian_vector_product": jax.jit(_hessian_vector_product),
         "fisher_diagonal": lambda: jax.jit(_fisher_diagonal)(params),
-        **worker.size_of_batch(batch),
     }
+    known = program.worker.about(_no_loss, programs.Pulled(params), batch, None)
+    return {**known, **stand_ins}
+
+
+def _no_loss(*arguments: Any) -> Any:
+    raise TypeError(f"No loss is taken of {arguments}.")
 
 
 # Operations that are seen in a fingerprint, by these names; what they are does not matter.

@@ -87,7 +87,8 @@ class Layout(NamedTuple):
             model_state=self.slices(
                 state.model_state, leading=int(program.model_state == "per_worker")
             ),
-            last_model_state=self.slices(state.last_model_state, leading=1),
+            worker_state=self.slices(state.worker_state, leading=1),
+            last_kept=self.slices(state.last_kept, leading=1),
         )
 
 

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from dcasgd_jax import rows
 from dcasgd_jax.sim import batches as sources
-from dcasgd_jax.sim import engines, server, step, worker
+from dcasgd_jax.sim import engines, server, step, work, worker
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.lanes import placement
 
@@ -49,9 +49,8 @@ def run_waves(program, layout, state, waves, events, batches, shared):
 def _read_versions(program, layout, state, of_lanes) -> programs.Pulled:
     """What all lanes have pulled, leaf [num_lanes, ...], in slices."""
     pulled = jax.tree.map(lambda slots: slots[of_lanes.read_slot], state.snapshots)
-    if program.model_state == "per_worker":
-        of_worker = lambda event: step.model_state_of_worker(program, state, event)
-        pulled = pulled._replace(model_state=jax.vmap(of_worker)(of_lanes))
+    of_worker = functools.partial(step.kept_by_worker, program, state)
+    pulled = step.with_kept(program, pulled, jax.vmap(of_worker)(of_lanes))
     return placement.constrain(pulled, layout.slices(pulled, leading=1))
 
 
@@ -73,20 +72,19 @@ def _gradients(program, layout, of_lanes, pulled, row, shared) -> programs.Gradi
         out_specs=lane,
         check_vma=False,  # a loss is free to have loops that start from constants
     )(of_lanes, placement.constrain(pulled, layout.lanes), row, shared)
-    return programs.Gradient(
-        loss=placement.constrain(gradients.loss, layout.replicated),
-        grads=placement.constrain(gradients.grads, layout.slices(gradients.grads, leading=1)),
-        model_state=placement.constrain(
-            gradients.model_state, layout.slices(gradients.model_state, leading=1)
-        ),
-    )
+    return placement.constrain(gradients, layout.slices(gradients, leading=1))
 
 
 def _about_batch(program, events, batches, shared):
     """What transformations may ask about a batch before the server's params are known."""
     event, row = _first(events, batches)
     batch = jax.eval_shape(functools.partial(worker.batch_of, program), event, row, shared)
-    return worker.refused(_WHY_NO_CURVATURES) | worker.size_of_batch(batch)
+    known = program.worker.about(_no_loss, programs.Pulled(None), batch, None)
+    return {**known, **work.refused(_WHY_NO_CURVATURES)}
+
+
+def _no_loss(*arguments):
+    raise TypeError(f"No loss is taken of {arguments}.")
 
 
 def _first(events, batches):

@@ -183,7 +183,7 @@ def reduce_variance(program: Program, grads: PyTree, anchor: Anchor, batch: PyTr
 def offered_arguments(program: Program, event: Any, view: PyTree, batch: PyTree) -> dict[str, Any]:
     """What transformations may ask about a gradient; curvatures cost nothing unless asked for."""
     plain = programs.Program(program.loss_fn, program.tx)
-    about_batch = worker.about_batch(plain, event, programs.Pulled(view, None), batch, None)
+    about_batch = worker.about_batch(plain, event, programs.Pulled(view), batch, None)
     return offers.arguments(event.worker, view, event.staleness, about_batch)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcasgd_jax import rows
 from dcasgd_jax.typing import PyTree
 
 
@@ -23,7 +24,8 @@ def check(states: PyTree, values: Mapping[str, Any]) -> None:
             there = f"there are {sorted(found)}" if found else "there are none"
             raise ValueError(
                 f"The optimizer's state has no hyperparameter {name!r}; {there}. Build tx with "
-                "optax.inject_hyperparams(factory)(name=...)."
+                "optax.inject_hyperparams(factory)(name=...). (An inner_tx of sim.LocalSteps that "
+                'begins anew with every push, inner_state="reset", keeps none.)'
             )
         if name in scheduled:
             raise ValueError(
@@ -44,12 +46,21 @@ def check(states: PyTree, values: Mapping[str, Any]) -> None:
                 )
 
 
-def put(states: PyTree, values: Mapping[str, Any]) -> PyTree:
-    """`states` with the hyperparameters of these names replaced, wherever they occur."""
+def put(states: PyTree, values: Mapping[str, Any], *, repeat: int | None = None) -> PyTree:
+    """`states` with the hyperparameters of these names replaced, wherever they occur.
+
+    Args:
+      states: Of transformations.
+      values: By name.
+      repeat: Copies along a leading axis, in states of many. Default: none.
+    """
 
     def replace(path, leaf):
         name = _name_after(path, "hyperparams")
-        return leaf if name not in values else jnp.asarray(values[name], leaf.dtype)
+        if name not in values:
+            return leaf
+        value = jnp.asarray(values[name], leaf.dtype)
+        return value if repeat is None else rows.repeat_row(value, repeat)
 
     return jax.tree_util.tree_map_with_path(replace, states)
 

@@ -14,6 +14,7 @@ from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.problem import Problem, Recording, Server
 from dcasgd_jax.sim.sweeps import hyperparams as injected
 from dcasgd_jax.sim.sweeps import vectorized
+from dcasgd_jax.sim.work import Worker
 
 
 def check_arguments(of_members: dict[str, list[Any]], problem: Problem, **shared: Any) -> None:
@@ -46,7 +47,11 @@ def check_batches(of_members: list[Any]) -> None:
 
 
 def make_program(
-    of_members: dict[str, list], problem: Problem, server: Server, recording: Recording
+    of_members: dict[str, list],
+    problem: Problem,
+    server: Server,
+    recording: Recording,
+    worker: Worker,
 ) -> programs.Program:
     """The program that suits the schedules of all members."""
     different = list({id(schedule): schedule for schedule in of_members["schedule"]}.values())
@@ -60,16 +65,18 @@ def make_program(
             recording,
             of_members["batches"][0],
             has_model_state=problem.model_state is not None,
+            worker=worker,
         )
         for schedule in different
     ]
+    keeps = jax.eval_shape(worker.init, of_first.params) is not None
     for i, (schedule, program) in enumerate(zip(different, made, strict=True)):
         properties = {
             "events": (len(schedule), len(first)),
             "updates": (schedule.num_updates, first.num_updates),
             "ways to take pushes": (program.flow, made[0].flow),
         }
-        if made[0].model_state == "per_worker":
+        if made[0].model_state == "per_worker" or keeps:
             properties["workers"] = schedule.num_workers, first.num_workers
         for what, (of_this, wanted) in properties.items():
             if of_this != wanted:
@@ -94,9 +101,10 @@ def check_starts(
 
     And every member has as many workers as its optimizer, and a chain in the right order.
     """
-    opt_state, push_state = (jax.eval_shape(lambda s=s: s) for s in _states(program, starts[0]))
-    preconditions.check_send(program, starts[0].params, opt_state)
-    injected.check((opt_state, push_state), values)
+    states = jax.eval_shape(lambda: _states(program, starts[0]))
+    preconditions.check_send(program, starts[0].params, states[0])
+    of_worker = jax.eval_shape(program.worker.init, starts[0].params)
+    injected.check((*states, of_worker), values)
     for start, schedule in {
         (id(s.opt_state), c.num_workers): (s, c) for s, c in zip(starts, of_schedules, strict=True)
     }.values():
@@ -165,19 +173,3 @@ def make_runs(
     ):
         runs = [run._replace(batches=runs[0].batches) for run in runs]
     return runs
-
-
-def state_for_a_look(program: programs.Program, start: vectorized.Start) -> programs.SimState:
-    """What is needed of a state to look at the gradient."""
-    model_state = start.model_state
-    if program.model_state == "per_worker":
-        model_state = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model_state)
-    return programs.SimState(
-        event=jnp.int32(0),
-        params=start.params,
-        opt_state=None,
-        snapshots=programs.Pulled(None, None),
-        push_state=None,
-        gradient_sum=None,
-        model_state=model_state,
-    )

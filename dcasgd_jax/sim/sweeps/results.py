@@ -65,13 +65,13 @@ class SweepResult:
 def from_records(
     hyperparams: dict[str, np.ndarray],
     runs: Sequence[engines.Run],
-    batch_size: int,
+    of_push: np.ndarray,
     states: programs.SimState,
     records: Sequence[recording.Record],
 ) -> SweepResult:
     """The result of members that ran together; `states` have a leading axis of members."""
     program = runs[0].program
-    samples = [results.samples_seen(run.schedule, batch_size) for run in runs]
+    samples = [results.samples_seen(run.schedule, of_push) for run in runs]
     about = [
         (run.schedule, 0, record, seen)
         for run, record, seen in zip(runs, records, samples, strict=True)
@@ -114,11 +114,11 @@ def from_records(
 def from_members(
     hyperparams: dict[str, np.ndarray],
     runs: Sequence[engines.Run],
-    batch_size: int,
+    of_push: np.ndarray,
     finished: Sequence[results.SimResult],
 ) -> SweepResult:
     """The result of members that ran one after another."""
-    samples = [results.samples_seen(run.schedule, batch_size) for run in runs]
+    samples = [results.samples_seen(run.schedule, of_push) for run in runs]
     stack = lambda trees: jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *trees)
     trace = _stack_traces([result.trace for result in finished], runs, samples)
     return SweepResult(

@@ -18,6 +18,7 @@ from dcasgd_jax.sim.sweeps import members, vectorized
 from dcasgd_jax.sim.sweeps import preparation as sweep_preparation
 from dcasgd_jax.sim.sweeps import results as sweep_results
 from dcasgd_jax.sim.sweeps.members import PerMember
+from dcasgd_jax.sim.work import OneGradient, Worker
 from dcasgd_jax.typing import PyTree
 
 
@@ -27,6 +28,7 @@ def sweep(
     schedule: schedules.Schedule | PerMember,
     batches: PyTree | Callable[[jax.Array, jax.Array], PyTree] | PerMember,
     *,
+    worker: Worker | None = None,
     hyperparams: Mapping[str, Any] | None = None,
     key: jax.Array | PerMember | None = None,
     engine: engines.Engine | None = None,
@@ -57,8 +59,10 @@ def sweep(
       batches: A tree of arrays, `sim.Indexed` or a `batch_fn`; no iterator, and one `batch_fn` for
         all members. Trees that differ are copied to the devices by the chunk; rows of `sim.Indexed`
         into the same examples are not much to copy.
+      worker: One for all members.
       hyperparams: Names and values `[num_members]`, set wherever the name occurs among the injected
-        hyperparameters of the server's `tx` and `per_push`; `sim.grid` makes all combinations.
+        hyperparameters of the server's `tx` and `per_push`, and of what the worker keeps (the
+        `inner_tx` of `sim.LocalSteps`); `sim.grid` makes all combinations.
       key: PRNG key.
       engine: An engine runs the members one after another. Default: all at once, as above.
       devices: To spread members over. Default: all local ones.
@@ -91,6 +95,7 @@ def sweep(
       ((4, 3), (4, 100))
     """
     server = as_server(tx)
+    worker = OneGradient() if worker is None else worker
     recording = Recording() if recording is None else recording
     arguments.check_problem_kind(problem)
     arguments.check_recording(recording)
@@ -112,14 +117,14 @@ def sweep(
     of_members = {name: members.spread(value, num_members) for name, value in given.items()}
     sweep_preparation.check_arguments(
         of_members, problem, server=server._replace(opt_state=None), engine=engine,
-        recording=recording, progress=progress,
+        recording=recording, progress=progress, worker=worker,
     )  # fmt: skip
     chunk_size = checks.check_count("chunk_size", chunk_size)
     if at_once is not None:
         at_once = checks.check_count("at_once", at_once)
     platform = _platform(devices)
     sweep_preparation.check_batches(of_members["batches"])
-    program = sweep_preparation.make_program(of_members, problem, server, recording)
+    program = sweep_preparation.make_program(of_members, problem, server, recording, worker)
     starts = [
         vectorized.Start(
             of_members["params"][i],
@@ -131,13 +136,13 @@ def sweep(
     ]
     sweep_preparation.check_starts(program, starts, of_members["schedule"], hyperparams)
     runs = sweep_preparation.make_runs(program, of_members, recording)
-    batch_size, convolves = _look_at_a_gradient(program, runs[0], starts[0])
+    of_push, convolves = _look_at_a_gradient(program, runs[0], starts[0])
     if engine is None and convolves and platform == "cpu":
         engine = engines.HostEngine()
     if engine is not None:
-        one = functools.partial(_run_one, problem, server, recording, engine)
+        one = functools.partial(_run_one, problem, server, recording, engine, worker)
         finished = _one_by_one(one, program, runs, starts, of_members, progress)
-        return sweep_results.from_members(hyperparams, runs, batch_size, finished)
+        return sweep_results.from_members(hyperparams, runs, of_push, finished)
     together = vectorized.Members(
         program=program,
         runs=runs,
@@ -148,7 +153,7 @@ def sweep(
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(starts[0].params))
     layout = layouts.make_layout(num_members, devices, at_once, size)
     states, records = vectorized.run(together, layout, chunk_size, progress)
-    return sweep_results.from_records(hyperparams, runs, batch_size, states, records)
+    return sweep_results.from_records(hyperparams, runs, of_push, states, records)
 
 
 def _platform(devices: Sequence[Any] | None) -> str:
@@ -160,11 +165,12 @@ def _platform(devices: Sequence[Any] | None) -> str:
     return devices[0].platform
 
 
-def _look_at_a_gradient(program, run, start) -> tuple[int, bool]:
-    """Samples in a batch, and whether their gradient uses convolutions."""
-    first = preparation.first_batch(run)
-    state = sweep_preparation.state_for_a_look(program, start)
-    return preparation.batch_size(first), preparation.convolves(run, state, first)
+def _look_at_a_gradient(program, run, start) -> tuple[np.ndarray, bool]:
+    """Samples of each worker's push, and whether their gradient uses convolutions."""
+    first, num_workers = preparation.first_batch(run), run.schedule.num_workers
+    make = functools.partial(vectorized.initial_state, program, 1, num_workers, start)
+    convolves = preparation.convolves(run, jax.eval_shape(make), first)
+    return program.worker.samples(first, num_workers), convolves
 
 
 def _one_by_one(simulate_one, program, runs, starts, of_members, progress):
@@ -188,10 +194,10 @@ def _one_by_one(simulate_one, program, runs, starts, of_members, progress):
     return finished
 
 
-def _run_one(problem, server, recording, engine, start, schedule, batches, **of_member):
+def _run_one(problem, server, recording, engine, worker, start, schedule, batches, **of_member):
     """One member alone; its state has the hyperparameters in it."""
     of_one = problem._replace(params=start.params, model_state=start.model_state)
     return simulate(
         of_one, server._replace(opt_state=None), schedule, batches,
-        engine=engine, recording=recording, **of_member,
+        engine=engine, recording=recording, worker=worker, **of_member,
     )  # fmt: skip

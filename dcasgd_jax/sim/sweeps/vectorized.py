@@ -168,7 +168,8 @@ def initial_state(
         program, start.params, start.opt_state, start.model_state, num_slots, num_workers
     )
     states = hyperparams.put((state.opt_state, state.push_state), start.hyperparams)
-    return state._replace(opt_state=states[0], push_state=states[1])
+    of_workers = hyperparams.put(state.worker_state, start.hyperparams, repeat=num_workers)
+    return state._replace(opt_state=states[0], push_state=states[1], worker_state=of_workers)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)

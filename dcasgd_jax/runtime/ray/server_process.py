@@ -1,31 +1,23 @@
-"""The processes of a run: a server for each shard, and the workers."""
+"""The servers of a run: a process for each shard of the params."""
 
-import contextlib
 import threading
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import ray
 import ray.exceptions
 
-from dcasgd_jax.runtime import messages, saving, shards, step
+from dcasgd_jax.runtime import messages, saving
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.layout import Message, make_layout
-from dcasgd_jax.runtime.messages import Outcome, Push, Reply
 from dcasgd_jax.runtime.server import ParameterServer
-from dcasgd_jax.schedules.cluster import Durations
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.checkpoints.store import Store
 from dcasgd_jax.typing import PyTree
 
 Answer = tuple[bytes, Any]  # a header, and parameters as `_publish` makes them
 _LARGE = 100_000  # bytes from which Ray puts an argument or a result into its object store
-
-_PATIENCE = 120.0  # seconds that a worker waits for a server that is being restarted
-_PAUSE = 0.2
 
 
 class Server:
@@ -193,106 +185,3 @@ def _publish(message: Message) -> Any:
     if sum(section.nbytes for section in message) >= _LARGE:
         return ray.put(message)
     return [np.array(section) for section in message]
-
-
-class Common(NamedTuple):
-    """What all workers are given."""
-
-    servers: list[Any]  # handles
-    shapes: PyTree  # of the parameters
-    wire_dtype: str | None
-    loss_fn: Callable[..., Any]
-    batches_fn: Callable[[int, int], PyTree]
-    delays: Durations | None
-
-
-class Worker:
-    """Pulls, computes and pushes until all servers say that the run is over."""
-
-    def __init__(self, worker: int):
-        self._worker = worker
-
-    def prepare(self, common: Common) -> None:
-        """Gets everything ready, compiled too, before the first pull."""
-        if hasattr(self, "_split"):
-            return
-        self._servers, self._delays = common.servers, common.delays
-        self._loss_fn, self._batches_fn = common.loss_fn, common.batches_fn
-        split = shards.make_split(common.shapes, len(common.servers), common.wire_dtype)
-        self._digests = [layout.digest() for layout in split.layouts]
-        zeros = [
-            [np.zeros(leaf.shape, leaf.wire_dtype) for leaf in layout.leaves]
-            for layout in split.layouts
-        ]
-        step.gradient(
-            self._loss_fn,
-            split,
-            list(map(step.on_device, zeros)),
-            self._batches_fn(self._worker, 0),
-        )
-        self._split = split
-
-    def run(self, common: Common) -> int:
-        """Works; returns the number of gradients computed by this process."""
-        self.prepare(common)
-        replies = self._join()
-        computed = 0
-        while any(reply.outcome != Outcome.DONE for reply in replies):
-            pulled: list[Any] = [None]
-            # Unless the server has died before they were read.
-            with contextlib.suppress(ray.exceptions.ObjectLostError):
-                pulled = [self._fetch(reply) for reply in replies]
-            if any(message is None for message in pulled):
-                replies = self._join()
-                continue
-            replies = self._push(replies, pulled)
-            computed += 1
-        return computed
-
-    def _join(self) -> list[Reply]:
-        descriptions = [layout.describe() for layout in self._split.layouts]
-        return self._call("join", [(self._worker, text) for text in descriptions])
-
-    def _push(self, replies: list[Reply], params: list[Message]) -> list[Reply]:
-        """One gradient, at the parameters that came with the replies."""
-        number = max(reply.next_number for reply in replies)
-        started = time.perf_counter()
-        pulled = [
-            step.on_device(layout.unpack(message))
-            for layout, message in zip(self._split.layouts, params, strict=True)
-        ]
-        batch = self._batches_fn(self._worker, number)
-        facts, grads = step.gradient(self._loss_fn, self._split, pulled, batch)
-        loss, finite = np.asarray(facts).tolist()
-        if self._delays is not None:
-            seconds = float(self._delays.first(self._worker, number + 1)[number])
-            time.sleep(max(seconds - (time.perf_counter() - started), 0.0))
-        arguments = []
-        for layout, digest, part, reply in zip(
-            self._split.layouts, self._digests, grads, replies, strict=True
-        ):
-            push = Push(self._worker, digest, reply.life, reply.version, number, loss, bool(finite))
-            arguments.append(((messages.pack_push(push), layout.pack(part)),))
-        return self._call("push", arguments)
-
-    def _fetch(self, reply: Reply) -> Any:
-        """The message with parameters that came with a reply; None if none did."""
-        return ray.get(reply.payload) if isinstance(reply.payload, ray.ObjectRef) else reply.payload
-
-    def _call(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Reply]:
-        """Calls all servers at once; again those that die meanwhile, when they are back."""
-        send = lambda shard: getattr(self._servers[shard], method).remote(*arguments[shard])
-        references = [send(shard) for shard in range(len(self._servers))]
-        replies = []
-        for shard, reference in enumerate(references):
-            deadline = time.monotonic() + _PATIENCE
-            while True:
-                try:
-                    replies.append(messages.unpack_reply(ray.get(reference)))
-                    break
-                except ray.exceptions.RayActorError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(_PAUSE)
-                    reference = send(shard)
-        return replies
