@@ -11,6 +11,7 @@ import event_schedules
 import jax
 import jaxlib
 import lanes
+import local_steps
 import optax
 import other_methods
 import ray_server
@@ -27,6 +28,7 @@ def main():
     ]
     rows += [*other_methods.step_rows(), *other_methods.hessian_rows()]
     rows += directions.rows()
+    rows += local_steps.rows()
     rows += lanes.rows_of_8_devices()
     rows += sweep.rows()
     rows += ray_server.rows()

@@ -4,6 +4,7 @@ import directions
 import engines
 import event_schedules
 import lanes
+import local_steps
 import one_ray
 import other_methods
 import pytest
@@ -28,6 +29,7 @@ def ray_rows():
         lambda: engines.scan_rows(num_events=16, batch=4, repeats=1),
         lambda: engines.host_rows(num_events=3, batch=2, width=2, repeats=1),
         lambda: event_schedules.rows(num_events=500, repeats=1),
+        lambda: local_steps.rows(num_pushes=4, steps=2, batch=2, repeats=1),
         lambda: lanes.rows(num_events=16, batch=2, repeats=1, cases=lanes.CASES[:1]),
         lambda: sweep.rows(num_events=8, num_members=3, batch=2, repeats=1),
         ray_rows,
@@ -41,6 +43,7 @@ def ray_rows():
         "scan",
         "host",
         "schedules",
+        "local steps",
         "lanes",
         "sweep",
         "ray",

@@ -88,6 +88,29 @@ def test_equals_a_loop_of_modules(policy):
     np.testing.assert_allclose(result.model_state["norm"]["mean"], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_local_steps_of_a_module():
+    """Two steps of one worker, as a loop on the module takes them; statistics see both batches."""
+    schedule = sim.Schedule(worker=[0], read_version=[0])
+    batches = models.examples(0, 2, 8)
+    problem = dc_nnx.split_model(models.Net(), models.loss)
+    in_row = jax.tree.map(lambda leaf: leaf[None], batches)
+    worker = sim.LocalSteps(optax.sgd(0.2), 2)
+    result = sim.simulate(problem, optax.sgd(1.0), schedule, in_row, worker=worker)
+
+    model, losses = models.Net(), []
+    for step in range(2):
+        batch = jax.tree.map(lambda leaf: leaf[step], batches)  # noqa: B023
+        value, grads = nnx.value_and_grad(models.loss)(model, batch)
+        move = lambda p, g: p - 0.2 * g
+        nnx.update(model, jax.tree.map(move, nnx.state(model, nnx.Param), grads))
+        losses.append(value)
+    np.testing.assert_allclose(result.losses, [np.mean(losses)], rtol=1e-5)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    cases.assert_same(result.params, params, rtol=1e-4, atol=1e-6)
+    mean = result.model_state["norm"]["mean"]
+    np.testing.assert_allclose(mean, model.norm.mean[...], rtol=1e-4, atol=1e-6)
+
+
 def test_dropout_is_drawn_afresh_at_every_event_whatever_the_engine():
     problem = dc_nnx.split_model(models.Net(0.5), models.loss)
     batch = models.examples(0, 8)
