@@ -140,6 +140,11 @@ def check_kind(
         raise TypeError(f"{name} must be {wanted}, got {_describe(value)}.{hint and ' '}{hint}")
 
 
+def is_number(value: object) -> bool:
+    """Whether this is a real number of Python's or NumPy's; a bool is none."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def has_methods(*names: str) -> Callable[[Any], bool]:
     """Whether a value, which is no class, has methods of these names."""
     return lambda value: (

@@ -207,10 +207,11 @@ def test_public_names_are_the_ones_promised():
     }
     assert set(public(sim)) == {
         *("Asynchronous", "Buffered", "DropStale", "Sequential", "StaleSynchronous"),
-        *("Synchronous", "Protocol", "ProtocolServer"),
+        *("Synchronous", "Quorum", "Grace", "Sampled", "Protocol", "ProtocolServer"),
         *("ConstantTime", "ExponentialTime", "GammaTime", "LognormalTime", "MarkovTime"),
         *("ParetoTime", "RecordedTime", "RoundRobin"),
         *("Crash", "DuplicatedPush", "LateJoin", "LostPush", "NaNGradient", "Restart", "SlowDown"),
+        "availability",
         *("Schedule", "make_schedule", "Indexed", "ShardedEpochs"),
         *("Problem", "Recording", "Server"),
         *("LocalSteps", "OneGradient", "StepsTime", "steps_by_speed"),

@@ -22,6 +22,7 @@ class Push(NamedTuple):
 class Outcome(NamedTuple):
     pushes: list
     versions: list
+    update_times: list
     updates_done: int
     finished: bool
 
@@ -46,6 +47,8 @@ class Reference:
         self.collected = 0
         self.pushes = []
         self.last_applied_before_update = []  # index of the last applied push, for each update
+        self.update_ticks = []
+        self.opened = None  # tick of the first push of those that wait now
 
     @property
     def version(self):
@@ -66,6 +69,8 @@ class Reference:
                 if (t, m) in self.computing:
                     self.computing.remove((t, m))
                     self.pull(t, m)
+            if self.version < num_updates and self.time_is_over(t):
+                self.release(t)
             if self.version >= num_updates:
                 return self.outcome(num_updates, True)
             if not self.live and not self.transit and t > 200:
@@ -111,6 +116,9 @@ class Reference:
             )
             if applied:
                 self.collected += 1
+                self.opened = t if self.opened is None else self.opened
+                if isinstance(self.protocol, sim.Grace):
+                    self.update(t)
             if delivery == 0:
                 if applied:
                     self.given.add(m)
@@ -125,19 +133,37 @@ class Reference:
             return read_version == self.version
         return True
 
+    def everybody_has_given(self):
+        return bool(self.live) and all(m in self.given for m in self.live)
+
+    def time_is_over(self, t):
+        if self.opened is None:
+            return False
+        if isinstance(self.protocol, sim.Grace):
+            end = self.opened + self.protocol.seconds
+            if self.protocol.foresight:
+                return not any(arrival <= end for arrival, *_ in self.transit)
+            return t == end
+        return isinstance(self.protocol, sim.Quorum) and (
+            self.protocol.grace is not None and t == self.opened + self.protocol.grace
+        )
+
     def update_is_due(self):
         if not self.collected:
             return False
+        if isinstance(self.protocol, sim.Grace):
+            return self.everybody_has_given()
+        if isinstance(self.protocol, sim.Quorum):
+            return self.collected >= self.protocol.num_pushes or self.everybody_has_given()
         if isinstance(self.protocol, sim.Buffered):
             return self.collected == self.protocol.num_pushes
         if isinstance(self.protocol, sim.Synchronous):
             wanted = len(self.workers) - self.protocol.backup_workers
-            everybody = bool(self.live) and all(m in self.given for m in self.live)
-            return self.collected >= wanted or everybody
+            return self.collected >= wanted or self.everybody_has_given()
         return True
 
     def may_pull(self, m):
-        if isinstance(self.protocol, sim.Synchronous):
+        if isinstance(self.protocol, sim.Synchronous | sim.Quorum | sim.Grace):
             return m not in self.given
         if isinstance(self.protocol, sim.StaleSynchronous):
             slowest = min(self.finished[w] for w in self.live)
@@ -146,10 +172,26 @@ class Reference:
 
     def serve(self, t):
         if self.update_is_due():
-            last = max(k for k, push in enumerate(self.pushes) if push.applied)
-            self.last_applied_before_update.append(last)
-            self.collected = 0
-            self.given = set()
+            self.release(t)
+        for m in sorted(self.asking):
+            if self.may_pull(m):
+                self.asking.discard(m)
+                self.pull(t, m)
+
+    def update(self, t):
+        last = max(k for k, push in enumerate(self.pushes) if push.applied)
+        self.last_applied_before_update.append(last)
+        self.update_ticks.append(t)
+
+    def release(self, t):
+        """The update, but of Grace, which has made its updates; whoever has waited pulls."""
+        if not isinstance(self.protocol, sim.Grace):
+            self.update(t)
+        self.collected, self.opened = 0, None
+        self.given = set()
+        if getattr(self.protocol, "cancel", False):
+            self.transit = [g for g in self.transit if g[1] not in self.live]
+            self.asking = set(self.live)
         for m in sorted(self.asking):
             if self.may_pull(m):
                 self.asking.discard(m)
@@ -173,4 +215,5 @@ class Reference:
         ends = self.last_applied_before_update
         pushes = self.pushes[: ends[-1] + 1] if finished else self.pushes
         versions = [sum(end < k for end in ends) for k in range(len(pushes))]
-        return Outcome(pushes, versions, num_updates, finished)
+        times = [self.update_ticks[version] for version in versions] if finished else []
+        return Outcome(pushes, versions, times, num_updates, finished)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcasgd_jax.schedules.events import COLUMNS
+from dcasgd_jax.schedules.events import COLUMNS, latest_of_version
 from dcasgd_jax.schedules.schedule import Schedule
 
 _DTYPES = {**COLUMNS, "number": np.int64, "loss": np.float64}
@@ -22,6 +22,7 @@ class Event(NamedTuple):
     batch: int
     corrupt: bool
     read_time: float
+    update_time: float  # 0 where the version's last push makes the update
     number: int  # which of its worker's gradients
     loss: float
 
@@ -55,8 +56,8 @@ class History:
         """A push that was noted."""
         return Event(*(self._columns[name][index] for name in Event._fields))
 
-    def move_unused_to(self, version: int) -> None:
-        """An update without a push has come: unused pushes since the last used one come after it.
+    def note_update_without_push(self, version: int, seconds: float) -> None:
+        """An update has come then: unused pushes since the last used one come after it.
 
         In a schedule an update follows a push that is applied.
         """
@@ -65,6 +66,8 @@ class History:
         while event >= 0 and not applied[event]:
             versions[event] = version
             event -= 1
+        if event >= 0:
+            self._columns["update_time"][event] = seconds
 
     def arrays(self, start: int = 0) -> dict[str, np.ndarray]:
         """The columns from event `start` on."""
@@ -96,5 +99,7 @@ def recorded(
         raise ValueError("No push has been applied yet, so there is nothing to record.")
     until = len(arrays["applied"]) if whole else used[-1] + 1
     kept = {name: column[:until] for name, column in arrays.items()}
+    no_sooner = np.maximum(kept["time"], kept["update_time"])
+    kept["update_time"] = latest_of_version(no_sooner, kept["version"])
     schedule = Schedule(**{name: kept[name] for name in COLUMNS}, num_workers=num_workers)
     return Recorded(schedule, kept["number"], kept["loss"])

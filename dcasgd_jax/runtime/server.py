@@ -231,6 +231,7 @@ class ParameterServer:
             batch=len(self.history),
             corrupt=gradient is None,
             read_time=worker.pulled_time,
+            update_time=0.0,
             number=push.number,
             loss=push.loss,
         )
@@ -257,7 +258,7 @@ class ParameterServer:
         if self.version > version:
             self.model.update_without_push(self._num_pushes)
             self._num_pushes = 0
-            self.history.move_unused_to(self.version)
+            self.history.note_update_without_push(self.version, self.seconds)
         self._let_pull(admitted, outcomes, applied=False)
 
     def _pull_afresh(self, worker: int, outcome: Outcome) -> None:

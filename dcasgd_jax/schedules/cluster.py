@@ -61,6 +61,11 @@ class Cluster:
         self._upload = None if upload is None else Durations(upload, num_workers, [seed, 1])
         self._download = None if download is None else Durations(download, num_workers, [seed, 2])
 
+    @property
+    def undisturbed(self) -> bool:
+        """Whether nothing goes wrong."""
+        return not self.faults.any
+
     def download(self, worker: int, count: int) -> np.ndarray:
         """Seconds from each pull to the start of the computation; float64 [count]."""
         return self._download.first(worker, count) if self._download else np.zeros(count)

@@ -5,7 +5,7 @@ loop is for the others, and the shortcuts are tested against it.
 
 Of several happenings at one instant, crashes and the like come first, then pushes by worker
 index, each followed by the pulls that it allows, then the pulls of workers that do not wait for
-their push to arrive.
+their push to arrive, then the end of a time that the server has given itself.
 """
 
 import heapq
@@ -13,11 +13,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dcasgd_jax.schedules import faults, servers
+from dcasgd_jax.schedules import faults, journeys, servers
 from dcasgd_jax.schedules.cluster import Cluster
 from dcasgd_jax.schedules.schedule import Schedule
-
-_LIFE, _ARRIVAL, _PULL = range(3)
 
 
 def play(
@@ -27,6 +25,7 @@ def play(
     *,
     workers: Iterable[int] | None = None,
     overlap: bool = False,
+    foresight: bool = False,
 ) -> Schedule:
     """Plays a server on a cluster until it has made its updates.
 
@@ -36,6 +35,8 @@ def play(
       server: A fresh server.
       workers: Who takes part. Default: all workers.
       overlap: Whether a worker pulls at the end of its computation, not at the push's arrival.
+      foresight: Whether a server that waits in vain knows so at the last push, and has its
+        workers pull then. For one whose updates are made in `push`.
 
     Returns:
       The schedule, up to the push that makes the last update.
@@ -51,7 +52,7 @@ def play(
       >>> event_loop.play(both, 4, servers.ProtocolServer()).worker.tolist()
       [0, 0, 1, 0]
     """
-    return _Play(cluster, num_updates, server, workers, overlap).run()
+    return _Play(cluster, num_updates, server, workers, overlap=overlap, foresight=foresight).run()
 
 
 _PATIENCE = 10_000  # pushes without an update, for each worker and each push of a mean
@@ -60,24 +61,26 @@ _PATIENCE = 10_000  # pushes without an update, for each worker and each push of
 class _Play:
     """One run: the heap of what is to happen, and the record of what has."""
 
-    def __init__(self, cluster, num_updates, server, workers, overlap):
+    def __init__(self, cluster, num_updates, server, workers, *, overlap, foresight):
         self._cluster: Cluster = cluster
         self._num_updates: int = num_updates
         self._server: servers.ProtocolServer = server
         self._overlap: bool = overlap
+        self._foresight: bool = foresight
         takes_part = set(range(cluster.num_workers) if workers is None else workers)
         self._lives = [life for life in cluster.faults.life if life.worker in takes_part]
-        # Entries are (time, kind, worker, serial number, life, read_version, read_time); in those
-        # of kind _LIFE an index takes the worker's place.
-        self._heap: list[tuple] = [
-            (life.time, _LIFE, index, 0, 0, 0, 0.0) for index, life in enumerate(self._lives)
+        self._heap: journeys.Heap = [
+            (life.time, journeys.LIFE, index, 0, 0, 0, 0.0)
+            for index, life in enumerate(self._lives)
         ]
         heapq.heapify(self._heap)
-        self._serial = 0  # of equal arrivals of one worker the older gradient comes first
-        self._life = [0] * cluster.num_workers  # gradients of an earlier life are lost
+        self._journeys = journeys.LawJourneys(cluster, self._heap, overlap=overlap)
+        self._serial = 0
+        self._alarm = -1  # serial number of the one that is to ring
+        self._life = [0] * cluster.num_workers
+        self._busy = [False] * cluster.num_workers
         self._pushed = [0] * cluster.num_workers
-        self._stopwatch = _Stopwatch(cluster)
-        self._last_arrival = [0.0] * cluster.num_workers
+        self._update_times: list[float] = []
         self._worker: list[int] = []
         self._read_version: list[int] = []
         self._version: list[int] = []
@@ -99,12 +102,14 @@ class _Play:
                 if server.version == version:
                     raise self._no_update(patience)
                 version, look = server.version, len(self._worker) + patience
-            time, kind, worker, _, life, read_version, read_time = heapq.heappop(heap)
-            if kind == _LIFE:
+            time, kind, worker, serial, life, read_version, read_time = heapq.heappop(heap)
+            if kind == journeys.LIFE:
                 self._change_life(time, self._lives[worker])
+            elif kind == journeys.ALARM:
+                self._ring(time, serial)
             elif life != lives[worker]:
                 continue
-            elif kind == _PULL:
+            elif kind == journeys.PULL:
                 server.finish(worker, True)
                 self._admit(time)
             else:
@@ -119,6 +124,7 @@ class _Play:
         self._pushed[worker] += 1
         lost = push in plan.lost
         self._record(time, worker, read, event, lost)
+        self._busy[worker] = False
         if not self._overlap:
             self._server.finish(worker, self._applied[-1])
         self._admit(time)
@@ -144,34 +150,54 @@ class _Play:
 
     def _admit(self, time: float) -> None:
         """Whoever may pull now does, and a gradient gets under way."""
-        heap = self._heap
-        for worker in self._server.admit():
-            computed, upload = self._stopwatch.next(worker, time)
+        server = self._server
+        admitted = server.admit()
+        while server.version > len(self._update_times):
+            self._update_times.append(time)
+        for worker in admitted:
+            if self._busy[worker] and not self._overlap:
+                self._lose_gradients(worker, time)
+            self._busy[worker] = True
             self._serial += 1
-            gradient = (worker, self._serial, self._life[worker], self._server.version, time)
-            if not self._overlap:
-                arrival = time + (computed + upload)
-            else:
-                end = time + computed
-                heapq.heappush(heap, (end, _PULL, *gradient))
-                # A gradient does not overtake the one before it.
-                arrival = max(end + upload, self._last_arrival[worker])
-                self._last_arrival[worker] = arrival
-            heapq.heappush(heap, (arrival, _ARRIVAL, *gradient))
+            life = self._life[worker]
+            self._journeys.begin(
+                journeys.Gradient(worker, self._serial, life, server.version, time)
+            )
+        if server.wake_in is not None:
+            self._serial += 1
+            self._alarm = self._serial
+            ring = (time + server.wake_in, journeys.ALARM, 0, self._serial, 0, 0, 0.0)
+            heapq.heappush(self._heap, ring)
+            server.wake_in = None
+
+    def _ring(self, time: float, serial: int) -> None:
+        """The time that the server has given itself is over."""
+        if serial == self._alarm:
+            self._server.wake()
+            self._admit_without_push(self._time[-1] if self._foresight else time)
 
     def _change_life(self, time: float, life: faults.LifeEvent) -> None:
         """A worker joins, crashes or restarts."""
-        version = self._server.version
         if life.kind == faults.CRASH:
-            self._life[life.worker] += 1
-            self._last_arrival[life.worker] = 0.0
+            self._lose_gradients(life.worker, time)
             self._server.leave(life.worker)
         else:
             self._server.join(life.worker)
+        self._admit_without_push(time)
+
+    def _lose_gradients(self, worker: int, time: float) -> None:
+        """Whatever this worker computes or sends is thrown away."""
+        self._life[worker] += 1
+        self._busy[worker] = False
+        self._journeys.drop(worker, time)
+
+    def _admit_without_push(self, time: float) -> None:
+        """Lets workers pull; an update may be made although no push has arrived."""
+        version = self._server.version
         self._admit(time)
         if self._server.version > version:
-            # A crash has completed a barrier. In a schedule an update follows an applied push, so
-            # unused pushes since the last one count as later; they change nothing.
+            # In a schedule an update follows an applied push, so unused pushes since the last one
+            # count as later; they change nothing.
             event = len(self._worker) - 1
             while not self._applied[event]:
                 self._version[event] = self._server.version
@@ -201,54 +227,22 @@ class _Play:
 
     def _schedule(self) -> Schedule:
         end = len(self._worker)
-        while not self._applied[end - 1]:  # only after an update that a crash has brought about
+        while not self._applied[end - 1]:  # only after an update that no push has brought about
             end -= 1
         corrupt = np.zeros(len(self._worker), bool)
         corrupt[self._corrupt] = True
+        version = np.array(self._version[:end])
         schedule = Schedule(
             num_workers=self._cluster.num_workers,
             worker=np.array(self._worker[:end]),
             read_version=np.array(self._read_version[:end]),
-            version=np.array(self._version[:end]),
+            version=version,
             time=np.array(self._time[:end]),
             applied=np.array(self._applied[:end]),
             batch=np.array(self._batch[:end]),
             corrupt=corrupt[:end],
             read_time=np.array(self._read_time[:end]),
+            update_time=np.array(self._update_times)[version],
         )
         servers.check_pushes(self._server, int(schedule.num_pushes.max()))
         return schedule
-
-
-class _Stopwatch:
-    """How long each worker's next gradient takes."""
-
-    def __init__(self, cluster: Cluster):
-        self._cluster = cluster
-        self._started = [0] * cluster.num_workers
-        self._drawn: list[tuple[list[float], ...]] = [([], [], [])] * cluster.num_workers
-
-    def next(self, worker: int, pull_time: float) -> tuple[float, float]:
-        """Seconds from this pull until the gradient is computed, and from then until it arrives."""
-        index = self._started[worker]
-        self._started[worker] = index + 1
-        if index == len(self._drawn[worker][0]):
-            self._draw(worker, 2 * index + 16)
-        computed, upload, download = self._drawn[worker]
-        slow_downs = self._cluster.faults.slow_downs.get(worker)
-        if slow_downs is None:
-            return computed[index], upload[index]
-        start = pull_time + download[index]
-        compute = float(self._cluster.compute.first(worker, index + 1)[index])
-        for slow_down in slow_downs:
-            if slow_down.start <= start < slow_down.stop:
-                compute *= slow_down.factor
-        return download[index] + compute, upload[index]
-
-    def _draw(self, worker: int, count: int) -> None:
-        cluster = self._cluster
-        self._drawn[worker] = (
-            cluster.until_computed(worker, count).tolist(),
-            cluster.upload(worker, count).tolist(),
-            cluster.download(worker, count).tolist(),
-        )

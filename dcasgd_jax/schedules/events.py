@@ -30,6 +30,7 @@ class Events:
     batch: np.ndarray = dataclasses.field(default=None, metadata=_INTEGERS)  # type: ignore[assignment]
     corrupt: np.ndarray = dataclasses.field(default=None, metadata=_BOOLEANS)  # type: ignore[assignment]
     read_time: np.ndarray = dataclasses.field(default=None, metadata=_SECONDS)  # type: ignore[assignment]
+    update_time: np.ndarray = dataclasses.field(default=None, metadata=_SECONDS)  # type: ignore[assignment]
 
     def __post_init__(self):
         given = {name: getattr(self, name) for name in COLUMNS}
@@ -68,6 +69,11 @@ class Events:
         original = np.clip(self.batch, 0, len(self.worker) - 1)
         return read_time[original]
 
+    def _default_update_time(self):
+        if not 0 < len(self.time) == len(self.version):
+            return self.time
+        return latest_of_version(self.time, self.version)
+
     @functools.cached_property
     def previous_push(self) -> np.ndarray:
         """Event of the same worker's previous push, -1 if there is none; int64 [num_events]."""
@@ -78,6 +84,15 @@ class Events:
 COLUMNS: dict[str, Any] = {
     field.name: field.metadata["dtype"] for field in dataclasses.fields(Events)
 }
+
+
+def latest_of_version(seconds: np.ndarray, version: np.ndarray) -> np.ndarray:
+    """The latest time of each event's version, of times [num_events]; float64 [num_events]."""
+    starts = np.flatnonzero(np.append(True, version[1:] != version[:-1]))
+    if len(starts) == len(seconds):
+        return seconds
+    latest = np.maximum.reduceat(seconds, starts)
+    return np.repeat(latest, np.diff(starts, append=len(seconds)))
 
 
 def _frozen(name: str, values: Any, dtype: Any) -> np.ndarray:

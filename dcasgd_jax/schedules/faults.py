@@ -9,13 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from dcasgd_jax import checks
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 class _CheckedFault:
@@ -30,7 +24,7 @@ class _CheckedFault:
             if field.name in ("worker", "push"):
                 checks.check_fields(self, **{field.name: 0})
                 continue
-            checks.check_kind(name, value, _is_number, "a number")
+            checks.check_kind(name, value, checks.is_number, "a number")
             if field.name == "factor":
                 if not (value > 0 and math.isfinite(value)):
                     raise ValueError(f"{name} must be positive and finite, got {value}.")
@@ -190,6 +184,14 @@ class FaultPlan:
         self._check_lives(num_workers)
         for worker, push in self.lost & self.duplicated:
             raise ValueError(f"Push {push} of worker {worker} is both lost and duplicated.")
+
+    def slow_down(self, worker: int, start: float) -> float:
+        """How many times longer a computation takes that begins then."""
+        factor = 1.0
+        for slow_down in self.slow_downs.get(worker, ()):
+            if slow_down.start <= start < slow_down.stop:
+                factor *= slow_down.factor
+        return factor
 
     def _check_lives(self, num_workers: int) -> None:
         """Joins, crashes and restarts of each worker must follow each other."""

@@ -10,7 +10,8 @@ not wait, comes right after its push.
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,11 @@ class Protocol(abc.ABC):
         """Whether live workers can follow it: all take part, and each pulls after its push."""
         return True
 
+    @property
+    def playing(self) -> Mapping[str, Any]:
+        """What `schedule` tells the event loop besides the server: nothing."""
+        return {}
+
     @abc.abstractmethod
     def server(self, num_workers: int) -> servers.ProtocolServer:
         """A fresh server for `num_workers` workers; ValueError if it cannot serve so many."""
@@ -74,7 +80,8 @@ class Protocol(abc.ABC):
 
         Plays the server event by event; a protocol may replace this by something faster.
         """
-        return event_loop.play(cluster, num_updates, self.server(cluster.num_workers))
+        server = self.server(cluster.num_workers)
+        return event_loop.play(cluster, num_updates, server, **self.playing)
 
 
 def check_protocol(protocol: object) -> None:
@@ -100,6 +107,11 @@ class Asynchronous(Protocol):
         """Not with overlap: a live worker pulls when its push has arrived."""
         return not self.overlap
 
+    @property
+    def playing(self) -> Mapping[str, Any]:
+        """See `Protocol.playing`."""
+        return {"overlap": self.overlap}
+
     def server(self, num_workers: int) -> servers.ProtocolServer:
         """See `Protocol.server`."""
         del num_workers
@@ -107,9 +119,8 @@ class Asynchronous(Protocol):
 
     def schedule(self, cluster: Cluster, num_updates: int) -> Schedule:
         """See `Protocol.schedule`."""
-        if cluster.faults.any:
-            server = self.server(cluster.num_workers)
-            return event_loop.play(cluster, num_updates, server, overlap=self.overlap)
+        if not cluster.undisturbed:
+            return super().schedule(cluster, num_updates)
         if self.overlap:
             return _overlapping_schedule(cluster, num_updates)
         worker, time = _first_pushes(cluster, num_updates)
@@ -142,7 +153,7 @@ class Buffered(Protocol):
 
     def schedule(self, cluster: Cluster, num_updates: int) -> Schedule:
         """See `Protocol.schedule`."""
-        if cluster.faults.any:
+        if not cluster.undisturbed:
             return super().schedule(cluster, num_updates)
         worker, time = _first_pushes(cluster, num_updates * self.num_pushes)
         return Schedule(
@@ -176,7 +187,7 @@ class DropStale(Protocol):
 
     def schedule(self, cluster: Cluster, num_updates: int) -> Schedule:
         """See `Protocol.schedule`."""
-        if cluster.faults.any:
+        if not cluster.undisturbed:
             return super().schedule(cluster, num_updates)
         num_pushes = num_updates
         while True:
@@ -213,6 +224,11 @@ class Sequential(Protocol):
         """No: a live run has work for all of its workers."""
         return False
 
+    @property
+    def playing(self) -> Mapping[str, Any]:
+        """See `Protocol.playing`."""
+        return {"workers": [0]}
+
     def server(self, num_workers: int) -> servers.ProtocolServer:
         """See `Protocol.server`."""
         del num_workers
@@ -220,9 +236,8 @@ class Sequential(Protocol):
 
     def schedule(self, cluster: Cluster, num_updates: int) -> Schedule:
         """See `Protocol.schedule`."""
-        if cluster.faults.any:
-            server = self.server(cluster.num_workers)
-            return event_loop.play(cluster, num_updates, server, workers=[0])
+        if not cluster.undisturbed:
+            return super().schedule(cluster, num_updates)
         version = np.arange(num_updates)
         return Schedule(
             worker=np.zeros(num_updates, np.int64),

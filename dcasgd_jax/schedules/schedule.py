@@ -34,6 +34,9 @@ class Schedule(Events):
       corrupt: `[num_events]`, bool; whether the gradient arrives as NaN. Default: none does.
       read_time: `[num_events]`, simulated seconds at which the worker pulled; in `[0, time]`.
         Default: when the worker's previous push arrived, 0 at first.
+      update_time: `[num_events]`, simulated seconds at which the server makes the update of the
+        push's version; later than the last push of the version where the server has waited for
+        more. Default: when the last push of the version arrives.
       num_workers: M ≥ 1. Default: the largest worker plus one.
 
     Raises:
@@ -142,7 +145,8 @@ class Schedule(Events):
         try:
             arrays = archives.load(path)
             expected = {*COLUMNS, "num_workers"}
-            if missing := sorted(expected - set(arrays)):
+            # Files of before there was such a column lack it; then its default is right.
+            if missing := sorted(expected - set(arrays) - {"update_time"}):
                 raise ValueError(f"it has no {', '.join(missing)}")
             if foreign := sorted(set(arrays) - expected):
                 raise ValueError(f"it has {', '.join(foreign)}")

@@ -4,6 +4,7 @@ The simulated event loop and the live runtime tell the same server what happens;
 and workers, but no times and no gradients.
 """
 
+import math
 from collections.abc import Iterable
 
 
@@ -12,7 +13,7 @@ class ProtocolServer:
 
     Made by `Protocol.server`, for one run. Of each gradient that arrives it is told in this order:
     `push`, `finish`, `admit`; of one that is lost on its way, `finish` and `admit` only. After
-    `join` and after `leave` comes `admit`. A server of one's own is a subclass that replaces what
+    `join`, `leave` and `wake` comes `admit`. A server of one's own is a subclass that replaces what
     differs.
 
     Attributes:
@@ -20,6 +21,8 @@ class ProtocolServer:
       pushes_per_update: Pushes that an update waits for while all workers live. More than 1: an
         update is the mean of the pushes applied since the last one.
       mixes_versions: Whether the pushes of one update may have read different versions.
+      wake_in: Seconds from now after which `wake` is to be called, or None; read after `admit` and
+        set back to None. Of several the last one counts.
     """
 
     pushes_per_update: int = 1
@@ -27,6 +30,7 @@ class ProtocolServer:
 
     def __init__(self):
         self.version: int = 0
+        self.wake_in: float | None = None
         self._asking: list[int] = []
 
     def push(self, worker: int, read_version: int) -> bool:
@@ -48,8 +52,14 @@ class ProtocolServer:
         """A worker crashes; it wants nothing any more, until it joins again."""
         del worker
 
+    def wake(self) -> None:
+        """The time that `wake_in` has asked for is over."""
+
     def admit(self) -> Iterable[int]:
-        """Makes the update that may be due, then names the workers that may pull now."""
+        """Makes the update that may be due, then names the workers that may pull now.
+
+        A worker that is named while it computes throws its gradient away and begins anew.
+        """
         asking, self._asking = self._asking, []
         return asking
 
@@ -88,9 +98,11 @@ class DroppingServer(ProtocolServer):
 class BarrierServer(ProtocolServer):
     """Collects gradients of its current version; who has given one waits for the update."""
 
-    def __init__(self, num_pushes: int):
+    def __init__(self, num_pushes: int, *, cancel: bool = False):
         super().__init__()
         self.pushes_per_update = num_pushes
+        self._wanted: float = num_pushes
+        self._cancel = cancel
         self._collected = 0
         self._live: set[int] = set()
         self._waiting: set[int] = set()
@@ -120,13 +132,61 @@ class BarrierServer(ProtocolServer):
 
     def admit(self) -> Iterable[int]:
         """See `ProtocolServer.admit`."""
-        everybody_waits = 0 < len(self._waiting) == len(self._live)
-        if self._collected >= self.pushes_per_update or (self._collected and everybody_waits):
-            self.version += 1
+        if self._collected and self._is_complete():
+            self._update()
             self._collected = 0
-            self._asking.extend(sorted(self._waiting))
+            self._asking = sorted(self._live if self._cancel else {*self._asking, *self._waiting})
             self._waiting.clear()
         return super().admit()
+
+    def _is_complete(self) -> bool:
+        """Whether nobody needs to wait any more: the pushes are there, or no more can come."""
+        everybody_waits = 0 < len(self._waiting) == len(self._live)
+        return self._collected >= self._wanted or everybody_waits
+
+    def _update(self) -> None:
+        self.version += 1
+
+
+class QuorumServer(BarrierServer):
+    """Collects gradients of any version, for a time at most; who has given one waits."""
+
+    def __init__(self, num_pushes: int, grace: float | None):
+        super().__init__(num_pushes)
+        self.mixes_versions = num_pushes > 1
+        self._grace = grace
+        self._over = False  # the time
+
+    def push(self, worker: int, read_version: int) -> bool:
+        """See `ProtocolServer.push`."""
+        if not self._collected:
+            self._over = False
+            self.wake_in = self._grace
+        self._collected += 1
+        return True
+
+    def wake(self) -> None:
+        """See `ProtocolServer.wake`."""
+        self._over = True
+
+    def _is_complete(self) -> bool:
+        return self._over or super()._is_complete()
+
+
+class GraceServer(QuorumServer):
+    """Every push is one update; who has pushed waits for others, and they pull together."""
+
+    def __init__(self, grace: float):
+        super().__init__(1, grace)
+        self._wanted = math.inf
+
+    def push(self, worker: int, read_version: int) -> bool:
+        """See `ProtocolServer.push`."""
+        self.version += 1
+        return super().push(worker, read_version)
+
+    def _update(self) -> None:
+        pass  # made at each push
 
 
 class ClockServer(ProtocolServer):

@@ -105,13 +105,25 @@ def _batch_faults(s: Events) -> Iterator[Fault]:
 def _time_faults(s: Events) -> Iterator[Fault]:
     """Times that run backwards."""
     previous_time = np.concatenate([[0.0], s.time[:-1]])
-    yield (
-        ~(s.time >= previous_time) | ~np.isfinite(s.time),
-        lambda k: f"its time is {s.time[k]} s, after {previous_time[k]} s",
-    )
+    backwards = ~(s.time >= previous_time) | ~np.isfinite(s.time)
+    yield backwards, lambda k: f"its time is {s.time[k]} s, after {previous_time[k]} s"
     yield (
         ~((s.read_time >= 0) & (s.read_time <= s.time)),
         lambda k: f"its read_time is {s.read_time[k]} s, but must be in [0, {s.time[k]}] s",
+    )
+    if backwards.any():  # then the default of update_time says nothing
+        return
+    yield (
+        ~(s.update_time >= s.time) | ~np.isfinite(s.update_time),
+        lambda k: f"its update_time is {s.update_time[k]} s, before its time, {s.time[k]} s",
+    )
+    steps, same = np.diff(s.update_time, prepend=0.0), np.diff(s.version, prepend=-1) == 0
+    yield (
+        (steps < 0) | (same & (steps != 0)),
+        lambda k: (
+            f"its update_time is {s.update_time[k]} s, after one of {s.update_time[k - 1]} s for "
+            f"{'the same' if same[k] else 'an earlier'} version"
+        ),
     )
 
 

@@ -20,12 +20,13 @@ from dcasgd_jax.schedules.laws import (
     StepsTime,
 )
 from dcasgd_jax.schedules.making import make_schedule
+from dcasgd_jax.schedules.participation import Sampled, availability
 from dcasgd_jax.schedules.protocols import Asynchronous, Buffered, DropStale, Protocol, Sequential
 from dcasgd_jax.schedules.recorded import RecordedTime
 from dcasgd_jax.schedules.sampling import ShardedEpochs
 from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.schedules.servers import ProtocolServer
-from dcasgd_jax.schedules.waiting import StaleSynchronous, Synchronous
+from dcasgd_jax.schedules.waiting import Grace, Quorum, StaleSynchronous, Synchronous
 from dcasgd_jax.sim.batches import Indexed
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.engines import HostEngine, ScanEngine
@@ -60,6 +61,7 @@ __all__ = [
     "Evaluations",
     "ExponentialTime",
     "GammaTime",
+    "Grace",
     "HostEngine",
     "Indexed",
     "LanesEngine",
@@ -77,11 +79,13 @@ __all__ = [
     "Problem",
     "Protocol",
     "ProtocolServer",
+    "Quorum",
     "ReadVersions",
     "RecordedTime",
     "Recording",
     "Restart",
     "RoundRobin",
+    "Sampled",
     "ScanEngine",
     "Schedule",
     "Sequential",
@@ -97,6 +101,7 @@ __all__ = [
     "SweepResult",
     "Synchronous",
     "Trace",
+    "availability",
     "grid",
     "guard_epochs",
     "held_back_schedule",

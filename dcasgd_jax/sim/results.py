@@ -216,7 +216,7 @@ def make_evaluations(
     return Evaluations(
         version=schedule.version[event] + 1,
         samples=samples[event],
-        time=schedule.time[event],
+        time=schedule.update_time[event],
         values=record.evaluations,
     )
 

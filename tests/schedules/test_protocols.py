@@ -11,7 +11,10 @@ from ticks import Reference
 
 from dcasgd_jax import sim
 
-FIELDS = ("worker", "read_version", "version", "time", "applied", "batch", "corrupt", "read_time")
+FIELDS = (
+    "worker", "read_version", "version", "time", "applied", "batch", "corrupt", "read_time",
+    "update_time",
+)  # fmt: skip
 ALWAYS_BUSY = [
     sim.Asynchronous(),
     sim.Asynchronous(overlap=True),
@@ -26,13 +29,21 @@ WAITING = [
     sim.Synchronous(backup_workers=2),
     sim.StaleSynchronous(0),
     sim.StaleSynchronous(2),
+    sim.Synchronous(backup_workers=2, cancel=True),
+    sim.Quorum(3),
+    sim.Quorum(3, grace=0.2),
+    sim.Grace(0.2),
+    sim.Grace(0.2, foresight=True),
+    sim.Sampled(3, seed=0, protocol=sim.Grace(0.2, foresight=True)),
 ]
 
 
 def protocols(num_workers):
     return st.one_of(
         st.builds(sim.Asynchronous, st.booleans()),
-        st.builds(sim.Synchronous, st.integers(0, num_workers - 1)),
+        st.builds(sim.Synchronous, st.integers(0, num_workers - 1), st.booleans()),
+        st.builds(sim.Quorum, st.integers(1, num_workers), st.none() | st.integers(0, 4)),
+        st.builds(sim.Grace, st.integers(0, 4)),
         st.builds(sim.StaleSynchronous, st.integers(0, 3)),
         st.builds(sim.Buffered, st.integers(1, 4)),
         st.builds(sim.DropStale, st.integers(1, 4)),
@@ -75,11 +86,12 @@ def make(protocol, num_workers, num_updates, tables, faults=()):
 
 
 def assert_as_reference(schedule, outcome):
-    expected = {name: [getattr(push, name) for push in outcome.pushes] for name in FIELDS[4:]}
+    expected = {name: [getattr(push, name) for push in outcome.pushes] for name in FIELDS[4:-1]}
     expected["worker"] = [push.worker for push in outcome.pushes]
     expected["read_version"] = [push.read_version for push in outcome.pushes]
     expected["time"] = [push.time for push in outcome.pushes]
     expected["version"] = outcome.versions
+    expected["update_time"] = outcome.update_times
     assert {name: getattr(schedule, name).tolist() for name in FIELDS} == expected
 
 
@@ -221,6 +233,8 @@ def test_protocols_are_deterministic_and_begin_alike_however_long(protocol):
 def test_one_worker_and_one_update(protocol):
     if isinstance(protocol, sim.Synchronous):
         protocol = sim.Synchronous()
+    if isinstance(protocol, sim.Quorum):
+        protocol = sim.Quorum(1, protocol.grace)
     schedule = sim.make_schedule(LAW, 1, 1, seed=0, protocol=protocol)
     assert schedule.num_updates == 1
     assert schedule.applied.all()
@@ -347,7 +361,14 @@ def test_a_server_must_say_that_it_averages():
         (sim.Sequential(), 1, False, False),
         (sim.Synchronous(), 4, False, True),
         (sim.Synchronous(1), 3, False, True),
+        (sim.Synchronous(1, cancel=True), 3, False, False),
         (sim.StaleSynchronous(1), 1, False, True),
+        (sim.Quorum(1), 1, False, True),
+        (sim.Quorum(3, grace=0.5), 3, True, True),
+        (sim.Grace(0.5), 1, False, True),
+        (sim.Grace(0.5, foresight=True), 1, False, False),
+        (sim.Sampled(2, 0, sim.Buffered(3)), 3, True, True),
+        (sim.Sampled(2, 0, sim.Grace(0.5, foresight=True)), 1, False, False),
     ],
     ids=str,
 )

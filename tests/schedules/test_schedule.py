@@ -10,7 +10,10 @@ from dcasgd_jax.runtime import history
 from dcasgd_jax.schedules import events
 from dcasgd_jax.schedules.slots import assign_slots
 
-FIELDS = ("worker", "read_version", "version", "time", "applied", "batch", "corrupt", "read_time")
+FIELDS = (
+    "worker", "read_version", "version", "time", "applied", "batch", "corrupt", "read_time",
+    "update_time",
+)  # fmt: skip
 
 # Event 1 repeats event 0, event 2 is dropped, event 4 arrives as NaN.
 EVERYTHING = sim.Schedule(
@@ -23,6 +26,7 @@ EVERYTHING = sim.Schedule(
     batch=[0, 0, 2, 3, 4],
     corrupt=[False, False, False, False, True],
     read_time=[0.0, 0.0, 0.5, 1.0, 2.0],
+    update_time=[1.0, 1.5, 5.0, 5.0, 5.0],
 )
 
 
@@ -235,6 +239,27 @@ def test_the_defaults_of_the_optional_fields():
     assert schedule.read_time.tolist() == [0, 0, 1.0, 2.0]
 
 
+def test_an_update_is_made_at_the_last_push_of_its_version_or_later():
+    pushes = dict(worker=[0, 1, 0], read_version=[0, 0, 1], version=[0, 0, 1], time=[1.0, 2.0, 4.0])
+    assert sim.Schedule(**pushes).update_time.tolist() == [2, 2, 4]
+    assert sim.Schedule(**pushes, update_time=[3, 3, 4]).update_time.tolist() == [3, 3, 4]
+    for bad, message in (
+        ([1.5, 1.5, 4], "event 1 its update_time is 1.5 s, before its time, 2.0 s"),
+        ([2, 3, 4], "event 1 its update_time is 3.0 s, after one of 2.0 s for the same version"),
+        ([9, 9, 4], "event 2 its update_time is 4.0 s, after one of 9.0 s for an earlier version"),
+        ([2, 2, np.inf], "event 2 its update_time is inf s"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sim.Schedule(**pushes, update_time=bad)
+
+
+def test_a_bad_time_is_named_and_not_what_follows_from_it():
+    pushes = dict(worker=[0, 1, 0], read_version=[0, 0, 0], version=[0, 0, 0])
+    for time in ([1.0, 2.0, np.inf], [1.0, np.nan, 3.0], [2.0, 3.0, 1.0]):
+        with pytest.raises(ValueError, match=r"event [12] its time is"):
+            sim.Schedule(**pushes, time=time)
+
+
 def test_a_repeated_push_was_read_when_the_first_was():
     schedule = sim.Schedule([0, 1, 0, 1, 0], [0, 0, 1, 0, 3], batch=[0, 1, 2, 1, 4])
     assert schedule.read_time.tolist() == [0, 0, 1, 0, 3]
@@ -402,6 +427,15 @@ def test_a_file_of_other_columns_says_which(tmp_path):
     np.savez_compressed(path, **arrays, bpplied=[True] * 5)
     with pytest.raises(ValueError, match=r"race\.npz .*: it has bpplied"):
         sim.Schedule.load(path)
+
+
+def test_a_file_of_before_there_were_update_times_loads(tmp_path):
+    path = tmp_path / "race.npz"
+    schedule = sim.make_schedule(sim.ParetoTime(), 3, 20, seed=0, protocol=sim.Synchronous())
+    arrays = {name: getattr(schedule, name) for name in FIELDS if name != "update_time"}
+    archives.save(path, {**arrays, "num_workers": np.asarray(3, np.int64)}, compressed=True)
+    loaded = sim.Schedule.load(path)
+    np.testing.assert_array_equal(loaded.update_time, schedule.update_time)
 
 
 def test_a_file_of_what_cannot_have_happened_is_refused(tmp_path):

@@ -106,4 +106,5 @@ def guard_epochs(schedule: Schedule, epoch_length: int) -> Schedule:
         applied=np.array(applied),
         version=np.array(version),
         read_version=np.array(read_version),
+        update_time=None,  # every update is made at its push
     )
