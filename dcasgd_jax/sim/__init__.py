@@ -18,6 +18,7 @@ from dcasgd_jax.schedules.laws import (
     ParetoTime,
     RoundRobin,
 )
+from dcasgd_jax.schedules.links import Links
 from dcasgd_jax.schedules.making import make_schedule
 from dcasgd_jax.schedules.participation import Sampled, availability
 from dcasgd_jax.schedules.protocols import Asynchronous, Buffered, DropStale, Protocol, Sequential
@@ -63,6 +64,7 @@ __all__ = [
     "Indexed",
     "LanesEngine",
     "LateJoin",
+    "Links",
     "LognormalTime",
     "LostPush",
     "MarkovTime",
