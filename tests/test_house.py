@@ -211,7 +211,7 @@ def test_public_names_are_the_ones_promised():
         *("ConstantTime", "ExponentialTime", "GammaTime", "LognormalTime", "MarkovTime"),
         *("ParetoTime", "RecordedTime", "RoundRobin"),
         *("Crash", "DuplicatedPush", "LateJoin", "LostPush", "NaNGradient", "Restart", "SlowDown"),
-        "availability",
+        *("availability", "Links"),
         *("Schedule", "make_schedule", "Indexed", "ShardedEpochs"),
         *("Problem", "Recording", "Server"),
         *("LocalSteps", "OneGradient", "StepsTime", "steps_by_speed"),

@@ -22,7 +22,7 @@ class Event(NamedTuple):
     batch: int
     corrupt: bool
     read_time: float
-    update_time: float  # 0 where the version's last push makes the update
+    update_time: float  # no sooner than this: see `recorded`
     number: int  # which of its worker's gradients
     loss: float
 
@@ -99,7 +99,7 @@ def recorded(
         raise ValueError("No push has been applied yet, so there is nothing to record.")
     until = len(arrays["applied"]) if whole else used[-1] + 1
     kept = {name: column[:until] for name, column in arrays.items()}
-    no_sooner = np.maximum(kept["time"], kept["update_time"])
+    no_sooner = np.maximum(kept["time"], kept["update_time"])  # a second delivery has the first's
     kept["update_time"] = latest_of_version(no_sooner, kept["version"])
     schedule = Schedule(**{name: kept[name] for name in COLUMNS}, num_workers=num_workers)
     return Recorded(schedule, kept["number"], kept["loss"])

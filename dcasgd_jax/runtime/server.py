@@ -212,7 +212,7 @@ class ParameterServer:
         noted: bool = True,
     ) -> None:
         """A push that is new: applied, or dropped, or None for one that is refused; and noted."""
-        version, worker = self.version, self.workers[push.worker]
+        version, seconds, worker = self.version, self.seconds, self.workers[push.worker]
         applied = gradient is not None and self._protocol.push(push.worker, push.read_version)
         if gradient is not None and not applied:
             self.counts.dropped += 1
@@ -226,12 +226,12 @@ class ParameterServer:
             worker=push.worker,
             read_version=push.read_version,
             version=version,
-            time=self.seconds,
+            time=seconds,
             applied=applied,
             batch=len(self.history),
             corrupt=gradient is None,
             read_time=worker.pulled_time,
-            update_time=0.0,
+            update_time=seconds,
             number=push.number,
             loss=push.loss,
         )

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dcasgd_jax import checks
 from dcasgd_jax.schedules import faults as faults_
 from dcasgd_jax.schedules import laws
+from dcasgd_jax.schedules import links as links_
 
 
 class Durations:
@@ -39,6 +41,7 @@ class Cluster:
       num_workers: M ≥ 1.
       compute: The compute times, `Durations`.
       faults: What goes wrong, a `FaultPlan`; `faults.any` says whether anything does.
+      links: `Links` instead of laws of upload and download times, or None.
     """
 
     def __init__(
@@ -50,12 +53,20 @@ class Cluster:
         upload: laws.WorkerTimeLaw | None = None,
         download: laws.WorkerTimeLaw | None = None,
         faults: Sequence[object] = (),
+        links: links_.Links | None = None,
     ):
         laws.check_law("law", law)
+        if links is not None:
+            is_one = lambda value: isinstance(value, links_.Links)
+            checks.check_kind("links", links, is_one, "sim.Links(...)")
+            links.check(num_workers)
+            if upload is not None or download is not None:
+                raise ValueError("Give links=, or upload= and download=, but not both.")
         for name, given in (("upload", upload), ("download", download)):
             if given is not None:
                 laws.check_law(name, given)
         self.num_workers = num_workers
+        self.links = links
         self.faults = faults_.FaultPlan(faults, num_workers)
         self.compute = Durations(law, num_workers, [seed])
         self._upload = None if upload is None else Durations(upload, num_workers, [seed, 1])
@@ -63,23 +74,31 @@ class Cluster:
 
     @property
     def undisturbed(self) -> bool:
-        """Whether nothing goes wrong."""
-        return not self.faults.any
+        """Whether each worker's times below are all that matters: no faults, no links."""
+        return not self.faults.any and self.links is None
 
     def download(self, worker: int, count: int) -> np.ndarray:
         """Seconds from each pull to the start of the computation; float64 [count]."""
-        return self._download.first(worker, count) if self._download else np.zeros(count)
+        return self._travel(self._download, worker, count)
 
     def upload(self, worker: int, count: int) -> np.ndarray:
         """Seconds from the end of each computation to its arrival; float64 [count]."""
-        return self._upload.first(worker, count) if self._upload else np.zeros(count)
+        return self._travel(self._upload, worker, count)
 
     def until_computed(self, worker: int, count: int) -> np.ndarray:
         """Seconds from each pull to the end of the computation; float64 [count]."""
-        compute = self.compute.first(worker, count)
-        return self.download(worker, count) + compute if self._download else compute
+        compute, download = self.compute.first(worker, count), self.download(worker, count)
+        return download + compute if self._download else compute
 
     def cycle(self, worker: int, count: int) -> np.ndarray:
         """Seconds from each pull to the arrival of the push; float64 [count]."""
-        computed = self.until_computed(worker, count)
-        return computed + self.upload(worker, count) if self._upload else computed
+        computed, upload = self.until_computed(worker, count), self.upload(worker, count)
+        return computed + upload if self._upload else computed
+
+    def _travel(self, durations: Durations | None, worker: int, count: int) -> np.ndarray:
+        if self.links is not None:
+            raise ValueError(
+                "Over links, how long a transfer takes depends on who else sends: where "
+                "cluster.undisturbed is False, a protocol leaves the schedule to Protocol.schedule."
+            )
+        return durations.first(worker, count) if durations else np.zeros(count)

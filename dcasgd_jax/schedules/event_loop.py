@@ -10,10 +10,11 @@ their push to arrive, then the end of a time that the server has given itself.
 
 import heapq
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from dcasgd_jax.schedules import faults, journeys, servers
+from dcasgd_jax.schedules import faults, journeys, network, servers
 from dcasgd_jax.schedules.cluster import Cluster
 from dcasgd_jax.schedules.schedule import Schedule
 
@@ -42,8 +43,8 @@ def play(
       The schedule, up to the push that makes the last update.
 
     Raises:
-      ValueError: If all workers have crashed for good before that, or the server averages pushes
-        but does not say so.
+      ValueError: If all workers have crashed for good before that, the server averages pushes but
+        does not say so, or foresight is asked for over links.
 
     Example:
       >>> from dcasgd_jax.sim import ConstantTime
@@ -62,6 +63,10 @@ class _Play:
     """One run: the heap of what is to happen, and the record of what has."""
 
     def __init__(self, cluster, num_updates, server, workers, *, overlap, foresight):
+        if foresight and cluster.links is not None:
+            raise ValueError(
+                "Over sim.Links nobody knows when a push will come: foresight=True cannot be had."
+            )
         self._cluster: Cluster = cluster
         self._num_updates: int = num_updates
         self._server: servers.ProtocolServer = server
@@ -70,11 +75,11 @@ class _Play:
         takes_part = set(range(cluster.num_workers) if workers is None else workers)
         self._lives = [life for life in cluster.faults.life if life.worker in takes_part]
         self._heap: journeys.Heap = [
-            (life.time, journeys.LIFE, index, 0, 0, 0, 0.0)
-            for index, life in enumerate(self._lives)
+            (life.time, journeys.LIFE, index, 0, None) for index, life in enumerate(self._lives)
         ]
         heapq.heapify(self._heap)
-        self._journeys = journeys.LawJourneys(cluster, self._heap, overlap=overlap)
+        make = journeys.LawJourneys if cluster.links is None else network.LinkJourneys
+        self._journeys: Any = make(cluster, self._heap, overlap=overlap)
         self._serial = 0
         self._alarm = -1  # serial number of the one that is to ring
         self._life = [0] * cluster.num_workers
@@ -102,44 +107,46 @@ class _Play:
                 if server.version == version:
                     raise self._no_update(patience)
                 version, look = server.version, len(self._worker) + patience
-            time, kind, worker, serial, life, read_version, read_time = heapq.heappop(heap)
+            time, kind, worker, serial, gradient = heapq.heappop(heap)
             if kind == journeys.LIFE:
                 self._change_life(time, self._lives[worker])
             elif kind == journeys.ALARM:
                 self._ring(time, serial)
-            elif life != lives[worker]:
+            elif kind == journeys.SENT:
+                self._journeys.sent(time, worker, serial)
+            elif gradient.life != lives[worker]:
                 continue
+            elif kind == journeys.COMPUTED:
+                self._journeys.computed(time, gradient)
             elif kind == journeys.PULL:
                 server.finish(worker, True)
                 self._admit(time)
             else:
-                self._arrive(time, worker, (read_version, read_time))
+                self._arrive(time, gradient)
         return self._schedule()
 
-    def _arrive(self, time: float, worker: int, read: tuple[int, float]) -> None:
+    def _arrive(self, time: float, gradient: journeys.Gradient) -> None:
         """A gradient arrives, or would."""
-        plan = self._cluster.faults
+        plan, worker = self._cluster.faults, gradient.worker
         event = len(self._worker)
         push = (worker, self._pushed[worker]) if plan.any else ()
         self._pushed[worker] += 1
         lost = push in plan.lost
-        self._record(time, worker, read, event, lost)
+        self._record(time, gradient, event, lost)
         self._busy[worker] = False
         if not self._overlap:
             self._server.finish(worker, self._applied[-1])
         self._admit(time)
         again = push in plan.duplicated and self._server.version < self._num_updates
         if again:
-            self._record(time, worker, read, event, lost)
+            self._record(time, gradient, event, lost)
             self._admit(time)
         if push in plan.corrupt:
             self._corrupt.extend([event, event + 1] if again else [event])
 
-    def _record(
-        self, time: float, worker: int, read: tuple[int, float], batch: int, lost: bool
-    ) -> None:
+    def _record(self, time: float, gradient: journeys.Gradient, batch: int, lost: bool) -> None:
         """Hands a gradient to the server, unless it is lost, and notes what becomes of it."""
-        read_version, read_time = read
+        worker, _, _, read_version, read_time = gradient
         self._worker.append(worker)
         self._read_version.append(read_version)
         self._version.append(self._server.version)
@@ -166,7 +173,7 @@ class _Play:
         if server.wake_in is not None:
             self._serial += 1
             self._alarm = self._serial
-            ring = (time + server.wake_in, journeys.ALARM, 0, self._serial, 0, 0, 0.0)
+            ring = (time + server.wake_in, journeys.ALARM, 0, self._serial, None)
             heapq.heappush(self._heap, ring)
             server.wake_in = None
 

@@ -8,13 +8,13 @@ from dcasgd_jax.schedules.cluster import Cluster
 # What can happen, in this order at one instant.
 LIFE, COMPUTED, SENT, ARRIVAL, PULL, ALARM = range(6)
 
-# Of happenings: (time, kind, worker, serial number, life, read_version, read_time). In the worker's
-# place those of kind LIFE and SENT have an index.
+# Of happenings: (time, kind, worker, serial number, gradient). In the worker's place those of kind
+# LIFE and SENT have an index; those of no gradient have None.
 Heap = list[tuple]
 
 
 class Gradient(NamedTuple):
-    """A gradient under way; what a happening says of it."""
+    """A gradient under way."""
 
     worker: int
     serial: int  # of equal arrivals of one worker the older gradient comes first
@@ -40,11 +40,11 @@ class LawJourneys:
             arrival = time + (computed + upload)
         else:
             end = time + computed
-            heapq.heappush(self._heap, (end, PULL, *gradient))
+            heapq.heappush(self._heap, (end, PULL, worker, gradient.serial, gradient))
             # A gradient does not overtake the one before it.
             arrival = max(end + upload, self._last_arrival[worker])
             self._last_arrival[worker] = arrival
-        heapq.heappush(self._heap, (arrival, ARRIVAL, *gradient))
+        heapq.heappush(self._heap, (arrival, ARRIVAL, worker, gradient.serial, gradient))
 
     def drop(self, worker: int, time: float) -> None:
         """What this worker has under way is lost."""

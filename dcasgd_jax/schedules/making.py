@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dcasgd_jax import checks
 from dcasgd_jax.schedules import laws, protocols
 from dcasgd_jax.schedules.cluster import Cluster
+from dcasgd_jax.schedules.links import Links
 from dcasgd_jax.schedules.schedule import Schedule
 
 
@@ -17,6 +18,7 @@ def make_schedule(
     protocol: protocols.Protocol | None = None,
     upload: laws.WorkerTimeLaw | None = None,
     download: laws.WorkerTimeLaw | None = None,
+    links: Links | None = None,
     faults: Sequence[object] = (),
 ) -> Schedule:
     """Draws compute times from a law and plays a protocol with them, on the host.
@@ -35,6 +37,8 @@ def make_schedule(
         `Asynchronous()`.
       upload: Law of the times that gradients travel. Default: none.
       download: Law of the times that parameters travel. Default: none.
+      links: Regions, latencies and bandwidths that transfers share, instead of `upload` and
+        `download`. Default: none.
       faults: What goes wrong: `Crash`, `Restart`, `LateJoin`, `SlowDown`, `LostPush`,
         `DuplicatedPush`, `NaNGradient`.
 
@@ -59,7 +63,9 @@ def make_schedule(
     num_workers = checks.check_count("num_workers", num_workers)
     num_updates = checks.check_count("num_updates", num_updates)
     seed = checks.check_count("seed", seed, least=0)
-    cluster = Cluster(law, num_workers, seed, upload=upload, download=download, faults=faults)
+    cluster = Cluster(
+        law, num_workers, seed, upload=upload, download=download, links=links, faults=faults
+    )
     protocol = protocols.Asynchronous() if protocol is None else protocol
     protocols.check_protocol(protocol)
     return protocol.schedule(cluster, num_updates)

@@ -19,6 +19,7 @@ from dcasgd_jax.schedules.laws import (
     RoundRobin,
     StepsTime,
 )
+from dcasgd_jax.schedules.links import Links
 from dcasgd_jax.schedules.making import make_schedule
 from dcasgd_jax.schedules.participation import Sampled, availability
 from dcasgd_jax.schedules.protocols import Asynchronous, Buffered, DropStale, Protocol, Sequential
@@ -66,6 +67,7 @@ __all__ = [
     "Indexed",
     "LanesEngine",
     "LateJoin",
+    "Links",
     "LocalSteps",
     "LognormalTime",
     "LostPush",
