@@ -163,12 +163,12 @@ class Workload:
     def __init__(self, setting: Setting, data: text.Text):
         self.setting, self.data = setting, data
         self.params = functools.cache(lambda seed: self._split(seed).params)
-        tokens, context = jnp.asarray(data.train), jnp.arange(setting.context + 1)
+        tokens, context = jnp.asarray(data.train), np.arange(setting.context + 1)[None]
         of_windows = self._split(0).loss_fn
         starts = np.linspace(0, len(data.validation) - setting.context - 1, VALIDATION_WINDOWS)
         held_out = jnp.asarray(data.validation)[starts.astype(int)[:, None] + context]
         self.problem = sim.Problem(
-            lambda params, starts: of_windows(params, tokens[starts[:, None] + context[None]]),
+            lambda params, starts: of_windows(params, tokens[starts[:, None] + context]),
             self.params(0),
             eval_fn=lambda params: of_windows(params, held_out),
         )

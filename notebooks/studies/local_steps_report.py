@@ -26,14 +26,14 @@ def print_tables(console: "Console", lines: Sequence[ledger.Line]) -> None:
     for steps, of_steps in study.frame(lines).groupby("steps", sort=False):
         table = terminal.new_table("method", "loss", "hours", "megabytes", "lr", lambda0)
         for name, runs in of_steps.groupby("method", sort=False):
-            last = lambda column, runs=runs: statistics.statistic(v[-1] for v in runs[column])
-            loss = last("validation_loss")
+            loss = statistics.statistic(losses[-1] for losses in runs["validation_loss"])
+            last = lambda column, runs=runs: float(np.mean([v[-1] for v in runs[column]]))
             strength = runs["lambda0"].iloc[0]
             table.add_row(
                 methods.METHODS[str(name)].title,
                 "diverged" if loss is None else loss.text(".3f"),
-                f"{last('seconds').mean / 3600:.2f}",
-                f"{last('megabytes').mean:.0f}",
+                f"{last('seconds') / 3600:.2f}",
+                f"{last('megabytes'):.0f}",
                 f"{runs['learning_rate'].iloc[0]:g}",
                 "" if strength is None or np.isnan(strength) else f"{strength:g}",
             )
