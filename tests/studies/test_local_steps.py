@@ -43,7 +43,7 @@ def test_end_to_end(tmp_path, monkeypatch, capsys):
         # 256 gradients in pushes of two: as many parameters up as down.
         assert run["megabytes"][-1] == pytest.approx(2 * size * 128 / 1e6)
     hours = {run["run"]["method"]: run["seconds"][-1] for run in runs}
-    assert hours["sync-diloco"] > 2 * hours["async"]  # it waits for the far workers
+    assert hours["sync-diloco"] > hours["async"]  # it waits for the far workers
     assert "2 local steps" in printed
     assert "synchronous DiLoCo (Nesterov)" in printed
     assert (tmp_path / study.PICTURE).read_bytes().startswith(b"\x89PNG")
