@@ -78,7 +78,9 @@ class History:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Puts the columns back that `arrays` returned."""
-        self._columns = {name: arrays[name].tolist() for name in self._columns}
+        # Checkpoints of before there was a column of update times lack it.
+        columns = {"update_time": arrays["time"], **arrays}
+        self._columns = {name: columns[name].tolist() for name in self._columns}
 
 
 def recorded(

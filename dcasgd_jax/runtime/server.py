@@ -55,6 +55,7 @@ class ParameterServer:
         self.lives = lives.begin()
         self.workers = [KnownWorker() for _ in range(settings.num_workers)]
         self._protocol = admission.make_server(settings.protocol, settings.num_workers)
+        self._alarm = admission.Alarm(self._protocol)
         self.model = Model(params, settings, self.layout, publish)
         self._num_pushes = 0  # applied since the last update
         self._stopped = False
@@ -73,9 +74,8 @@ class ParameterServer:
     @property
     def done(self) -> bool:
         """Whether all updates have been made, or no more are wanted or possible."""
-        return (
-            self._stopped or self.given_up is not None or self.version >= self.settings.num_updates
-        )
+        ended = self._stopped or self.given_up is not None
+        return ended or self.version >= self.settings.num_updates
 
     @property
     def between_updates(self) -> bool:
@@ -143,6 +143,12 @@ class ParameterServer:
             self._protocol.leave(worker)
             self._admit({}, self.version)
 
+    def wake(self) -> float | None:
+        """Lets workers pull that have waited long enough; seconds until the next call, or None."""
+        if self._alarm.ring(self.seconds) and not self.done:
+            self._admit({}, self.version)
+        return self._alarm.seconds(self.seconds)
+
     def go_on(
         self, state: programs.SimState, version: int, seconds: float, columns: dict,
         counts: Counts, before: Iterable[lives.Life],
@@ -204,12 +210,7 @@ class ParameterServer:
             self._send_home()
 
     def _take(
-        self,
-        push: Push,
-        gradient: list[np.ndarray] | None,
-        outcome: Outcome,
-        *,
-        noted: bool = True,
+        self, push: Push, gradient: list[np.ndarray] | None, outcome: Outcome, *, noted: bool = True
     ) -> None:
         """A push that is new: applied, or dropped, or None for one that is refused; and noted."""
         version, seconds, worker = self.version, self.seconds, self.workers[push.worker]
@@ -235,7 +236,7 @@ class ParameterServer:
             number=push.number,
             loss=push.loss,
         )
-        admitted = list(self._protocol.admit())
+        admitted = self._alarm.admit(self.seconds)
         metrics = {}
         if applied and gradient is not None:
             self._num_pushes += 1
@@ -254,7 +255,7 @@ class ParameterServer:
 
     def _admit(self, outcomes: dict[int, Outcome], version: int) -> None:
         """Whoever may pull after a leave or a return does; a barrier may be complete without it."""
-        admitted = list(self._protocol.admit())
+        admitted = self._alarm.admit(self.seconds)
         if self.version > version:
             self.model.update_without_push(self._num_pushes)
             self._num_pushes = 0
@@ -266,12 +267,11 @@ class ParameterServer:
         if self.done:
             return self._reply(worker, Outcome.DONE)
         self.outbox.pop(worker, None)
-        version = self.version
         if self.workers[worker].live:
             self._protocol.leave(worker)
         self.workers[worker].live = True
         self._protocol.join(worker)
-        return self._admit({worker: outcome}, version)
+        return self._admit({worker: outcome}, self.version)
 
     def _let_pull(
         self, admitted: list[int], outcomes: dict[int, Outcome], *, applied: bool

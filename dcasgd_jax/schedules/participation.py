@@ -48,6 +48,11 @@ class Sampled(protocols.Protocol):
         return self.protocol.runs_live
 
     @property
+    def runs_sharded(self) -> bool:
+        """No: each server would draw other workers, and none of them has all parameters."""
+        return False
+
+    @property
     def playing(self) -> Mapping[str, Any]:
         """See `protocols.Protocol.playing`."""
         return self.protocol.playing

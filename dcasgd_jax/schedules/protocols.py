@@ -9,14 +9,13 @@ not wait, comes right after its push.
 
 import abc
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dcasgd_jax import checks
-from dcasgd_jax.schedules import event_loop, servers
+from dcasgd_jax.schedules import always_busy, event_loop, servers
 from dcasgd_jax.schedules.cluster import Cluster
 from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.schedules.waves import previous_push
@@ -27,7 +26,7 @@ class Protocol(abc.ABC):
 
     It makes a server, which decides everything. `make_schedule` plays it event by event, and
     `runtime.ray.train` asks the same server in a live run, whose checkpoints know the protocol by
-    its `repr`.
+    its `repr`. A server that waits for a time sets `wake_in` (see `ProtocolServer`).
 
     Example:
       At most so many workers compute at a time, the others stand in a queue:
@@ -64,6 +63,14 @@ class Protocol(abc.ABC):
     @property
     def runs_live(self) -> bool:
         """Whether live workers can follow it: all take part, and each pulls after its push."""
+        return True
+
+    @property
+    def runs_sharded(self) -> bool:
+        """Whether several live servers can, each of which sees the pushes in an order of its own.
+
+        They could not if workers might wait for one another, each at another server.
+        """
         return True
 
     @property
@@ -122,8 +129,8 @@ class Asynchronous(Protocol):
         if not cluster.undisturbed:
             return super().schedule(cluster, num_updates)
         if self.overlap:
-            return _overlapping_schedule(cluster, num_updates)
-        worker, time = _first_pushes(cluster, num_updates)
+            return always_busy.overlapping_schedule(cluster, num_updates)
+        worker, time = always_busy.first_pushes(cluster, num_updates)
         return Schedule(
             worker=worker,
             read_version=previous_push(worker) + 1,
@@ -155,7 +162,7 @@ class Buffered(Protocol):
         """See `Protocol.schedule`."""
         if not cluster.undisturbed:
             return super().schedule(cluster, num_updates)
-        worker, time = _first_pushes(cluster, num_updates * self.num_pushes)
+        worker, time = always_busy.first_pushes(cluster, num_updates * self.num_pushes)
         return Schedule(
             worker=worker,
             read_version=(previous_push(worker) + 1) // self.num_pushes,
@@ -191,7 +198,7 @@ class DropStale(Protocol):
             return super().schedule(cluster, num_updates)
         num_pushes = num_updates
         while True:
-            worker, time = _first_pushes(cluster, num_pushes)
+            worker, time = always_busy.first_pushes(cluster, num_pushes)
             read_version, version, applied = self._drop(worker.tolist(), cluster.num_workers)
             enough = int(np.searchsorted(np.cumsum(applied), num_updates)) + 1
             if enough <= num_pushes:
@@ -246,52 +253,3 @@ class Sequential(Protocol):
             time=np.cumsum(cluster.cycle(0, num_updates)),
             num_workers=cluster.num_workers,
         )
-
-
-def _overlapping_schedule(cluster: Cluster, num_updates: int) -> Schedule:
-    """Pushes of workers that pull when a computation ends."""
-
-    def arrivals(worker: int, count: int) -> np.ndarray:
-        computed = np.cumsum(cluster.until_computed(worker, count))
-        return np.maximum.accumulate(computed + cluster.upload(worker, count))
-
-    worker, time = _first_pushes(cluster, num_updates, arrivals)
-    read_time = np.zeros(num_updates)
-    for m in range(cluster.num_workers):
-        mine = np.flatnonzero(worker == m)
-        if len(mine):
-            read_time[mine[1:]] = np.cumsum(cluster.until_computed(m, len(mine)))[:-1]
-    return Schedule(
-        worker=worker,
-        read_version=np.searchsorted(time, read_time, "right"),
-        version=np.arange(num_updates),
-        time=time,
-        read_time=read_time,
-        num_workers=cluster.num_workers,
-    )
-
-
-def _first_pushes(
-    cluster: Cluster,
-    num_pushes: int,
-    arrivals_of: Callable[[int, int], np.ndarray] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Workers and times of the first pushes of always-busy workers, in order of arrival."""
-    if arrivals_of is None:
-        arrivals_of = lambda m, count: np.cumsum(cluster.cycle(m, count))
-    expected = num_pushes // cluster.num_workers
-    # Equal workers stay within four deviations of memoryless ones: seldom a second round.
-    counts = [expected + 4 * math.isqrt(expected) + 16] * cluster.num_workers
-    while True:
-        arrivals = [arrivals_of(m, count) for m, count in enumerate(counts)]
-        arrival = np.concatenate(arrivals)
-        horizon = np.partition(arrival, num_pushes - 1)[num_pushes - 1]
-        short = [m for m, a in enumerate(arrivals) if a[-1] < horizon]
-        if not short:
-            break
-        for m in short:
-            counts[m] = min(2 * counts[m], num_pushes + 16)
-    worker = np.repeat(np.arange(cluster.num_workers, dtype=np.int32), counts)
-    # A stable sort leaves equal arrivals in order of their workers, and merges sorted runs fast.
-    order = np.argsort(arrival, kind="stable")[:num_pushes]
-    return worker[order], arrival[order]

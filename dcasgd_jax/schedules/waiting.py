@@ -106,6 +106,11 @@ class Quorum(protocols.Protocol):
         if self.grace is not None:
             _check_seconds(self, "grace")
 
+    @property
+    def runs_sharded(self) -> bool:
+        """Only with a grace, which ends every wait."""
+        return self.grace is not None
+
     def server(self, num_workers: int) -> servers.QuorumServer:
         """See `protocols.Protocol.server`."""
         if self.num_pushes > num_workers:

@@ -62,7 +62,7 @@ class Evaluations(NamedTuple):
     Attributes:
       version: The versions that were evaluated.
       samples: Examples that all workers had trained on by then.
-      time: Simulated seconds.
+      time: Simulated seconds at which they were made.
       values: What `eval_fn` returns, leaf [num_evaluations, ...].
     """
 

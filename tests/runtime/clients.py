@@ -143,8 +143,16 @@ class Clients:
         rng = np.random.default_rng(seed)
         until = self.settings.num_updates if until is None else until
         while self.server.version < until:
-            self.push(int(rng.choice(sorted(self.replies))))
+            self.wake()
+            if self.replies:
+                self.push(int(rng.choice(sorted(self.replies))))
         return self
+
+    def wake(self):
+        """Somebody has waited for so long."""
+        seconds = self.server.wake()
+        self.collect()
+        return seconds
 
     def recorded(self):
         return history.recorded(
@@ -179,6 +187,8 @@ PROTOCOLS = [
     sim.Synchronous(),
     sim.Synchronous(backup_workers=1),
     sim.Buffered(2),
+    sim.Quorum(3, grace=25.0),
+    sim.Sampled(2, seed=0, protocol=sim.Grace(12.0)),
 ]
 OF_A_USER = [own_protocols.AtATime(2), own_protocols.Quorum(2)]
 

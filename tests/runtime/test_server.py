@@ -64,6 +64,79 @@ def test_compensation_matters_in_these_runs(protocol):
     assert difference > 1e-3
 
 
+class SetClock:
+    """Shows what it was set to."""
+
+    seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def at_set_times(**settings):
+    run = Clients(**settings)
+    clock = run.server._clock = SetClock()
+    run.server.start_clock()
+    for worker in run.server.workers:
+        worker.pulled_time = 0.0
+    return run, clock
+
+
+def test_an_update_is_made_when_the_grace_is_over_and_not_before():
+    protocol = sim.Quorum(3, grace=2.0)
+    run, clock = at_set_times(**clients.options_for(protocol))
+    assert run.wake() is None
+    clock.seconds = 1.0
+    assert run.push(0) is None
+    assert run.wake() == 2.0
+    clock.seconds = 2.5
+    assert run.push(1) is None
+    assert run.wake() == 0.5
+    assert run.server.version == 0
+    clock.seconds = 3.5
+    assert run.wake() is None
+    assert run.server.version == 1
+    assert run.replies[0].version == run.replies[1].version == 1
+    clock.seconds = 4.0
+    assert run.push(2) is None  # read version 0, and counts for the next update
+    schedule = run.recorded().schedule
+    assert schedule.update_time.tolist() == [3.5, 3.5, 4.0]
+    assert schedule.version.tolist() == [0, 0, 1]
+
+
+def test_an_update_that_is_complete_in_time_is_followed_by_no_alarm():
+    run, clock = at_set_times(**clients.options_for(sim.Quorum(2, grace=2.0)))
+    run.push(0)
+    run.push(1)
+    assert run.server.version == 1
+    clock.seconds = 2.5
+    run.wake()
+    assert run.server.version == 1
+    run.push(0)
+    assert run.wake() == 2.0
+
+
+def test_workers_pull_together_after_a_grace():
+    run, clock = at_set_times(protocol=sim.Grace(2.0))
+    run.push(2)
+    clock.seconds = 1.0
+    run.push(0)
+    assert run.server.version == 2
+    assert set(run.replies) == {1}
+    clock.seconds = 2.0
+    run.wake()
+    assert run.replies[0].version == run.replies[2].version == 2
+
+
+def test_nothing_is_woken_after_the_end():
+    run, clock = at_set_times(num_updates=1, **clients.options_for(sim.Quorum(2, grace=2.0)))
+    run.push(0)
+    run.server.stop()
+    clock.seconds = 9.0
+    run.wake()
+    assert run.server.version == 0
+
+
 @also_of_a_user
 def test_a_worker_that_comes_back_pulls_afresh(protocol):
     run = Clients(**clients.options_for(protocol)).run(until=10)
@@ -320,7 +393,9 @@ def forms():
 
 @pytest.mark.parametrize("form", ["explicit", "remember_pulls", "dcasgd", "assume_delay"])
 @pytest.mark.parametrize(
-    "protocol", [p for p in clients.PROTOCOLS if not isinstance(p, sim.Buffered)], ids=repr
+    "protocol",
+    [p for p in clients.PROTOCOLS if not isinstance(p, sim.Buffered | sim.Quorum)],
+    ids=repr,
 )
 def test_every_form_is_the_explicit_chain_in_the_simulator(protocol, form, x64):
     """Also with a worker that comes back in between, and pulls without having pushed."""
@@ -398,6 +473,9 @@ def test_foreign_workers_are_refused():
         (dict(protocol=sim.Buffered(2)), ValueError, "per_push="),
         (dict(protocol=sim.Asynchronous(overlap=True)), ValueError, "cannot be run on a live"),
         (dict(protocol=sim.Sequential()), ValueError, "cannot be run on a live server"),
+        (dict(protocol=sim.Synchronous(1, cancel=True)), ValueError, "cannot be run on a live"),
+        (dict(protocol=sim.Grace(1, foresight=True)), ValueError, "cannot be run on a live server"),
+        (dict(protocol=sim.Quorum(4)), ValueError, "Quorum.num_pushes is 4, but there are 3 work"),
         (dict(protocol=sim.Synchronous(3)), ValueError, "less than the number of workers, 3"),
         (dict(protocol=own_protocols.Quorum(4)), ValueError, "4 workers make a quorum, but ther"),
         (dict(protocol=own_protocols.Quorum(2)), ValueError, "different versions.* per_push="),

@@ -33,6 +33,9 @@ PROTOCOLS = {
     "overlapping": sim.Asynchronous(overlap=True),
     "buffered": sim.Buffered(3),
     "dropping": sim.DropStale(3),
+    "grace": sim.Grace(0.2),
+    "quorum": sim.Quorum(3, grace=0.2),
+    "sampled": sim.Sampled(3, seed=0),
     "sequential": sim.Sequential(),
     "stale synchronous": sim.StaleSynchronous(2),
     "synchronous": sim.Synchronous(),
@@ -110,7 +113,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_never_was(engine, tmp_path):
 def test_every_protocol_resumes_bit_for_bit(name, tmp_path):
     schedule = schedule_for(PROTOCOLS[name])
     options = {}
-    if name == "buffered":
+    if name in ("buffered", "quorum"):
         options = dict(tx=optax.sgd(0.1), per_push=compensations.explicit(2.0, ms_decay=0.95))
     uninterrupted = train(None, schedule, **options)
     for stop in (20, 40, None):

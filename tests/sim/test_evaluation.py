@@ -46,6 +46,14 @@ def test_the_chosen_versions_are_evaluated(engine, protocol):
         assert result.samples[i] == 8 * (event + 1)
 
 
+def test_a_version_is_there_when_its_update_is_made_and_not_at_the_last_push():
+    schedule = schedule_for(sim.Quorum(3, grace=0.7), num_updates=14)
+    result = run(schedule, optax.sgd(0.1), eval_fn=square_norm, eval_versions=1).evaluations
+    made = schedule.update_time[schedule.updates]
+    assert (made > schedule.time[schedule.updates]).any()
+    np.testing.assert_array_equal(result.time, made)
+
+
 @pytest.mark.parametrize(
     ("asked", "versions"),
     [(5, [5, 10, 14]), (7, [7, 14]), (None, [14]), (100, [14]), (1, list(range(1, 15)))],

@@ -62,11 +62,14 @@ def momentum():
     return optax.sgd(LR, momentum=MOMENTUM)
 
 
+LINKS = sim.Links([0, 0, 1, 1], latency=0.1, bandwidth=2.0, push_bytes=1.0, pull_bytes=1.0)
 PROTOCOLS = {
     "buffered": dict(protocol=sim.Buffered(3)),
     "buffered, more pushes than workers": dict(protocol=sim.Buffered(6)),
     "dropping": dict(protocol=sim.DropStale(3)),
     "backup workers": dict(protocol=sim.Synchronous(backup_workers=1)),
+    "stopped": dict(protocol=sim.Synchronous(backup_workers=1, cancel=True)),
+    "quorum": dict(protocol=sim.Quorum(3, grace=0.5), links=LINKS),
     "stale-synchronous": dict(protocol=sim.StaleSynchronous(1)),
     "overlap": dict(protocol=sim.Asynchronous(overlap=True), upload=sim.ExponentialTime(0.7)),
     "faults": dict(

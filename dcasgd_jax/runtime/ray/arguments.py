@@ -35,12 +35,20 @@ def check_trained(problem: Problem, server: Server, metrics: Any, **given: Any) 
     _check_params(problem.params)
 
 
-def check_cluster(
-    protocol: Any, delays: Any, log: Any, address: Any, options: Mapping[str, Any]
-) -> None:
+def check_protocol(protocol: Any, num_shards: int) -> None:
+    """Raises for what is no protocol, or none that so many servers can follow."""
+    if protocol is None:
+        return
+    protocols.check_protocol(protocol)
+    if num_shards > 1 and not protocol.runs_sharded:
+        raise ValueError(
+            f"{protocol!r} cannot be run on several servers: workers might wait for one another, "
+            "each at another server. Use num_shards=1."
+        )
+
+
+def check_cluster(delays: Any, log: Any, address: Any, options: Mapping[str, Any]) -> None:
     """Raises TypeError for what is neither None nor of its type; `options` by their names."""
-    if protocol is not None:
-        protocols.check_protocol(protocol)
     if delays is not None:
         laws.check_law("delays", delays)
     is_path = lambda value: isinstance(value, str | os.PathLike | None)

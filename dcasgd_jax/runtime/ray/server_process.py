@@ -145,7 +145,9 @@ class Server:
         ticket = self._tickets[worker]
         self._changed.notify_all()
         outbox = self._server.outbox
-        self._changed.wait_for(lambda: worker in outbox or ticket != self._tickets[worker])
+        answered = lambda: worker in outbox or ticket != self._tickets[worker]
+        while not self._changed.wait_for(answered, self._server.wake()):
+            self._changed.notify_all()  # workers have waited for as long as the protocol lets them
         if ticket != self._tickets[worker]:
             return None
         return messages.pack_reply(outbox.pop(worker))

@@ -84,7 +84,8 @@ def train(
         worker that is restarted begins anew with what it keeps, such as an inner optimizer.
       address: Of a running Ray cluster; None uses the one of this process, or starts one here.
       protocol: `sim.Asynchronous()` (default), `DropStale`, `Buffered`, `StaleSynchronous`,
-        `Synchronous` or a `sim.Protocol` of one's own, as in the simulator.
+        `Synchronous`, `Quorum`, `Grace`, one of them in `Sampled`, or a `sim.Protocol` of one's
+        own, as in the simulator.
       num_shards: Servers among which the leaves are dealt out by size. Each orders the pushes for
         itself, so that a worker may read one leaf before and another after the same push.
       wire_dtype: "bfloat16" halves the messages; the server keeps what it has in the params' dtype.
@@ -136,7 +137,8 @@ def train(
         seed, max_restarts, num_workers=num_workers, num_updates=num_updates, num_shards=num_shards
     )
     given = {"worker_options": worker_options, "server_options": server_options}
-    arguments.check_cluster(protocol, delays, log, address, given)
+    arguments.check_protocol(protocol, num_shards)
+    arguments.check_cluster(delays, log, address, given)
     settings = Settings(
         tx=server.tx,
         num_workers=num_workers,

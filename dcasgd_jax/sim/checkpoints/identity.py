@@ -133,6 +133,8 @@ def _schedule(schedule: schedules.Schedule) -> dict[str, Any]:
         field.name: getattr(schedule, field.name)
         for field in dataclasses.fields(schedule)
         if isinstance(getattr(schedule, field.name), np.ndarray)
+        # Younger than many a checkpoint, and nothing that is trained depends on it.
+        and field.name != "update_time"
     }
     # The slots follow from the rest, but by rules that another release may change.
     arrays |= {"slots": np.concatenate([schedule.slots.current, schedule.slots.read])}
