@@ -19,6 +19,7 @@ EXTRAS = {
     "02_optax_and_flax": "commands,flax",
     "04_cifar10": "reproduce",
     "07_ray": "commands,ray",
+    "08_local_steps": "commands,flax",
 }
 # In a process of its own: what zmq and asyncio warn of is theirs, and no warning of ours is hidden.
 EXECUTE = """
@@ -37,7 +38,7 @@ def code_cells(path):
 
 
 def test_there_are_notebooks():
-    assert {path.stem[:2] for path in NOTEBOOKS} >= {"01", "02", "03", "04", "05", "06", "07"}
+    assert {path.stem[:2] for path in NOTEBOOKS} >= {"01", "02", "03", "04", "05", "06", "07", "08"}
 
 
 @each_notebook
