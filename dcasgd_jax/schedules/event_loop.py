@@ -9,6 +9,7 @@ their push to arrive, then the end of a time that the server has given itself.
 """
 
 import heapq
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -82,6 +83,7 @@ class _Play:
         self._journeys: Any = make(cluster, self._heap, overlap=overlap)
         self._serial = 0
         self._alarm = -1  # serial number of the one that is to ring
+        self._rings = 0
         self._life = [0] * cluster.num_workers
         self._busy = [False] * cluster.num_workers
         self._pushed = [0] * cluster.num_workers
@@ -103,10 +105,10 @@ class _Play:
         while server.version < num_updates:
             if not heap:
                 raise self._nothing_is_under_way()
-            if len(self._worker) > look:
+            if len(self._worker) + self._rings > look:
                 if server.version == version:
                     raise self._no_update(patience)
-                version, look = server.version, len(self._worker) + patience
+                version, look = server.version, len(self._worker) + self._rings + patience
             time, kind, worker, serial, gradient = heapq.heappop(heap)
             if kind == journeys.LIFE:
                 self._change_life(time, self._lives[worker])
@@ -171,6 +173,11 @@ class _Play:
                 journeys.Gradient(worker, self._serial, life, server.version, time)
             )
         if server.wake_in is not None:
+            if not 0 <= server.wake_in < math.inf:
+                raise ValueError(
+                    f"{type(server).__name__}.wake_in is {server.wake_in}, but must be a time >= 0 "
+                    "in seconds, or None."
+                )
             self._serial += 1
             self._alarm = self._serial
             ring = (time + server.wake_in, journeys.ALARM, 0, self._serial, None)
@@ -179,6 +186,7 @@ class _Play:
 
     def _ring(self, time: float, serial: int) -> None:
         """The time that the server has given itself is over."""
+        self._rings += 1
         if serial == self._alarm:
             self._server.wake()
             self._admit_without_push(self._time[-1] if self._foresight else time)
@@ -227,9 +235,9 @@ class _Play:
     def _no_update(self, pushes: int) -> ValueError:
         """A server of a user's own that would never be done."""
         return ValueError(
-            f"{type(self._server).__name__} has made no update for {pushes:,} pushes, after "
-            f"{self._server.version} of {self._num_updates}: its push() or admit() must raise "
-            "version in the end."
+            f"{type(self._server).__name__} has made no update for {pushes:,} pushes"
+            f"{' and wakes' if self._rings else ''}, after {self._server.version} of "
+            f"{self._num_updates}: its push() or admit() must raise version in the end."
         )
 
     def _schedule(self) -> Schedule:

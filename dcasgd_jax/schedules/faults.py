@@ -1,7 +1,7 @@
 """Faults: what goes wrong in a run, as values given to `make_schedule`.
 
-A worker's gradients count from 0 in the order in which they are pushed. A fault after the end of
-the run does nothing.
+A worker's gradients count from 0 in the order in which they are pushed; one that is stopped or lost
+in a crash is not. A fault after the end of the run does nothing.
 """
 
 import dataclasses

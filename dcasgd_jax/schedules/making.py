@@ -25,7 +25,7 @@ def make_schedule(
 
     A worker's cycle: it pulls (reads the server's version), the parameters travel down, it
     computes, the gradient travels up and arrives. At one instant faults come first, then pushes by
-    worker index, each followed by the pulls that it allows.
+    worker index, each followed by the pulls that it allows; a time that the server waits ends last.
 
     Args:
       law: A worker-time law, such as `GammaTime(shape=100, mean=1.0)`.

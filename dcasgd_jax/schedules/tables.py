@@ -64,7 +64,7 @@ def read_table(path: str | os.PathLike, num_rows: int | None = None) -> Table:
         if len(row) != width:
             raise ValueError(
                 f"{path}: line {line} has {len(row)} cells, but the first row of numbers has "
-                f"{width}; every row needs one cell per worker."
+                f"{width}; every row needs as many."
             )
         for column, cell in enumerate(row, start=1):
             if not _is_number(cell):

@@ -331,11 +331,29 @@ class LetsNobodyPull(sim.ProtocolServer):
         return []
 
 
+class WakesForEver(LetsNobodyPull):
+    def join(self, worker):
+        self.wake()
+
+    def wake(self):
+        self.wake_in = 1.0
+
+
+class WakesYesterday(LetsNobodyPull):
+    def join(self, worker):
+        self.wake_in = -1.0
+
+
 @pytest.mark.parametrize(
     ("server", "message"),
     [
         (DropsAll, r"DropsAll has made no update for 30,000 pushes, after 0 of 5"),
         (LetsNobodyPull, r"LetsNobodyPull lets nobody pull, and no gradient is under way, after 0"),
+        (
+            WakesForEver,
+            r"WakesForEver has made no update for 30,000 pushes and wakes, after 0 of 5",
+        ),
+        (WakesYesterday, r"WakesYesterday.wake_in is -1.0, but must be a time >= 0"),
     ],
 )
 def test_a_server_that_would_never_be_done_is_refused(server, message):
