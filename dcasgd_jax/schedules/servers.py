@@ -27,10 +27,10 @@ class ProtocolServer:
 
     pushes_per_update: int = 1
     mixes_versions: bool = False
+    wake_in: float | None = None
 
     def __init__(self):
         self.version: int = 0
-        self.wake_in: float | None = None
         self._asking: list[int] = []
 
     def push(self, worker: int, read_version: int) -> bool:
@@ -58,7 +58,8 @@ class ProtocolServer:
     def admit(self) -> Iterable[int]:
         """Makes the update that may be due, then names the workers that may pull now.
 
-        A worker that is named while it computes throws its gradient away and begins anew.
+        A worker that is named while it computes throws its gradient away and begins anew; only in
+        the simulator, as a live one is not interrupted.
         """
         asking, self._asking = self._asking, []
         return asking
