@@ -29,9 +29,10 @@ from dcasgd_jax.commands import (
     values,
 )
 
-HELP = "compare sgd, ssgd, asgd and dcasgd on scikit-learn's digits"
+HELP = "compare sgd, ssgd, asgd, dcasgd and rotated on scikit-learn's digits"
 RESULTS, PICTURE = "compare.json", "compare.png"
 ALL = "all"
+DEFAULT = (*methods.METHODS, "rotated")
 
 DESCRIPTION = """\
 Trains on scikit-learn's digits (1797 real images, no download) with several methods on the same
@@ -61,8 +62,9 @@ class Job:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this subcommand."""
     parser.description = DESCRIPTION
-    listed = [f"  {method.name:<15}{method.title}" for method in methods.METHODS.values()]
-    others = [name for name in catalogue.names() if name not in methods.METHODS]
+    there = catalogue.methods_for(2, 100, None)
+    listed = [f"  {name:<15}{there[name].title}" for name in DEFAULT]
+    others = [name for name in catalogue.names() if name not in DEFAULT]
     more = textwrap.wrap(f"and {', '.join(others)}", 78, break_on_hyphens=False)
     lines = ["methods:", *listed, *(f"  {line}" for line in more)]
     parser.epilog = "\n".join([*lines, "", options.laws_text(), EXAMPLES])
@@ -70,8 +72,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_methods(
         parser,
         [*catalogue.names(), ALL],
-        list(methods.METHODS),
-        help="which methods; default: the six listed below; `all`: every method of the package. "
+        DEFAULT,
+        help="which methods; default: the seven listed below; `all`: every method of the package. "
         "Those without default values are tuned, each with the same effort",
     )
     for name in ("--momentum", "--model", "--workers", "--law", "--law-param", "--updates"):

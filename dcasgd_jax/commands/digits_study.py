@@ -1,7 +1,6 @@
 """Studies on the digits: methods in one setting or in many, as tasks of the engine."""
 
 import argparse
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -115,12 +114,7 @@ def place_of(setting: settings.Setting) -> dict[str, Any]:
 
 
 def methods_for(setting: settings.Setting) -> dict[str, methods.Method]:
-    """All methods that there are for a setting, by name; one worker has but the six."""
-    if setting.num_workers == 1:
-        return {
-            name: dataclasses.replace(method, momentum=setting.momentum)
-            for name, method in methods.METHODS.items()
-        }
+    """All methods that there are for a setting, by name."""
     return catalogue.methods_for(setting.num_workers, setting.num_pushes, setting.momentum)
 
 

@@ -18,9 +18,10 @@ COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
     "dcasgd-c": "#E69F00",
     "dcasgd-a": "#56B4E9",
     "dcasgd-capped": "#0072B2",
+    "rotated": "#009E73",
 }
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
-_MORE_COLOURS = ("#009E73", "#CC79A7")  # Okabe and Ito's without a method
+_MORE_COLOURS = ("#CC79A7",)  # Okabe and Ito's without a method
 
 
 def given_or_new(ax: Axes | None) -> Axes:

@@ -10,6 +10,7 @@ from dcasgd_jax.rivals.decentralized import DCS3GDState, dc_s3gd
 from dcasgd_jax.rivals.dropping import DropStaleState, drop_stale
 from dcasgd_jax.rivals.nesterov import DelayedNesterovState, delayed_nesterov
 from dcasgd_jax.rivals.ordered import OrderedMomentumState, ordered_momentum
+from dcasgd_jax.rivals.outer import heloco, momentum_look_ahead
 from dcasgd_jax.rivals.pipemare import PipeMareRescaleState, pipemare_rescale
 from dcasgd_jax.rivals.prediction import RememberStepState, remember_step
 from dcasgd_jax.rivals.spikes import SpikeCompensationState, spike_compensation
@@ -47,8 +48,10 @@ __all__ = [
     "delayed_nesterov",
     "drop_stale",
     "fedbuff",
+    "heloco",
     "inverse_one_plus_staleness",
     "inverse_staleness",
+    "momentum_look_ahead",
     "nesterov_coefficient",
     "ordered_momentum",
     "per_worker_momentum",

@@ -51,6 +51,12 @@ def _compensated(make_curvature: Callable[[], dc.curvatures.Curvature]) -> Any:
     return make(learning_rate=0.0, lambda0=0.0)
 
 
+def _looking_ahead(make: Callable[[Any, float], optax.GradientTransformation]) -> Any:
+    """Workers are sent where the momentum leads; the rate is that of the state."""
+    send = rivals.sends.multi_step_nesterov(1, 0.9)
+    return sim.Server(_injected(lambda rate: make(rate, 0.9)), send=send)
+
+
 def _plain(*rates: float) -> tuple[Numbers, ...]:
     return tuple(map(Numbers, rates))
 
@@ -73,6 +79,9 @@ METHODS = {
         Method("async-nesterov", "asynchronous, Nesterov", _nesterov, _plain(*RATES)),
         Method("delayed-nesterov", "delayed Nesterov",
                _injected(lambda rate: rivals.delayed_nesterov(rate, 8)), _plain(*RATES)),
+        Method("mla", "momentum look-ahead (MLA)", _looking_ahead(rivals.momentum_look_ahead),
+               _plain(*RATES)),
+        Method("heloco", "HeLoCo", _looking_ahead(rivals.heloco), _plain(*RATES)),
         Method("dcasgd-a", "adaptive(), capped", _compensated(dc.curvatures.adaptive),
                _with_strengths(2.0, 8.0)),
         # The scale of a pseudo-gradient is not known beforehand: with a batch size of 1 all of it

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from dcasgd_jax import sim
-from dcasgd_jax.commands import catalogue, methods, runs, settings, tuning
+from dcasgd_jax.commands import catalogue, compare, methods, runs, settings, tuning
 
 from . import cli
 
-ALL = list(methods.METHODS)
+ALL = list(compare.DEFAULT)
 ASYNCHRONOUS = ["asgd", "dcasgd-c", "dcasgd-a", "dcasgd-capped"]
 # λ0 so large that even a tiny run feels it.
 FIXED = ["--learning-rate", "0.2", "--lambda0", "4"]
@@ -64,9 +64,10 @@ def test_json_holds_settings_versions_and_every_run(whole):
     assert [(run["method"], run["seed"]) for run in content["runs"]] == [
         (method, seed) for method in ALL for seed in (0, 1)
     ]
+    there = catalogue.methods_for(4, 64, None)
     for method, numbers in content["settings"]["hyperparameters"].items():
         assert numbers["learning_rate"] == 0.2
-        assert numbers["lambda0"] == (4 if methods.METHODS[method].compensates else None)
+        assert numbers["lambda0"] == (4 if there[method].compensates else None)
     for run in content["runs"]:
         assert run["curve_pushes"][0] == 0
         assert run["curve_pushes"][-1] == sum(run["staleness_counts"]) == 64

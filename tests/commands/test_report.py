@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from dcasgd_jax.commands import (
+    compare,
     defaults,
     figures,
     methods,
@@ -219,7 +220,7 @@ def test_ranges_of_the_rate_have_no_gap():
 
 
 @pytest.mark.parametrize("model", ["mlp", "softmax"])
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", compare.DEFAULT)
 def test_defaults_follow_from_what_was_tried(model, name):
     record = defaults.tuning_records()[model]
     assert record["setting"] == settings.Setting(model=model).describe()
@@ -240,6 +241,18 @@ def test_defaults_follow_from_what_was_tried(model, name):
     if chosen.lambda0 is not None:
         of_chosen = of_chosen[of_chosen["lambda0"] == chosen.lambda0]
     assert (of_chosen["highest_loss"] <= 1.5 * of_chosen["initial_loss"]).all()
+
+
+def test_a_method_joins_the_record_with_its_own_date():
+    record = {"date": "a", "versions": {}, "setting": {"workers": 8}, "methods": {"sgd": {"x": 1}}}
+    later = {**record, "date": "b", "methods": {"rotated": {"x": 2}}}
+    joined = defaults.joined(record, later)
+    assert joined["date"] == "a"
+    assert joined["methods"] == {"sgd": {"x": 1}, "rotated": {"date": "b", "x": 2}}
+    with pytest.raises(ValueError, match="sgd is in the record already"):
+        defaults.joined(record, record)
+    with pytest.raises(ValueError, match=r"setting was .*8.* and is .*4.* now"):
+        defaults.joined(record, {**later, "setting": {"workers": 4}})
 
 
 def test_json_is_strict_whole_and_compact(tmp_path):

@@ -155,6 +155,8 @@ CASES = [
         (),
         ("delay", "num_steps"),
     ),
+    Case("momentum_look_ahead", rivals.momentum_look_ahead, {"learning_rate": 0.1}),
+    Case("heloco", rivals.heloco, {"learning_rate": 0.1, "momentum": 0.8}),
     Case("dc_ssgd", _dc_ssgd, {"lambda0": 2.0}, stacked="grads"),
     Case("dc_s3gd", _sgd(rivals.dc_s3gd), {"lambda0": 0.2}, stacked="all", wraps=True),
 ]

@@ -10,12 +10,11 @@ from dcasgd_jax.commands.catalogue import compensations, published, systems
 def methods_for(
     num_workers: int, num_pushes: int, momentum: float | None
 ) -> dict[str, methods.Method]:
-    """By name, all methods for a cluster of `num_workers` ≥ 2, always the same objects."""
-    found = (
-        *compensations.choices(momentum),
-        *published.choices(num_workers, num_pushes, momentum),
-        *systems.choices(momentum),
-    )
+    """By name, all methods for a cluster, always the same objects; one worker has only ours."""
+    found = compensations.choices(momentum)
+    if num_workers > 1:
+        published_ones = published.choices(num_workers, num_pushes, momentum)
+        found = [*found, *published_ones, *systems.choices(momentum)]
     return {method.name: method for method in found}
 
 

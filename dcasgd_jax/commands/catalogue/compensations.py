@@ -12,7 +12,7 @@ EVERYWHERE_CAPPED = 1e30
 
 
 def choices(momentum: float | None) -> list[methods.Method]:
-    """The six methods of `compare`, then strengths, curvatures and the control."""
+    """The paper's methods and ours, then strengths, curvatures and the control."""
     found = [
         *methods.METHODS.values(),
         _capped(

@@ -5,13 +5,13 @@ import time
 
 from dcasgd_jax import sim
 from dcasgd_jax.runtime import messages
-from dcasgd_jax.runtime.ray import actors
+from dcasgd_jax.runtime.ray import server_process
 from runtime.clients import Clients
 
 
 def test_a_push_is_answered_when_its_grace_is_over_though_nobody_calls():
     run = Clients(protocol=sim.Grace(0.3), num_updates=9)
-    actor = actors.Server(run.params, run.settings, None, None)
+    actor = server_process.Server(run.params, run.settings, None, None)
     actor.begin(run.params)
     actor.start_clock()
     reply = messages.unpack_reply(actor.join(1, run.layout.describe()))
