@@ -61,7 +61,7 @@ def print_tables(console: "Console", lines: Sequence[ledger.Line]) -> None:
     """A table for each model, law and momentum: a row for each method, a column for each M."""
     runs = closed(lines)
     for (model, law, momentum), of_place in runs.groupby(PLACE[:3], sort=False):
-        workers = list(dict.fromkeys(of_place["workers"]))
+        workers = sorted(set(of_place["workers"]))
         table = terminal.new_table("method", *(f"M={m}" for m in workers), "test error %")
         for name in [name for name in TITLES if name in set(of_place["method"])]:
             of_method = of_place[of_place["method"] == name]

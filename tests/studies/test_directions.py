@@ -119,6 +119,6 @@ def test_the_committed_results_are_reported(tmp_path, capsys):
         shutil.copy(kept / name, tmp_path)
     assert directions.main(["--report-only", "--out", str(tmp_path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "mlp, gamma times method M=8 M=32" in said
-    assert "rotated(), λ0 = 1 * 103 ± 1 100 ± 1" in said
-    assert "DANA-DC 104 ± 1 70 ± 1" in said
+    assert "mlp, gamma times method M=4 M=8 M=16 M=32" in said
+    assert "rotated(), λ0 = 1 * 104 ± 1 103 ± 1 102 ± 0 100 ± 1" in said
+    assert "DANA-DC 119 ± 11 104 ± 1 77 ± 3 70 ± 1" in said
