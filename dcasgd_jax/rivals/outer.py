@@ -105,10 +105,10 @@ def heloco(
       >>> import jax.numpy as jnp
       >>> from dcasgd_jax import rivals
       >>> optimizer = rivals.heloco(1.0, momentum=0.0)
-      >>> state = optimizer.init(jnp.zeros(2))
-      >>> _, state = optimizer.update(jnp.array([1.0, 0.0]), state)
-      >>> print(optimizer.update(jnp.array([-1.0, 0.0]), state)[0])  # against it: an eighth less
-      [0.875 0.   ]
+      >>> state = optimizer.init(jnp.zeros(1))
+      >>> _, state = optimizer.update(jnp.ones(1), state)
+      >>> print(optimizer.update(-jnp.ones(1), state)[0])  # against it: an eighth less
+      [0.875]
     """
     checks.check_fraction("momentum", momentum)
     for name, value in (("shrink", shrink), ("turn", turn), ("caution", caution)):

@@ -148,8 +148,8 @@ def test_pictures_of_diverged_runs(tmp_path, finals):
 
 
 def test_every_method_has_a_colour_of_its_own():
-    assert set(axes.COLOURS) == set(methods.METHODS)
-    assert len(set(axes.COLOURS.values())) == len(methods.METHODS)
+    assert set(axes.COLOURS) == set(compare.DEFAULT)
+    assert len(set(axes.COLOURS.values())) == len(compare.DEFAULT)
 
 
 def test_findings_say_what_rose_and_what_repeats():
