@@ -9,11 +9,11 @@ from dcasgd_jax.schedules.cluster import Cluster
 from dcasgd_jax.schedules.schedule import Schedule
 
 
-def overlapping_schedule(cluster: Cluster, num_updates: int) -> Schedule:
-    """Pushes of workers that pull when a computation ends."""
+def overlapping_schedule(cluster: Cluster, num_updates: int, pull_after: float = 0.0) -> Schedule:
+    """Pushes of workers that pull when a computation ends, or after a share of the next one."""
 
     def arrivals(worker: int, count: int) -> np.ndarray:
-        computed = np.cumsum(cluster.until_computed(worker, count))
+        computed = np.cumsum(_busy(cluster, worker, count, pull_after)[0])
         return np.maximum.accumulate(computed + cluster.upload(worker, count))
 
     worker, time = first_pushes(cluster, num_updates, arrivals)
@@ -21,7 +21,8 @@ def overlapping_schedule(cluster: Cluster, num_updates: int) -> Schedule:
     for m in range(cluster.num_workers):
         mine = np.flatnonzero(worker == m)
         if len(mine):
-            read_time[mine[1:]] = np.cumsum(cluster.until_computed(m, len(mine)))[:-1]
+            seconds, until_pull = _busy(cluster, m, len(mine), pull_after)
+            read_time[mine[1:]] = np.cumsum(seconds)[:-1] + until_pull[1:]
     return Schedule(
         worker=worker,
         read_version=np.searchsorted(time, read_time, "right"),
@@ -30,6 +31,17 @@ def overlapping_schedule(cluster: Cluster, num_updates: int) -> Schedule:
         read_time=read_time,
         num_workers=cluster.num_workers,
     )
+
+
+def _busy(
+    cluster: Cluster, worker: int, count: int, pull_after: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of each computation with what it waits for the params, and until it pulls them."""
+    download = cluster.download(worker, count)
+    compute = cluster.compute.first(worker, count)
+    alone = pull_after * compute
+    alone[:1] = 0.0  # the first one begins with what it pulls
+    return compute + np.maximum(download - alone, 0.0), np.maximum(alone - download, 0.0)
 
 
 def first_pushes(

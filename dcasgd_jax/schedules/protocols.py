@@ -105,9 +105,25 @@ class Asynchronous(Protocol):
       overlap: Whether a worker pulls as soon as its computation ends, while its gradient is still
         on its way up. It then reads the version after all pushes that have arrived at or before
         that instant, usually without its own. A worker's gradients do not overtake each other.
+      pull_after: With `overlap`: the share in [0, 1) of its next computation that a worker does
+        before it needs the params that it pulls, as with `sim.LocalSteps(merge_after=)`; it asks
+        for them as late as they still come in time, and waits where they cannot. Neither with
+        faults nor over `links`.
+
+    Raises:
+      ValueError: For a share out of range, or one without `overlap`.
     """
 
     overlap: bool = False
+    pull_after: float = 0.0
+
+    def __post_init__(self):
+        checks.check_fraction("Asynchronous.pull_after", self.pull_after)
+        if self.pull_after and not self.overlap:
+            raise ValueError(
+                "Asynchronous.pull_after is for workers that go on while their gradient travels: "
+                "say overlap=True."
+            )
 
     @property
     def runs_live(self) -> bool:
@@ -116,7 +132,12 @@ class Asynchronous(Protocol):
 
     @property
     def playing(self) -> Mapping[str, Any]:
-        """See `Protocol.playing`."""
+        """See `Protocol.playing`; ValueError with `pull_after`, which is not played."""
+        if self.pull_after:
+            raise ValueError(
+                "Asynchronous(pull_after=) is for a cluster without faults and links, and stands "
+                "alone: leave those out, or pull_after."
+            )
         return {"overlap": self.overlap}
 
     def server(self, num_workers: int) -> servers.ProtocolServer:
@@ -129,7 +150,7 @@ class Asynchronous(Protocol):
         if not cluster.undisturbed:
             return super().schedule(cluster, num_updates)
         if self.overlap:
-            return always_busy.overlapping_schedule(cluster, num_updates)
+            return always_busy.overlapping_schedule(cluster, num_updates, self.pull_after)
         worker, time = always_busy.first_pushes(cluster, num_updates)
         return Schedule(
             worker=worker,

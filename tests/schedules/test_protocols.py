@@ -132,6 +132,40 @@ def test_overlap_table():
     assert schedule.read_version.tolist() == [0, 0, 0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("download", "times", "read_times", "read_versions"),
+    [
+        # Asks at 6, to have at 6.5 what it needs half way through 4 to 8.5: its own push is in it.
+        (0.5, [5.5, 9.5, 13.5], [0, 6, 10], [0, 1, 2]),
+        # Asks at 7, when it has done a gradient, and waits a second for what it needs at 9.
+        (3.0, [8, 13, 18], [0, 7, 12], [0, 0, 1]),
+    ],
+    ids=["in time", "waits"],
+)
+def test_a_pull_after_a_share_of_the_computation(download, times, read_times, read_versions):
+    protocol = sim.Asynchronous(overlap=True, pull_after=0.5)
+    seconds = [np.full((1, 1), value) for value in (4.0, 1.0, download)]
+    schedule = make(protocol, 1, 3, seconds)
+    assert schedule.time.tolist() == times
+    assert schedule.read_time.tolist() == read_times
+    assert schedule.read_version.tolist() == read_versions
+
+
+def test_a_pull_after_a_share_is_refused_where_it_would_be_ignored():
+    with pytest.raises(ValueError, match=r"pull_after is for workers that go on .* overlap=True"):
+        sim.Asynchronous(pull_after=0.5)
+    with pytest.raises(ValueError, match=r"pull_after must lie in \[0, 1\)"):
+        sim.Asynchronous(overlap=True, pull_after=1.0)
+    protocol = sim.Asynchronous(overlap=True, pull_after=0.5)
+    for options in (
+        dict(protocol=protocol, faults=[sim.Crash(0, 1.0)]),
+        dict(protocol=protocol, links=sim.Links([0, 0])),
+        dict(protocol=sim.Sampled(1, seed=0, protocol=protocol)),
+    ):
+        with pytest.raises(ValueError, match=r"without faults and links, and stands alone"):
+            sim.make_schedule(sim.ConstantTime(), 2, 5, seed=0, **options)
+
+
 def test_a_gradient_does_not_overtake_the_one_before_it():
     uploads = np.array([[5], [1], [1]])
     schedule = make(sim.Asynchronous(overlap=True), 1, 3, (np.ones((1, 1)), uploads, None))
