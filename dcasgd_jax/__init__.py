@@ -4,7 +4,7 @@ Optax transformations that correct stale gradients (Zheng et al., ICML 2017), an
 `dcasgd_jax.sim` an exact, compiled simulator of asynchronous training.
 """
 
-from dcasgd_jax import curvatures, diagnostics, rivals, strengths
+from dcasgd_jax import compressions, curvatures, diagnostics, rivals, strengths
 from dcasgd_jax.alias import dcasgd
 from dcasgd_jax.compensation import adaptive_strength, compensated_gradient, update_mean_square
 from dcasgd_jax.transforms import (
@@ -41,6 +41,7 @@ __all__ = [
     "compensate_updates",
     "compensated_gradient",
     "compensation_metrics",
+    "compressions",
     "curvatures",
     "dcasgd",
     "delay_gradients",

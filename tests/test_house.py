@@ -95,6 +95,7 @@ def test_floors():
     for name in below(RIVALS):
         assert not of_ours(name, *maths, TRANSFORMS, RIVALS), name
     assert not of_ours("dcasgd_jax.alias", *maths, TRANSFORMS)
+    assert not of_ours("dcasgd_jax.compressions", *GROUND)
     for name in below(DIAGNOSTICS):
         assert not of_ours(name, *maths, DIAGNOSTICS), name
     for name in below(SCHEDULES):
