@@ -1,6 +1,8 @@
 """Which examples each gradient is taken on: epochs without replacement, a shard per worker."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,31 +67,33 @@ class ShardedEpochs:
         """Batches that one worker draws from one epoch."""
         return self.num_examples // self.num_workers // self.batch_size
 
-    def rows(self, schedule: schedules.Schedule) -> np.ndarray:
-        """The examples of every event's batch; int32 [num_events, batch_size], indices.
+    def rows(
+        self, schedule: schedules.Schedule, num_steps: int | Sequence[int] | None = None
+    ) -> np.ndarray:
+        """The examples of every event's batch, indices; int32 [num_events, batch_size].
 
         Makes each epoch's order once, and besides the result needs memory for one of them.
 
         Args:
           schedule: Of `num_workers` workers.
+          num_steps: As of `sim.LocalSteps`, one number or one per worker: then the result is
+            [num_events, largest number, batch_size], and a worker draws as many batches as it
+            takes steps; what is beyond them repeats its last. Default: one batch, without an axis.
 
         Raises:
-          ValueError: If the schedule has another number of workers.
+          ValueError: If the schedule or the steps are of another number of workers.
         """
-        fresh, nth_batch = self._fresh_batches(schedule)
-        rows = np.empty((len(schedule), self.batch_size), np.int32)
-        epoch, position = np.divmod(nth_batch, self.batches_per_shard)
+        self._check(schedule)
+        drawn = draw(schedule, num_steps)
+        epoch, position = np.divmod(drawn.nth, self.batches_per_shard)
         shard_size = self.num_examples // self.num_workers
-        first = schedule.worker[fresh].astype(np.int64) * shard_size + position * self.batch_size
+        first = drawn.worker.astype(np.int64) * shard_size + position * self.batch_size
         in_batch = np.arange(self.batch_size)
-        by_epoch = np.argsort(epoch, kind="stable")
-        starts = np.flatnonzero(np.diff(epoch[by_epoch], prepend=-1))
-        for chosen in np.split(by_epoch, starts[1:]):  # a shared epoch has at most all examples
+        rows = np.empty((len(drawn.nth), self.batch_size), np.int32)
+        for chosen in groups(epoch):  # a shared epoch has at most all examples
             order = self._order(int(epoch[chosen[0]]))
-            rows[fresh[chosen]] = order[first[chosen][:, np.newaxis] + in_batch]
-        repeats = np.flatnonzero(schedule.repeats)
-        rows[repeats] = rows[schedule.batch[repeats]]
-        return rows
+            rows[chosen] = order[first[chosen][:, np.newaxis] + in_batch]
+        return drawn.of_events(rows)
 
     def epochs(self, schedule: schedules.Schedule) -> np.ndarray:
         """Epochs that the workers have gone through, on average, at each event; float64 [T].
@@ -108,24 +112,70 @@ class ShardedEpochs:
         num_batches = np.cumsum(~schedule.repeats)
         return num_batches / (self.num_workers * self.batches_per_shard)
 
-    def _fresh_batches(self, schedule: schedules.Schedule) -> tuple[np.ndarray, np.ndarray]:
-        """Events that take a new batch, and which of its worker's batches that is, from 0."""
-        self._check(schedule)
-        fresh = np.flatnonzero(~schedule.repeats)
-        worker = schedule.worker[fresh]
-        by_worker = waves.order_by_worker(worker)
-        counts = np.bincount(worker, minlength=self.num_workers)
-        nth_batch = np.empty(len(fresh), np.int64)
-        nth_batch[by_worker] = np.arange(len(fresh)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return fresh, nth_batch
-
     def _check(self, schedule: schedules.Schedule) -> None:
-        if schedule.num_workers != self.num_workers:
-            raise ValueError(
-                f"The schedule has {schedule.num_workers} workers, but the examples are shared by "
-                f"{self.num_workers}: make the sampler with num_workers={schedule.num_workers}."
-            )
+        check_workers(schedule, self.num_workers)
 
     def _order(self, epoch: int) -> np.ndarray:
         generator = np.random.default_rng([self.seed, epoch])
         return generator.permutation(np.arange(self.num_examples, dtype=np.int32))
+
+
+class Drawn(NamedTuple):
+    """The batches that a schedule takes, one after the other; a second delivery takes none."""
+
+    schedule: schedules.Schedule
+    fresh: np.ndarray  # events that take new batches
+    steps: int | None  # batches of an event; None: one, without an axis
+    worker: np.ndarray  # [batches], whose
+    nth: np.ndarray  # int64 [batches], which of its worker's batches, from 0
+
+    def of_events(self, rows: np.ndarray) -> np.ndarray:
+        """The examples of every event, of those of all batches, [batches, batch_size]."""
+        steps = () if self.steps is None else (self.steps,)
+        rows = rows.reshape(len(self.fresh), *steps, rows.shape[-1])
+        if len(self.fresh) == len(self.schedule):
+            return rows
+        found = np.empty((len(self.schedule), *rows.shape[1:]), np.int32)
+        found[self.fresh] = rows
+        repeats = np.flatnonzero(self.schedule.repeats)
+        found[repeats] = found[self.schedule.batch[repeats]]
+        return found
+
+
+def draw(schedule: schedules.Schedule, num_steps: int | Sequence[int] | None) -> Drawn:
+    """Which batches the pushes of each worker take.
+
+    Raises:
+      ValueError: If the steps are of another number of workers.
+    """
+    counts = checks.check_counts("num_steps", 1 if num_steps is None else num_steps)
+    checks.check_length("num_steps", counts, schedule.num_workers)
+    of_workers = np.broadcast_to(np.asarray(counts, np.int64), schedule.num_workers)
+    fresh = np.flatnonzero(~schedule.repeats)
+    worker = schedule.worker[fresh]
+    by_worker = waves.order_by_worker(worker)
+    pushes = np.bincount(worker, minlength=schedule.num_workers)
+    nth_push = np.empty(len(fresh), np.int64)
+    nth_push[by_worker] = np.arange(len(fresh)) - np.repeat(np.cumsum(pushes) - pushes, pushes)
+    most = int(of_workers.max())
+    taken = of_workers[worker][:, np.newaxis]
+    step = np.minimum(np.arange(most), taken - 1)
+    nth = (nth_push[:, np.newaxis] * taken + step).ravel()
+    steps = None if num_steps is None else most
+    return Drawn(schedule, fresh, steps, np.repeat(worker, most), nth)
+
+
+def groups(keys: np.ndarray) -> list[np.ndarray]:
+    """Positions with equal keys, ascending."""
+    by_key = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[by_key], prepend=-1))
+    return np.split(by_key, starts[1:])
+
+
+def check_workers(schedule: schedules.Schedule, num_workers: int) -> None:
+    """Raises ValueError unless the schedule is of as many workers as share the examples."""
+    if schedule.num_workers != num_workers:
+        raise ValueError(
+            f"The schedule has {schedule.num_workers} workers, but the examples are shared by "
+            f"{num_workers}: make the sampler with num_workers={schedule.num_workers}."
+        )

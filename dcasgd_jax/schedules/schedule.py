@@ -80,6 +80,9 @@ class Schedule(Events):
             count(self.num_slots, "slot"),
             f"{count(len(self.waves), 'wave')} of {len(self) / len(self.waves):.3g} events",
         ]
+        if not self.applied.all():  # who is dropped often is hardly listened to
+            applied = self.applied_per_worker
+            parts.append(f"applied pushes per worker {applied.min()} to {applied.max()}")
         return f"Schedule: {', '.join(parts)}"
 
     @property
@@ -102,6 +105,11 @@ class Schedule(Events):
         """Applied pushes that the update of each event's version averages, ≥ 1; int32 [T]."""
         pushes = np.bincount(self.version, weights=self.applied)
         return np.maximum(pushes, 1).astype(np.int32)[self.version]
+
+    @property
+    def applied_per_worker(self) -> np.ndarray:
+        """Pushes of each worker that the server uses; int64 [num_workers]."""
+        return np.bincount(self.worker[self.applied], minlength=self.num_workers)
 
     @property
     def repeats(self) -> np.ndarray:

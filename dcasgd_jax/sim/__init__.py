@@ -27,6 +27,12 @@ from dcasgd_jax.schedules.recorded import RecordedTime
 from dcasgd_jax.schedules.sampling import ShardedEpochs
 from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.schedules.servers import ProtocolServer
+from dcasgd_jax.schedules.shards import (
+    FixedShards,
+    dirichlet_shards,
+    label_counts,
+    label_shards,
+)
 from dcasgd_jax.schedules.waiting import Grace, Quorum, StaleSynchronous, Synchronous
 from dcasgd_jax.sim.batches import Indexed
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
@@ -61,6 +67,7 @@ __all__ = [
     "DuplicatedPush",
     "Evaluations",
     "ExponentialTime",
+    "FixedShards",
     "GammaTime",
     "Grace",
     "HostEngine",
@@ -104,9 +111,12 @@ __all__ = [
     "Synchronous",
     "Trace",
     "availability",
+    "dirichlet_shards",
     "grid",
     "guard_epochs",
     "held_back_schedule",
+    "label_counts",
+    "label_shards",
     "make_schedule",
     "random_memory_trace",
     "simulate",

@@ -297,7 +297,7 @@ def test_a_schedule_is_summed_up_in_one_line():
     assert repr(EVERYTHING) == str(EVERYTHING)
     assert str(EVERYTHING) == (
         "Schedule: 5 events, 3 updates, 3 workers, staleness mean 0.5 max 1, 3 slots, "
-        "3 waves of 1.67 events"
+        "3 waves of 1.67 events, applied pushes per worker 0 to 3"
     )
     nothing = sim.Schedule([0], [0], applied=[False])
     assert str(nothing) == (
