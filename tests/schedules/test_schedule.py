@@ -301,7 +301,8 @@ def test_a_schedule_is_summed_up_in_one_line():
     )
     nothing = sim.Schedule([0], [0], applied=[False])
     assert str(nothing) == (
-        "Schedule: 1 event, 0 updates, 1 worker, staleness mean 0 max 0, 1 slot, 1 wave of 1 events"
+        "Schedule: 1 event, 0 updates, 1 worker, staleness mean 0 max 0, 1 slot, 1 wave of 1 "
+        "events, applied pushes per worker 0 to 0"
     )
 
 
