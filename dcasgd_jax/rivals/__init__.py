@@ -22,6 +22,7 @@ from dcasgd_jax.rivals.staleness import (
     scale_by_staleness,
 )
 from dcasgd_jax.rivals.synchronous import DCSSGDState, dc_ssgd
+from dcasgd_jax.rivals.table import LastGradientsState, last_gradients
 
 __all__ = [
     "AccelerateCoordinatesState",
@@ -33,6 +34,7 @@ __all__ = [
     "DelayedNesterovState",
     "DropStaleState",
     "FedBuffState",
+    "LastGradientsState",
     "OrderedMomentumState",
     "PerWorkerMomentumState",
     "PipeMareRescaleState",
@@ -51,6 +53,7 @@ __all__ = [
     "heloco",
     "inverse_one_plus_staleness",
     "inverse_staleness",
+    "last_gradients",
     "momentum_look_ahead",
     "nesterov_coefficient",
     "ordered_momentum",

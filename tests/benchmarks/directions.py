@@ -1,5 +1,7 @@
 """What curvatures that know directions cost: a push against one without compensation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +37,8 @@ def mlp(num_events: int):
     return mlp_loss, params, (images, rng.integers(0, 10, (num_events, 16)).astype(np.int32))
 
 
-def transformer(num_events: int):
-    """The integrations' decoder, width 64, and batches of 8 windows of 64 tokens."""
+def transformer(num_events: int, windows: int = 8):
+    """The integrations' decoder, width 64, and batches of windows of 64 tokens."""
     from flax import nnx
 
     from dcasgd_jax.integrations import nnx as dc_nnx
@@ -51,7 +53,7 @@ def transformer(num_events: int):
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
     problem = dc_nnx.split_model(model, loss_of)
-    tokens = np.random.default_rng(0).integers(0, 65, (num_events, 8, 65)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, 65, (num_events, windows, 65)).astype(np.int32)
     return problem.loss_fn, problem.params, tokens
 
 
@@ -101,5 +103,11 @@ def rows(num_events: int = 2048, repeats: int = 5) -> list[Row]:
     return [
         *push_rows("64-64-10 MLP, batch of 16", mlp, num_events, repeats),
         *push_rows("transformer, 512 tokens", transformer, max(num_events // 32, 1), repeats),
+        *push_rows(
+            "transformer, 4096 tokens",
+            functools.partial(transformer, windows=64),
+            max(num_events // 256, 1),
+            repeats,
+        ),
         *refresh_rows(repeats=2 * repeats),
     ]

@@ -157,6 +157,13 @@ CASES = [
     ),
     Case("momentum_look_ahead", rivals.momentum_look_ahead, {"learning_rate": 0.1}),
     Case("heloco", rivals.heloco, {"learning_rate": 0.1, "momentum": 0.8}),
+    Case(
+        "last_gradients",
+        rivals.last_gradients,
+        {"num_workers": NUM_WORKERS},
+        _BY_WORKER,
+        ("num_workers",),
+    ),
     Case("dc_ssgd", _dc_ssgd, {"lambda0": 2.0}, stacked="grads"),
     Case("dc_s3gd", _sgd(rivals.dc_s3gd), {"lambda0": 0.2}, stacked="all", wraps=True),
 ]
