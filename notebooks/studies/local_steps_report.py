@@ -43,7 +43,7 @@ def print_tables(console: "Console", lines: Sequence[ledger.Line]) -> None:
 
 def save_picture(path: pathlib.Path, lines: Sequence[ledger.Line]) -> None:
     """Loss against simulated time and against what was sent; a column for each number of steps."""
-    from matplotlib import figure
+    from matplotlib import figure, ticker
 
     runs = study.frame(lines)
     groups = list(runs.groupby("steps", sort=False))
@@ -63,10 +63,13 @@ def save_picture(path: pathlib.Path, lines: Sequence[ledger.Line]) -> None:
                 ax.plot(places, losses, style, color=f"C{index}", lw=1.5,
                         label=methods.METHODS[str(name)].title)  # fmt: skip
             ax.set_xscale("log")
+            ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+            ax.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            ax.xaxis.set_minor_formatter(ticker.NullFormatter())
             axes.finish(ax, label, "validation loss" if column == 0 else "")
         panels[0, column].set_title(f"{steps} local step{'s' * (steps != 1)}", fontsize=10)
     first = runs["validation_loss"].map(lambda losses: losses[0]).min()
-    panels[0, 0].set_ylim(top=1.1 * first)
+    panels[0, 0].set_ylim(top=1.25 * first)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figures.save(path, picture)

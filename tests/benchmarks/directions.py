@@ -58,7 +58,10 @@ def transformer(num_events: int, windows: int = 8):
 
 
 def push_rows(what: str, make, num_events: int, repeats: int) -> list[Row]:
-    """Seconds of a whole second call of `simulate` for each event, against plain ASGD's."""
+    """Seconds of a whole second call of `simulate` for each event, against plain ASGD's.
+
+    A short run would show the first three pushes, each of which computes new bases.
+    """
     loss_fn, params, batches = make(num_events)
     batches = jax.tree.map(jnp.asarray, batches)
     schedule = sim.make_schedule(sim.GammaTime(), WORKERS, num_events, seed=0)
@@ -102,11 +105,11 @@ def rows(num_events: int = 2048, repeats: int = 5) -> list[Row]:
     """All of them."""
     return [
         *push_rows("64-64-10 MLP, batch of 16", mlp, num_events, repeats),
-        *push_rows("transformer, 512 tokens", transformer, max(num_events // 32, 1), repeats),
+        *push_rows("transformer, 512 tokens", transformer, max(num_events // 4, 1), repeats),
         *push_rows(
             "transformer, 4096 tokens",
             functools.partial(transformer, windows=64),
-            max(num_events // 256, 1),
+            max(num_events // 16, 1),
             repeats,
         ),
         *refresh_rows(repeats=2 * repeats),

@@ -1,6 +1,8 @@
 """The study of local steps: what it declares, one tiny study end to end, and its report."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from dcasgd_jax.commands import ledger
 
 from . import programs
+from .conftest import STUDIES
 
 study = programs.load("local_steps")
 methods, report = study.methods, study.report
@@ -61,6 +64,18 @@ def _leaves(options):
     made = study.make_study(parser.parse_args(options))
     workload = made.tasks[0].train.args[0]
     return jax.tree.leaves(workload.problem.params)
+
+
+def test_the_committed_results_are_those_of_the_page(tmp_path, capsys):
+    kept = STUDIES / "results" / "local_steps"
+    for name in (ledger.RESULTS, ledger.SETTINGS):
+        shutil.copy(kept / name, tmp_path)
+    assert study.main(["--report-only", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    page = (STUDIES.parent / "results" / "local_steps.md").read_text(encoding="utf-8")
+    losses = re.findall(r"\d\.\d{3}±\d\.\d{3}", said)
+    assert len(losses) == 27
+    assert all(loss.replace("±", " ± ") in page for loss in losses)
 
 
 def test_bad_options(tmp_path, capsys):
