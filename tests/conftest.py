@@ -29,6 +29,25 @@ for name, value in KEPT_PROGRAMS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 
+# With `--dist loadgroup` a file stays whole, so that what its tests share is made once; of those that
+# start Ray, which only one may have at a time, none waits for another; and the longest come first.
+WITH_RAY = ("runtime/test_ray", "commands/train/test_train", "[07_ray]", "[notebooks/ray]", "[ray]")
+LONG = (*WITH_RAY, "test_notebooks", "reproduce/", "test_house", "test_killed", "test_checkpoint")
+BY_ITSELF = ("test_notebooks", "test_benchmarks_run")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
+def pytest_collection_modifyitems(config, items):
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        is_one = lambda names, item=item: any(name in item.nodeid for name in names)
+        whole = item.nodeid if is_one(BY_ITSELF) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("ray" if is_one(WITH_RAY) else whole))
+    place = lambda item: next((i for i, n in enumerate(LONG) if n in item.nodeid), len(LONG))
+    items.sort(key=place)
+
+
 MAPS, MEMORY = pathlib.Path("/proc/self/maps"), pathlib.Path("/proc/self/statm")
 MANY_MAPS = 30_000  # Linux allows a process 65,530
 MUCH_MEMORY = 3 << 29  # bytes: the next test may need some hundred million more
