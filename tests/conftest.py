@@ -29,23 +29,33 @@ for name, value in KEPT_PROGRAMS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 
-# With `--dist loadgroup` a file stays whole, so that what its tests share is made once; of those that
-# start Ray, which only one may have at a time, none waits for another; and the longest come first.
+# In several processes a file stays whole, so that what its tests share is made once; those that
+# start Ray, which only one may at a time, do not wait for each other; and the longest come first.
 WITH_RAY = ("runtime/test_ray", "commands/train/test_train", "[07_ray]", "[notebooks/ray]", "[ray]")
 LONG = (*WITH_RAY, "test_notebooks", "reproduce/", "test_house", "test_killed", "test_checkpoint")
-BY_ITSELF = ("test_notebooks", "test_benchmarks_run")
+ALONE = ("test_notebooks", "test_benchmarks_run")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(config, items):
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        is_one = lambda names, item=item: any(name in item.nodeid for name in names)
-        whole = item.nodeid if is_one(BY_ITSELF) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("ray" if is_one(WITH_RAY) else whole))
+def pytest_collection_modifyitems(items):
     place = lambda item: next((i for i, n in enumerate(LONG) if n in item.nodeid), len(LONG))
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.getvalue("dist") != "load":
+        return None  # somebody wants something else
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            is_one = lambda names: any(name in nodeid for name in names)
+            if is_one(WITH_RAY):
+                return "with Ray"
+            return nodeid if is_one(ALONE) else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 MAPS, MEMORY = pathlib.Path("/proc/self/maps"), pathlib.Path("/proc/self/statm")
