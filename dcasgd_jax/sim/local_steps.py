@@ -42,8 +42,8 @@ class LocalSteps:
     :math:`\theta \leftarrow keep\,\theta + (1 - keep)\,w_r`, and takes the other steps.
 
     Args:
-      inner_tx: The inner optimizer, any optax chain that asks for nothing but gradients and params;
-        the same object again reuses the compiled program.
+      inner_tx: The inner optimizer, any optax chain that asks for nothing but gradients, params and
+        `value`, the loss; the same object again reuses the compiled program.
       num_steps: H ≥ 1, or one number for each worker, such as `sim.steps_by_speed` gives. Then a
         row has as many batches as the largest, and a worker uses the first of them.
       inner_state: "per_worker": each worker keeps the state of its inner optimizer from push to
@@ -120,15 +120,11 @@ class LocalSteps:
         return steps if isinstance(steps, tuple) else (int(steps),) * num_workers  # type: ignore[arg-type]
 
     def check(self, num_workers: int) -> None:
-        """Raises ValueError if `num_steps` is for another number of workers."""
+        """See `work.Worker.check`."""
         checks.check_length("LocalSteps.num_steps", self.num_steps, num_workers)
 
     def check_batch(self, batch: PyTree) -> None:
-        """Raises ValueError unless every array has the leading axis of steps, and examples.
-
-        Args:
-          batch: Arrays of one event, or their shapes and dtypes.
-        """
+        """Raises ValueError unless every array has the leading axis of steps, and examples."""
         found = jax.tree_util.tree_leaves_with_path(batch)
         hint = (
             f"With LocalSteps a row of batches holds the batches of all {self._most} steps: arrays "
@@ -177,14 +173,13 @@ class LocalSteps:
         shapes = jax.eval_shape(loss, pulled.params, pulled.model_state, first, key)
         if pulled.model_state is not None:  # before the loop, whose words for it are obscure
             work.check_model_state(shapes[1], pulled.model_state)
-        begin = _Local(
+        local = _Local(
             params=state.local if self._merges else pulled.params,
             inner=self.inner_tx.init(pulled.params) if state.inner is None else state.inner,
             model_state=pulled.model_state,
             way=trees.zeros_to_accumulate(pulled.params),
             loss=jnp.zeros(shapes[0].shape, shapes[0].dtype),
         )
-        local = begin
         if self._merges:
             local = self._loop(0, self.merge_after, one_step, local)
             local = self._merge(local, pulled.params)
@@ -217,10 +212,8 @@ class LocalSteps:
 
     def _loop(self, start: int, stop: Any, one_step: Callable, local: "_Local") -> "_Local":
         """Some steps; as many as are known beforehand are a scan, which may be unrolled."""
-        if isinstance(stop, int):
-            unroll = min(self.unroll, max(stop - start, 1))
-            return jax.lax.fori_loop(start, stop, one_step, local, unroll=unroll)
-        return jax.lax.fori_loop(start, stop, one_step, local)
+        unroll = min(self.unroll, max(stop - start, 1)) if isinstance(stop, int) else None
+        return jax.lax.fori_loop(start, stop, one_step, local, unroll=unroll)
 
     def _step(self, loss: work.Loss, batch: PyTree, key: Any, i: Any, local: "_Local") -> "_Local":
         """One step of the inner optimizer."""
@@ -230,8 +223,7 @@ class LocalSteps:
         (value, model_state), grads = jax.value_and_grad(loss, has_aux=True)(
             local.params, local.model_state, of_step, key
         )
-        inner_tx = optax.with_extra_args_support(self.inner_tx)
-        updates, inner = inner_tx.update(grads, local.inner, local.params)
+        updates, inner = self._update(grads, local, value)
         moved = jax.tree.map(jnp.negative, updates) if self.push == "params" else grads
         return _Local(
             params=optax.apply_updates(local.params, updates),
@@ -240,6 +232,19 @@ class LocalSteps:
             way=jax.tree.map(lambda total, new: total + new.astype(total.dtype), local.way, moved),
             loss=local.loss + value,
         )
+
+    def _update(self, grads: PyTree, local: "_Local", value: jax.Array) -> tuple[PyTree, PyTree]:
+        """What the inner optimizer makes of a gradient; it may ask for the loss."""
+        inner_tx = optax.with_extra_args_support(self.inner_tx)
+        try:
+            return inner_tx.update(grads, local.inner, local.params, value=value)
+        except TypeError as error:
+            if "needs" in str(error) or "keyword-only" in str(error):
+                raise TypeError(
+                    "LocalSteps.inner_tx asks for more than gradients, params and value=: a "
+                    f"compensation belongs into the tx or the per_push of the run. ({error})"
+                ) from error
+            raise
 
     def _merge(self, local: "_Local", pulled: PyTree) -> "_Local":
         """Mixes in the server's params; what of the way so far is kept is a part of the push."""

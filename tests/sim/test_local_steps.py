@@ -354,6 +354,33 @@ def test_what_does_not_fit_the_run_is_said_before_it():
         run(schedule, None, dtype=np.float32, batches=flat, state=other.state)
 
 
+@pytest.mark.parametrize(
+    "inner_tx",
+    [
+        optax.chain(dc.compensate_delay(0.1), optax.sgd(0.1)),
+        dc.dcasgd(0.1, num_workers=4),
+        optax.lbfgs(),
+    ],
+    ids=["stale params", "worker", "a function"],
+)
+def test_an_inner_optimizer_that_asks_for_too_much(inner_tx):
+    with pytest.raises(TypeError, match=r"inner_tx asks for more than gradients, params and value"):
+        run(schedule_of(), sim.LocalSteps(inner_tx, MOST), dtype=np.float32)
+
+
+def test_an_inner_optimizer_may_ask_for_the_loss():
+    """A rate that is halved whenever there is no progress, of which this one never sees any."""
+    plateau = optax.contrib.reduce_on_plateau(patience=2, factor=0.5, atol=1e3)
+    worker = sim.LocalSteps(optax.chain(optax.sgd(0.1), plateau), MOST)
+    result = run(schedule_of(), worker, dtype=np.float32)
+    scales = result.state.worker_state.inner[1].scale
+    for scale, pushes in zip(scales, np.bincount(schedule_of().worker), strict=True):
+        state = plateau.init(jnp.zeros(1))
+        for _ in range(MOST * pushes):
+            _, state = plateau.update(jnp.zeros(1), state, value=jnp.float32(1.0))
+        assert scale == state.scale
+
+
 def test_a_loss_that_changes_the_shape_of_its_model_state_is_refused():
     grows = lambda params, state, batch: (problems.softmax_loss(params, batch), jnp.zeros(2))
     with pytest.raises(ValueError, match="model state shaped as it was given"):
