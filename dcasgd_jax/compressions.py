@@ -101,9 +101,10 @@ def int8() -> Compression:
 
     def of_leaf(leaf):
         leaf = jnp.asarray(leaf)
-        scale = jnp.max(jnp.abs(leaf), initial=0.0) / 127
+        wide = leaf.astype(trees.wide_dtype(leaf))  # in float16 the scale of 65504 is one too large
+        scale = jnp.max(jnp.abs(wide), initial=0.0) / 127
         spoilt = jnp.where(jnp.isfinite(scale), 0.0, jnp.nan)
-        rounded = jnp.round(trees.quotient(leaf, scale)) * scale
+        rounded = jnp.round(trees.quotient(wide, scale)) * scale
         return (rounded + spoilt).astype(leaf.dtype)
 
     return Compression(of_leaf, lambda leaf: leaf.size + _SCALE)

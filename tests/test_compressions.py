@@ -44,6 +44,17 @@ def test_int8_is_off_by_half_a_step(values):
     assert len(np.unique(np.round(found / step))) <= 255 if step else not found.any()
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_int8_of_16_bits_has_a_scale_of_32(dtype):
+    generator = np.random.default_rng(0)
+    for largest in (65504, 1000, 1):
+        leaf = jnp.asarray(largest * generator.uniform(-1, 1, 50), dtype).at[0].set(largest)
+        found = c.int8().of_leaf(leaf)
+        wanted = c.int8().of_leaf(leaf.astype(jnp.float32)).astype(dtype)
+        np.testing.assert_array_equal(found, wanted)
+        assert jnp.isfinite(found).all()
+
+
 def test_bfloat16_is_what_a_cast_makes():
     leaf = np.random.default_rng(1).normal(size=100).astype(np.float32)
     found = jax.jit(c.bfloat16().of_leaf)(leaf)

@@ -79,8 +79,8 @@ def heloco(
                 \beta = \min(-k_s c \, conf, \beta_{max}) & c < 0
         \end{cases}
 
-    and then the step of `momentum_look_ahead` with it. A push or a momentum of zeros changes
-    nothing. With `aligned=-1` nothing is corrected.
+    and then the step of `momentum_look_ahead` with it. A push or a momentum of zeros, or of a
+    norm that overflows, is left as it is. With `aligned=-1` nothing is corrected.
 
     Args:
       learning_rate: η, a float or a schedule of the number of pushes.
@@ -119,9 +119,9 @@ def heloco(
 
     def correct(push, m):
         length, pace = jnp.linalg.norm(push.ravel()), jnp.linalg.norm(m.ravel())
-        there = (length > 0) & (pace > 0)
+        there = (length > 0) & (pace > 0) & jnp.isfinite(length + pace)
         heading, course = push / jnp.where(there, length, 1), m / jnp.where(there, pace, 1)
-        cosine = jnp.sum(heading * course)
+        cosine = jnp.sum((heading * jnp.conj(course)).real)
         confidence = length / (length + caution * pace + eps)
         opposed = jnp.minimum(shrink * -cosine * confidence, max_shrink)
         shrunk = push - opposed * cosine * length * course
@@ -144,12 +144,11 @@ def _steered(momentum: Scalar, correct: Any) -> optax.GradientTransformationExtr
     def update_fn(updates, state, params=None, *positional, **extra_args) -> Any:
         update_checks.check_keywords_only(positional)
         del params, extra_args
-        # Where there is no push this is the momentum itself, which then stays as it is.
+        kept = lambda tree: trees.drop_filled(tree, updates)  # None where there is no push
         wide = trees.map_accumulators(lambda m, push: correct(push, m), state.ema, updates)
-        ema = trees.map_accumulators(
-            lambda m, push: momentum * m + (1 - momentum) * push, state.ema, wide
-        )
-        mix = lambda g, push, m: (push + momentum * m).astype(g.dtype)
+        average = lambda m, push: momentum * m + (1 - momentum) * push
+        ema = trees.map_accumulators(average, state.ema, kept(wide))
+        mix = lambda g, push, m: push + momentum * m
         return trees.map_updates(mix, updates, wide, ema), optax.EmaState(state.count + 1, ema)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -134,6 +134,34 @@ def test_zeros_change_nothing_and_nothing_becomes_nan(dtype):
     assert steps["frozen"] is None
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_momentum_of_a_leaf_without_a_push_waits(name):
+    tx = METHODS[name][0]
+    ones = {"w": jnp.ones(3), "frozen": jnp.linspace(0.1, 1.0, 50)}
+    _, before = tx.update(ones, tx.init(ones))
+    state = before
+    for _ in range(3):
+        _, state = tx.update({"w": ones["w"], "frozen": None}, state)
+    chex.assert_trees_all_equal(state[0].ema["frozen"], before[0].ema["frozen"])
+
+
+def test_a_push_whose_norm_overflows_is_left_as_it_is():
+    tx = rivals.heloco(1.0, momentum=0.0)
+    _, state = tx.update(jnp.full(4, 1e25), tx.init(jnp.zeros(4)))
+    np.testing.assert_array_equal(tx.update(jnp.full(4, -1e25), state)[0], jnp.full(4, 1e25))
+
+
+def test_a_complex_leaf_is_turned_as_its_two_real_parts(x64):
+    tx, generator = rivals.heloco(1.0, momentum=0.5), np.random.default_rng(0)
+    both = lambda z: np.stack([z.real, z.imag])
+    state, parts = tx.init(jnp.zeros(5, complex)), tx.init(jnp.zeros((2, 5)))
+    for _ in range(8):
+        push = generator.normal(size=5) + 1j * generator.normal(size=5)
+        found, state = tx.update(jnp.asarray(push), state)
+        wanted, parts = tx.update(jnp.asarray(both(push)), parts)
+        np.testing.assert_allclose(both(found), wanted, rtol=1e-12)
+
+
 BAD = {
     "momentum": (dict(momentum=1.0), r"momentum must lie in \[0, 1\)"),
     "shrink": (dict(shrink=-1.0), "shrink must be"),
