@@ -4,7 +4,10 @@ from dcasgd_jax import sim
 
 OF_PROBLEM = ("model_state", "eval_fn", "model_state_policy")
 OF_SERVER = ("per_push", "send", "opt_state")
-OF_RECORDING = {"metrics": "metrics", "trace_every": "every", "eval_versions": "eval_versions"}
+OF_RECORDING = {"metrics": "metrics", "trace_every": "every", "eval_versions": "eval_versions"} | {
+    "logger": "logger",
+    "log_every": "log_every",
+}
 
 
 def parts(loss_fn, params, tx, options):
@@ -38,9 +41,8 @@ simulate_shared_memory = _flat(sim.simulate_shared_memory)
 def train(loss_fn, params, tx, batches_fn, **options):
     from dcasgd_jax.runtime import ray
 
-    metrics = {"metrics": options.pop("metrics")} if "metrics" in options else {}
     problem, server, options = parts(loss_fn, params, tx, options)
-    return ray.train(problem, server, batches_fn, **metrics, **options)
+    return ray.train(problem, server, batches_fn, **options)
 
 
 def replay(run, loss_fn, params, tx, batches_fn, **options):

@@ -1,22 +1,23 @@
 """The program `dcasgd-jax`: its subcommands, and errors as one line, also for other programs."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import dcasgd_jax
 from dcasgd_jax import extras
-from dcasgd_jax.commands import compare, diagnose, errors, reproduce, train
+from dcasgd_jax.commands import errors
 
 SUBCOMMANDS = {
-    "compare": compare,
-    "diagnose": diagnose,
-    "reproduce": reproduce,
-    "train": train,
+    "compare": "compare sgd, ssgd, asgd, dcasgd and rotated on scikit-learn's digits",
+    "diagnose": "measure what each compensation would do to the stale gradients of a run",
+    "reproduce": "repeat the paper's experiments on CIFAR-10 and ImageNet",
+    "train": "train with real workers on Ray: digits or CIFAR-10",
 }
-"""Name -> module with `HELP`, `add_options(parser)` and `run(arguments, command)`."""
+"""Name -> help; a module of that name has `add_options(parser)` and `run(arguments, command)`."""
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
@@ -36,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: Arguments without the program's name. Default: the process's.
     """
-    run = lambda arguments, command: SUBCOMMANDS[arguments.subcommand].run(arguments, command)
-    return _run(_parser(), run, argv)
+    command = list(sys.argv[1:] if argv is None else argv)
+    run = lambda arguments, command: _module(arguments.subcommand).run(arguments, command)
+    return _run(_parser(command), run, command)
 
 
 def run_program(
@@ -91,7 +93,12 @@ def _run(
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _module(name: str) -> Any:
+    return importlib.import_module(f"dcasgd_jax.commands.{name}")
+
+
+def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
+    """Of all subcommands; only one that the command names is imported, which takes seconds."""
     parser = _Parser(
         prog="dcasgd-jax",
         description="Delay-compensated asynchronous SGD for JAX: experiments.",
@@ -102,8 +109,10 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"dcasgd-jax {dcasgd_jax.__version__}"
     )
     subparsers = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
-    for name, module in SUBCOMMANDS.items():
-        module.add_options(subparsers.add_parser(name, help=module.HELP, allow_abbrev=False))
+    for name, words in SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(name, help=words, allow_abbrev=False)
+        if name in command:
+            _module(name).add_options(subparser)
     return parser
 
 

@@ -29,7 +29,6 @@ from dcasgd_jax.commands import (
     values,
 )
 
-HELP = "compare sgd, ssgd, asgd, dcasgd and rotated on scikit-learn's digits"
 RESULTS, PICTURE = "compare.json", "compare.png"
 ALL = "all"
 DEFAULT = (*methods.METHODS, "rotated")

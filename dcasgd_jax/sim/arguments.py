@@ -14,6 +14,7 @@ from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.sim import preconditions
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.problem import Problem, Recording, Server
+from dcasgd_jax.sim.sweeps.members import PerMember
 from dcasgd_jax.typing import PyTree
 
 
@@ -130,6 +131,18 @@ def check_recording(recording: Recording) -> None:
     )
     preconditions.check_metrics(recording.metrics)
     checks.check_count("Recording.every", recording.every)
+    checks.check_count("Recording.log_every", recording.log_every)
+    loggers = recording.logger
+    for logger in loggers.values if isinstance(loggers, PerMember) else [loggers]:
+        is_one = lambda value: value is None or checks.has_methods("log")(value)
+        wanted = "something with log(step, values), such as dc.loggers.JsonLines(path)"
+        checks.check_kind("Recording.logger", logger, is_one, wanted)
+
+
+def check_one_logger(recording: Recording, why: str) -> None:
+    """Raises ValueError if there is one for each member."""
+    if isinstance(recording.logger, PerMember):
+        raise ValueError(f"Recording.logger is one for each member, but {why}: pass one logger.")
 
 
 def check_params(params: PyTree) -> None:

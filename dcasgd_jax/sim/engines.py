@@ -13,7 +13,7 @@ from dcasgd_jax import checks
 from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim import recording, step
+from dcasgd_jax.sim import recording, step, watching
 
 
 class Run(NamedTuple):
@@ -26,6 +26,7 @@ class Run(NamedTuple):
     batches: sources.Batches  # of the span
     shared: programs.Shared
     trace_every: int  # events between two that are kept in the trace
+    watch: watching.Watch | None = None  # who is told on the way
 
 
 class Engine(Protocol):
@@ -54,7 +55,7 @@ class ScanEngine:
 
     def run(self, run: Run, state: programs.SimState, progress: recording.Progress | None):
         """See `Engine.run`."""
-        log = recording.Log(run.events, run.trace_every, progress)
+        log = recording.Log(run.events, run.trace_every, progress, run.watch)
         for chunk in chunks(len(run.events.event), self.chunk_size):
             events = sources.take_rows(run.events, chunk)
             state, reports = _scan_chunk(
@@ -89,7 +90,7 @@ class HostEngine:
         """See `Engine.run`."""
         run_event: Callable = _compiled_event if self.jit else step.run_event
         evaluate: Callable = compiled_evaluation if self.jit else step.evaluate
-        log = recording.Log(run.events, run.trace_every, progress)
+        log = recording.Log(run.events, run.trace_every, progress, run.watch)
         with contextlib.nullcontext() if self.jit else jax.disable_jit():
             for chunk in chunks(len(run.events.event), self.chunk_size):
                 metrics, evaluations = [], []

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import optax
 
 from dcasgd_jax.field_docs import document_fields
+from dcasgd_jax.loggers import Logger
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
 
@@ -93,6 +94,11 @@ class Recording(NamedTuple):
       every: n ≥ 1; keep only every n-th event in the trace, for runs of millions.
       eval_versions: Versions to evaluate the problem's `eval_fn` at: a sequence, or n for every
         n-th and the last. Default: the last.
+      logger: Hears of the run while it runs, such as `dc.loggers.JsonLines(path)`: means over
+        events, and every evaluation. In a sweep it hears of all members, "member0/loss" and so on;
+        `sim.PerMember([...])` gives each one of its own. Of a run that goes on from a checkpoint it
+        hears what is new. Default: nobody.
+      log_every: n ≥ 1; it hears after every n-th event, and at the end.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -110,6 +116,8 @@ class Recording(NamedTuple):
     metrics: Collection[programs.Metric] = ()
     every: int = 1
     eval_versions: int | Sequence[int] | None = None
+    logger: Logger | Any = None
+    log_every: int = 100
 
 
 def as_server(tx: optax.GradientTransformation | Server) -> Server:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim import watching
 from dcasgd_jax.typing import PyTree
 
 Progress = Callable[[int], None]
@@ -27,8 +28,15 @@ class Record(NamedTuple):
 class Log:
     """Collects reports one chunk late, so that the device never waits for the host."""
 
-    def __init__(self, events: programs.Event, trace_every: int, progress: Progress | None):
+    def __init__(
+        self,
+        events: programs.Event,
+        trace_every: int,
+        progress: Progress | None,
+        watch: watching.Watch | None = None,
+    ):
         self._events, self._trace_every, self._progress = events, trace_every, progress
+        self._watch = watch
         self._waiting: tuple | None = None
         self._kept: list[np.ndarray] = []
         self._metrics: list[programs.Metrics] = []
@@ -58,6 +66,8 @@ class Log:
         if self._evaluations:
             evaluations = jax.tree.map(lambda *parts: np.concatenate(parts), *self._evaluations)
         lost = self.is_lost(params)
+        if lost and self._watch is not None:
+            self._watch.close()
         return end_where_lost(
             Record(kept, metrics, evaluated, evaluations, self._first_non_finite, lost)
         )
@@ -74,7 +84,11 @@ class Log:
         keep = self._events.event[chunk] % self._trace_every == 0
         self._kept.append(positions[keep])
         self._metrics.append(jax.tree.map(lambda column: column[keep], metrics))
-        self._fetch_evaluations(positions, evaluations)
+        asked, evaluations = self._fetch_evaluations(positions, evaluations)
+        if self._watch is not None:
+            event = self._events.event
+            columns = {n: c for n, c in metrics._asdict().items() if c is not None}
+            self._watch.add(event[positions], columns, event[asked], evaluations)
         if self._progress is not None:
             self._progress(chunk.stop)
 
@@ -83,16 +97,18 @@ class Log:
         if bad.any() and self._first_non_finite is None:
             self._first_non_finite = int(positions[np.argmax(bad)])
 
-    def _fetch_evaluations(self, positions: np.ndarray, evaluations) -> None:
+    def _fetch_evaluations(self, positions: np.ndarray, evaluations) -> tuple[np.ndarray, PyTree]:
+        """The positions that are evaluated, and what was found there."""
         if self._events.evaluates is None:
-            return
+            return positions[:0], None
         asked = np.flatnonzero(self._events.evaluates[positions])
         if not len(asked):
-            return
+            return positions[:0], None
         if not isinstance(evaluations, list):
             evaluations = jax.tree.map(lambda leaf: leaf[asked], evaluations)
         self._evaluated.append(positions[asked])
         self._evaluations.append(_stacked(jax.device_get(evaluations)))
+        return self._evaluated[-1], self._evaluations[-1]
 
 
 def end_where_lost(record: Record) -> Record:

@@ -15,6 +15,7 @@ from dcasgd_jax.sim import (
     preparation,
     results,
     step,
+    watching,
 )
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.checkpoints import checkpoint as checkpoints
@@ -72,7 +73,8 @@ def simulate(
       key: PRNG key; event k gets `fold_in(key, k)`, whatever the engine.
       engine: `ScanEngine()`, `HostEngine()`, `LanesEngine(mesh)`, or `None` to choose: the host
         engine for convolutions on the CPU, else the scan engine.
-      recording: `sim.Recording(metrics, every, eval_versions)`: what to keep besides the losses.
+      recording: `sim.Recording(metrics, every, eval_versions, logger)`: what to keep besides the
+        losses, and who hears of the run while it runs.
       state: The state of an earlier result, to go on from, of this schedule or of a shorter one
         that it begins with; of the problem's params and states, and of the server's, only the
         structure is then read.
@@ -116,6 +118,7 @@ def simulate(
         engine=engine, recording=recording, state=state, checkpoint=checkpoint, progress=progress,
         worker=worker,
     )  # fmt: skip
+    arguments.check_one_logger(recording, "only a sweep has members")
     has_model_state = problem.model_state is not None or (
         state is not None and state.model_state is not None
     )
@@ -144,6 +147,8 @@ def simulate(
         first = preparation.first_batch(run)
         convolves = preparation.convolves(run, current, first)
         engine = engines.choose_engine(convolves) if engine is None else engine
+        samples = results.samples_seen(schedule, worker.samples(first, schedule.num_workers))
+        run = run._replace(watch=watching.watch(recording, schedule, samples, stop))
         if checkpoint is None:
             current, record = engine.run(run, current, progress)
         else:
@@ -153,7 +158,6 @@ def simulate(
             )
     finally:
         run.batches.close()
-    samples = results.samples_seen(schedule, worker.samples(first, schedule.num_workers))
     trace = results.make_trace(schedule, start, record, samples)
     return results.SimResult(
         params=current.params,

@@ -52,8 +52,19 @@ BAD = {
     "address": (dict(address=6379), TypeError, "address must be a text such as 'host:6379'"),
     "options": (dict(worker_options="gpu"), TypeError, "worker_options must be a dict of Ray's"),
     "num_cpus": (dict(server_options={"num_cpus": "2"}), ValueError, "num_cpus in server_options"),
-    "metrics": (dict(metrics="cosine"), ValueError, r"metrics must be .* \['cosine'\]"),
-    "gap": (dict(metrics=["gap"]), ValueError, 'does not trace "gap"'),
+    "metrics": (
+        dict(recording=sim.Recording(metrics="cosine")), ValueError,
+        r"metrics must be .* \['cosine'\]",
+    ),
+    "every": (dict(recording=sim.Recording(every=2)), ValueError, "A live run traces every push"),
+    "eval_versions": (
+        dict(recording=sim.Recording(eval_versions=5)), ValueError, "evaluates nothing",
+    ),
+    "loggers": (
+        dict(recording=sim.Recording(logger=sim.PerMember([]))), ValueError, "has no members",
+    ),
+    "logger": (dict(recording=sim.Recording(logger=print)), TypeError, "Recording.logger must be"),
+    "gap": (dict(recording=sim.Recording(metrics=["gap"])), ValueError, 'does not trace "gap"'),
     "params": (dict(params={"w": "x"}), TypeError, r"params\['w'\] must be an array, got 'x'"),
     "integers": (dict(params={"n": 3}), TypeError, r"params\['n'\] holds int32"),
     "complex": (dict(params={"w": 1j}), TypeError, r"params\['w'\] is complex64: only real"),

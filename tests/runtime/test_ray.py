@@ -60,12 +60,22 @@ def train(
         **options,
     )
     assert run.schedule.num_updates == num_updates
-    return run, lambda: calls.replay(run, problems.softmax_loss, params, tx, batches_fn)
+    return run, lambda **told: calls.replay(
+        run, problems.softmax_loss, params, tx, batches_fn, **told
+    )
 
 
 def same(one, other, rtol=1e-6, atol=1e-6):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+class Heard:
+    def __init__(self):
+        self.lines = []
+
+    def log(self, step, values):
+        self.lines.append((step, dict(values)))
 
 
 def lines(path):
@@ -114,7 +124,7 @@ def test_workers_that_take_local_steps_are_replayed(two_nodes):
 
 
 def test_a_run_on_two_nodes_is_recorded_and_replayed(two_nodes, tmp_path):
-    statuses, seconds = [], 0.03
+    statuses, seconds, logger = [], 0.03, Heard()
     run, replay = train(
         two_nodes,
         batches=functools.partial(where, tmp_path),
@@ -124,6 +134,8 @@ def test_a_run_on_two_nodes_is_recorded_and_replayed(two_nodes, tmp_path):
         log=tmp_path / "log.jsonl",
         progress=statuses.append,
         metrics=["compensation_ratio"],
+        logger=logger,
+        log_every=20,
     )
     again = replay()
     same(again.params, run.result.params)
@@ -149,6 +161,12 @@ def test_a_run_on_two_nodes_is_recorded_and_replayed(two_nodes, tmp_path):
     pushes = [line for line in logged if line["event"] == "push"]
     assert [push["index"] for push in pushes] == list(range(80))
     assert [push["worker"] for push in pushes] == run.schedule.worker.tolist()
+    # The simulator tells the same of the same race.
+    simulated = Heard()
+    replay(metrics=["compensation_ratio"], logger=simulated, log_every=20)
+    assert [step for step, _ in logger.lines] == [step for step, _ in simulated.lines]
+    for (_, live), (_, again) in zip(logger.lines, simulated.lines, strict=True):
+        assert live == pytest.approx(again, rel=1e-5)
 
 
 def kills_itself_and_sends_nan(path, worker, number):

@@ -21,7 +21,6 @@ from dcasgd_jax.commands.diagnose import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = "measure what each compensation would do to the stale gradients of a run"
 RESULTS, PICTURE = "diagnose.json", "diagnose.png"
 HARDLY_LEARNT = 0.5  # of the loss of a uniform guess
 

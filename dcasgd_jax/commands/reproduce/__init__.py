@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 from dcasgd_jax.commands.reproduce import experiment, options, texts
 
-HELP = "repeat the paper's experiments on CIFAR-10 and ImageNet"
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds a subcommand for every experiment."""

@@ -97,9 +97,11 @@ def problem_maker(
 
 
 def _make_model(setting: settings.Setting, dtype: Any, seed: int) -> Any:
-    from dcasgd_jax.integrations import resnet
+    from dcasgd_jax.integrations import convnet, resnet
 
     rngs = resnet.nnx.Rngs(seed)
+    if setting.model == "small":
+        return convnet.ConvNet(dtype=dtype, rngs=rngs)
     if setting.model == "tiny":
         return resnet.CifarResNet(1, widths=(4, 8), dtype=dtype, rngs=rngs)
     return resnet.resnet20(dtype=dtype, rngs=rngs)

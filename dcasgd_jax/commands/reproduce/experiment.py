@@ -114,7 +114,8 @@ def _train(
         run = first._replace(seed=member.seed)
         directory = out / CHECKPOINTS / run.name
         directory.parent.mkdir(exist_ok=True)
-        yield training.train(workload, run, directory, progress) | {"settings": described}
+        method = workload.setting.method_of(run)
+        yield training.train(workload, run, method, directory, progress) | {"settings": described}
         shutil.rmtree(directory, ignore_errors=True)
         training.seconds_file(directory).unlink(missing_ok=True)
 
@@ -148,7 +149,10 @@ def _load(job: jobs.Job, data_set: Any) -> Any:
 
 
 def _num_pushes(setting: settings.Setting, run: settings.Run, num_images: int) -> int:
-    return setting.epochs * settings.budget(setting, run, num_images).pushes_per_epoch
+    return (
+        setting.epochs
+        * settings.budget(setting, run, run.trained_by.protocol, num_images).pushes_per_epoch
+    )
 
 
 def _notes(job: jobs.Job, num_images: int) -> list[str]:
@@ -156,7 +160,9 @@ def _notes(job: jobs.Job, num_images: int) -> list[str]:
     notes = []
     for workers in sorted({run.workers for run in job.runs}):
         run = next(run for run in job.runs if run.workers == workers)
-        pushes = settings.budget(job.setting, run, num_images).pushes_per_epoch
+        pushes = settings.budget(
+            job.setting, run, run.trained_by.protocol, num_images
+        ).pushes_per_epoch
         used = pushes * job.setting.batch_size
         if used < 0.95 * num_images:
             notes.append(

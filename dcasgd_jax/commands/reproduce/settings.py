@@ -11,7 +11,7 @@ from dcasgd_jax import sim
 from dcasgd_jax.commands import methods
 from dcasgd_jax.commands import settings as common
 from dcasgd_jax.commands.reproduce import paper
-from dcasgd_jax.schedules import laws
+from dcasgd_jax.schedules import laws, protocols
 
 _adaptive = functools.cache(dc.curvatures.adaptive)  # the same object again: compiled once
 
@@ -161,12 +161,12 @@ class Budget(NamedTuple):
     updates_per_epoch: int
 
 
-def budget(setting: Setting, run: Run, num_images: int) -> Budget:
+def budget(setting: Setting, run: Run, protocol: protocols.Protocol, num_images: int) -> Budget:
     """One epoch: every worker goes once through its shard, whoever is ahead.
 
     With `ssgd` the pushes of all workers make one update, else every push makes one.
     """
     sampler = sim.ShardedEpochs(num_images, setting.batch_size, run.workers, run.seed)
     pushes = run.workers * sampler.batches_per_shard
-    pushes_per_update = run.trained_by.protocol.server(run.workers).pushes_per_update
+    pushes_per_update = protocol.server(run.workers).pushes_per_update
     return Budget(sampler, pushes, pushes // pushes_per_update)

@@ -59,6 +59,7 @@ and after three quarters of them, no momentum and no weight decay. {_CALL_AGAIN}
         augmentation="crop from 4 pixels of padding, flip",
         models={
             "resnet20": "the paper's network",
+            "small": "three convolutions, 69,000 parameters, for a CPU",
             "tiny": "8 layers and 1,500 parameters, to try the command out",
         },
         checkpoint_every=1,

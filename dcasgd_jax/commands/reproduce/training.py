@@ -38,23 +38,27 @@ class Workload(NamedTuple):
 
 
 def train(
-    workload: Workload, run: settings.Run, directory: pathlib.Path, progress: Progress
+    workload: Workload,
+    run: settings.Run,
+    method: methods.Method,
+    directory: pathlib.Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Trains, from the checkpoint in `directory` on if there is one.
 
     Args:
       workload: What all runs share.
       run: What to train.
+      method: How.
       directory: Of this run alone.
       progress: Called with the number of pushes done by this call.
 
     Returns:
-      The line for the file of results, but for the settings.
+      The line for the file of results, but for the run and the settings.
     """
     setting, feed = workload.setting, workload.feed
-    budget = settings.budget(setting, run, feed.num_images)
+    budget = settings.budget(setting, run, method.protocol, feed.num_images)
     num_updates = setting.epochs * budget.updates_per_epoch
-    method = setting.method_of(run)
     schedule = sim.make_schedule(
         setting.law, run.workers, num_updates, seed=run.seed, protocol=method.protocol
     )
@@ -74,7 +78,11 @@ def train(
     with _explained(run, setting):
         result = sim.simulate(
             problem._replace(model_state_policy=setting.batch_norm),
-            sim.Server(tx, opt_state=methods.init_opt_state(tx, problem.params, numbers)),
+            sim.Server(
+                tx,
+                opt_state=methods.init_opt_state(tx, problem.params, numbers),
+                send=method.send,
+            ),
             schedule,
             feed.batches(schedule, budget.sampler),
             key=jax.random.key(run.seed),
@@ -92,7 +100,6 @@ def train(
     watch.save()
     curve = _curve(result, setting.batch_size * budget.pushes_per_epoch)
     return {
-        "run": run._asdict(),
         "date": records.now(),
         "diverged": _has_diverged(result, curve),
         "final": _final(curve, setting.epochs),

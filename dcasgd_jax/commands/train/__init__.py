@@ -14,7 +14,6 @@ from dcasgd_jax.commands import errors, kept, records, terminal
 from dcasgd_jax.commands.train import options, problems, watching
 from dcasgd_jax.typing import PyTree
 
-HELP = "train with real workers on Ray: digits or CIFAR-10"
 RESULTS, SETTINGS, SCHEDULE, LOG = "train.json", "settings.json", "schedule.npz", "log.jsonl"
 CHECKPOINTS, CACHE = "checkpoints", "cache"
 

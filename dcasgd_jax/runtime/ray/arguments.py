@@ -11,26 +11,31 @@ import numpy as np
 from dcasgd_jax import checks
 from dcasgd_jax.schedules import laws, protocols
 from dcasgd_jax.sim import arguments as sim_arguments
-from dcasgd_jax.sim import preconditions
 from dcasgd_jax.sim.problem import Problem, Server
 from dcasgd_jax.typing import PyTree
 
 METRICS = ("compensation_ratio", "cosine", "below_eps")
 
 
-def check_trained(problem: Problem, server: Server, metrics: Any, **given: Any) -> None:
-    """Raises for what is no problem or server, and for what a live server has not.
+def check_trained(problem: Problem, server: Server, recording: Any, **given: Any) -> None:
+    """Raises for what is no problem, server or recording, and for what a live server has not.
 
     Args:
       problem: As given to `train`.
       server: Likewise.
-      metrics: Likewise.
+      recording: Likewise.
       given: Further arguments that `sim` knows, by name.
     """
-    sim_arguments.check_arguments(problem=problem, server=server, **given)
+    given = {"problem": problem, "server": server, "recording": recording, **given}
+    sim_arguments.check_arguments(**given)
     sim_arguments.refuse_options("ray.train", problem, server, ("send", "opt_state"))
-    preconditions.check_metrics(metrics)
-    if "gap" in metrics:
+    if recording.every != 1 or recording.eval_versions is not None:
+        raise ValueError(
+            "A live run traces every push and evaluates nothing: leave Recording.every and "
+            "eval_versions out, and ask sim.simulate, or replay, for them."
+        )
+    sim_arguments.check_one_logger(recording, "a live run has no members")
+    if "gap" in recording.metrics:
         raise ValueError(f'A live server does not trace "gap"; there are {list(METRICS)}.')
     _check_params(problem.params)
 

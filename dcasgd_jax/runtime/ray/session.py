@@ -56,7 +56,7 @@ class Session:
     def run(self, watcher: watching.Watcher, of_push: np.ndarray) -> results.Run:
         """Lets the workers work until the end; on Ctrl-C saves first, then stops everything."""
         try:
-            watcher.log.write("start", num_workers=self.settings.num_workers,
+            watcher.note("start", num_workers=self.settings.num_workers,
                               num_updates=self.settings.num_updates,
                               protocol=repr(self.settings.protocol))  # fmt: skip
             self._begin()
@@ -67,7 +67,7 @@ class Session:
             self._save(watcher)
             raise
         finally:
-            watcher.log.close()
+            watcher.log.flush()
             self._send_home()
             for actor in (*self.workers, *self.servers):
                 ray.kill(actor, no_restart=True)
@@ -110,7 +110,7 @@ class Session:
                 f"All {len(self.lost)} workers have died for good, the last one with: "
                 f"{_cause(error)}"
             ) from error
-        watcher.log.write("worker lost", worker=worker, error=_cause(error))
+        watcher.note("worker lost", worker=worker, error=_cause(error))
 
     def _ask(self, watcher: watching.Watcher) -> None:
         """Asks the servers for news; one that is being restarted has none."""
@@ -137,7 +137,8 @@ class Session:
         except ray.exceptions.RayActorError as error:
             raise self._server_lost(error) from error
         given_up = _why_given_up(finished)
-        watcher.log.write(
+        watcher.end_windows()
+        watcher.note(
             "end",
             seconds=max(shard["seconds"] for shard in finished),
             **({} if given_up is None else {"given_up": str(given_up)}),
@@ -149,9 +150,9 @@ class Session:
         try:
             closing = [server.close.remote(_TO_CLOSE) for server in self.servers]
             versions = ray.get(closing, timeout=2 * _TO_CLOSE)
-            watcher.log.write("interrupted", saved_versions=versions)
+            watcher.note("interrupted", saved_versions=versions)
         except ray.exceptions.RayError as error:
-            watcher.log.write("interrupted", error=_cause(error))
+            watcher.note("interrupted", error=_cause(error))
 
     def _send_home(self) -> None:
         """Lets workers end by themselves, if they do it soon: Ray makes much of killed ones."""

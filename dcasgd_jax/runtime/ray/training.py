@@ -1,11 +1,10 @@
 """`train`: a loss and an optimizer in, parameters trained by real workers and a record out."""
 
-import contextlib
 import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,8 +18,7 @@ from dcasgd_jax.runtime.ray.results import Run
 from dcasgd_jax.schedules import laws, protocols
 from dcasgd_jax.schedules.cluster import Durations
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
-from dcasgd_jax.sim.problem import Problem, Server, as_server
-from dcasgd_jax.sim.program import Metric
+from dcasgd_jax.sim.problem import Problem, Recording, Server, as_server
 from dcasgd_jax.sim.work import OneGradient, Worker
 from dcasgd_jax.typing import PyTree
 
@@ -42,7 +40,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     log: str | os.PathLike | None = None,
     progress: Callable[[watching.Status], None] | None = None,
-    metrics: Collection[Metric] = (),
+    recording: Recording | None = None,
     worker_options: Mapping[str, Any] | None = None,
     server_options: Mapping[str, Any] | None = None,
     max_restarts: int = 3,
@@ -96,7 +94,8 @@ def train(
         only the shapes are compared. The servers write it: with several machines, on a shared disk.
       log: File to append a JSON line to for every push and incident.
       progress: Called a few times a second with a `Status`.
-      metrics: What else to trace, of "compensation_ratio", "cosine", "below_eps".
+      recording: `sim.Recording(metrics=, logger=, log_every=)`, as in `sim.simulate`: all metrics
+        but "gap". The logger hears of the pushes of the first server.
       worker_options: Ray options of worker actors, such as `num_gpus`; by default one CPU and one
         thread each. With `runtime_env={"env_vars": {"JAX_PLATFORMS": ""}}` JAX chooses the device.
       server_options: Ray options of server actors; by default one logical CPU each.
@@ -127,9 +126,10 @@ def train(
       >>> print(run.schedule)  # doctest: +SKIP
     """
     server = as_server(tx)
+    recording = Recording() if recording is None else recording
     worker = OneGradient() if worker is None else worker
     arguments.check_trained(
-        problem, server, metrics, batches_fn=batches_fn, checkpoint=checkpoint, progress=progress,
+        problem, server, recording, batches_fn=batches_fn, checkpoint=checkpoint, progress=progress,
         worker=worker,
     )  # fmt: skip
     loss_fn, params = problem.loss_fn, problem.params
@@ -145,7 +145,7 @@ def train(
         num_updates=num_updates,
         protocol=protocols.Asynchronous() if protocol is None else protocol,
         per_push=server.per_push,
-        metrics=tuple(metrics),
+        metrics=tuple(recording.metrics),
     )
     params = jax.tree.map(np.asarray, params)
     split = shards.make_split(params, num_shards, wire_dtype)
@@ -160,9 +160,9 @@ def train(
         server=cluster.server_options(server_options),
         max_restarts=max_restarts,
     )
-    watcher = watching.Watcher(num_updates, num_shards, log, progress)
+    watcher = watching.Watcher(num_updates, num_shards, log, progress, recording)
     connected = cluster.connected(address, options.num_cpus(num_workers, num_shards))
-    with contextlib.closing(watcher.log), connected:
+    with connected:
         batch = batches_fn(0, 0)
         of_push = _check_work(worker, loss_fn, params, batch, num_workers)
         places: list[saving.Place | None] = [None] * num_shards
@@ -173,6 +173,7 @@ def train(
             settings, parts, split, wire_dtype, loss_fn, worker, batches_fn, durations, places,
             options,
         )  # fmt: skip
+        watcher.of_push = of_push
         run = running.run(watcher, of_push)
     if run.given_up is not None:
         warnings.warn(str(run.given_up), RuntimeWarning, stacklevel=2)

@@ -11,9 +11,11 @@ import numpy as np
 from ray.util import metrics as ray_metrics
 
 from dcasgd_jax.field_docs import document_fields
+from dcasgd_jax.loggers import JsonLines
 from dcasgd_jax.runtime.bookkeeping import Counts
-from dcasgd_jax.runtime.ray.log import JsonLines
 from dcasgd_jax.runtime.refusals import GivenUp
+from dcasgd_jax.sim.problem import Recording
+from dcasgd_jax.sim.watching import Windows
 
 _WINDOW = 10.0  # seconds over which the rate is taken
 _RECENT = 50  # pushes over which the loss is averaged
@@ -57,6 +59,7 @@ class Watcher:
       num_updates: Of the run.
       log: The path of a file of JSON lines, or None.
       progress: Called with a `Status` after all news.
+      recording: Whose logger hears of the first server's pushes.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Watcher:
         num_shards: int,
         log: str | os.PathLike | None,
         progress: Callable[[Status], None] | None,
+        recording: Recording,
     ):
         self.log = JsonLines(log)
         self._num_updates, self._progress = num_updates, progress
@@ -75,6 +79,12 @@ class Watcher:
         self._loss: collections.deque[float] = collections.deque(maxlen=_RECENT)
         self._rate: collections.deque[tuple[float, int]] = collections.deque()
         self._metrics = _Metrics()
+        self._names = ("loss", *recording.metrics)
+        self._windows = None
+        if recording.logger is not None:
+            self._windows = Windows(recording.logger, recording.log_every)
+        self.of_push = np.zeros(0, np.int64)  # examples of each worker's push
+        self._samples = self._heard = 0  # examples, and pushes, that the logger knows of
         self.given_up: GivenUp | None = None
 
     def known(self, shard: int) -> tuple[int, int, int]:
@@ -89,7 +99,7 @@ class Watcher:
         if not same_life:
             known["num_incidents"] = 0
         for incident in news["incidents"]:
-            self.log.write("incident", shard=shard, **incident._asdict())
+            self.note("incident", shard=shard, **incident._asdict())
         known["life"] = news["life"]
         known["num_incidents"] = news["num_incidents"]
         known["num_events"] = news["first_event"] + len(columns["worker"])
@@ -99,6 +109,15 @@ class Watcher:
             self.given_up = news["given_up"]._replace(shard=shard)
         if shard == 0:
             self._take_pushes(news["first_event"], columns)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """A line of the log."""
+        self.log.write({"event": event, **fields})
+
+    def end_windows(self) -> None:
+        """The logger hears of what is left."""
+        if self._windows is not None:
+            self._windows.close()
 
     def tell(self) -> None:
         """Passes the news on."""
@@ -131,7 +150,7 @@ class Watcher:
     def _take_pushes(self, first: int, columns: dict[str, np.ndarray]) -> None:
         rows = {name: column.tolist() for name, column in columns.items()}
         for k in range(len(columns["worker"])):
-            self.log.write("push", index=first + k, **{name: rows[name][k] for name in rows})
+            self.note("push", index=first + k, **{name: rows[name][k] for name in rows})
         applied = columns["applied"]
         staleness = (columns["version"] - columns["read_version"])[applied]
         self._applied += len(staleness)
@@ -139,6 +158,30 @@ class Watcher:
         self._max_staleness = max(self._max_staleness, int(staleness.max(initial=0)))
         self._loss.extend(columns["loss"][applied].tolist())
         self._metrics.add(columns, staleness)
+        if self._windows is not None:
+            self._tell(self._windows, first, columns)
+
+    def _tell(self, windows: Windows, first: int, columns: dict[str, np.ndarray]) -> None:
+        """Of pushes of which the logger has not heard: a restarted server repeats some."""
+        event = first + np.arange(len(columns["worker"]))
+        new = event >= self._heard
+        if not new.any():
+            return
+        event, columns = event[new], {name: column[new] for name, column in columns.items()}
+        fresh = np.where(columns["batch"] == event, self.of_push[columns["worker"]], 0)
+        samples = self._samples + np.cumsum(fresh)
+        self._samples, self._heard = int(samples[-1]), int(event[-1]) + 1
+        staleness = (columns["version"] - columns["read_version"]).astype(np.float64)
+        windows.add(
+            {**{name: columns[name] for name in self._names}, "staleness": staleness},
+            {
+                "event": event,
+                "step": np.append(columns["version"][1:], self._versions[0]),
+                "applied": columns["applied"],
+                "samples": samples,
+                "time": columns["time"],
+            },
+        )
 
 
 class _Metrics:

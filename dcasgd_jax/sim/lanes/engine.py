@@ -80,7 +80,7 @@ class LanesEngine:
     ) -> tuple[programs.SimState, recording.Record]:
         """See `Engine.run`; the state returned is on the default device."""
         layout = self._layout(run.schedule)
-        log = recording.Log(run.events, run.trace_every, progress)
+        log = recording.Log(run.events, run.trace_every, progress, run.watch)
         with jax.set_mesh(self.mesh):  # whatever mesh the caller has set
             state = placement.place(state, layout.of_state(run.program, state))
             shared = placement.place(run.shared, layout.replicated)

@@ -10,7 +10,7 @@ import optax
 
 from dcasgd_jax import checks
 from dcasgd_jax.schedules import schedule as schedules
-from dcasgd_jax.sim import arguments, engines, preconditions, preparation
+from dcasgd_jax.sim import arguments, engines, preconditions, preparation, results, watching
 from dcasgd_jax.sim.problem import Problem, Recording, Server, as_server
 from dcasgd_jax.sim.simulate import simulate
 from dcasgd_jax.sim.sweeps import layout as layouts
@@ -112,6 +112,7 @@ def sweep(
         "key": key,
         "model_state": problem.model_state,
         "opt_state": server.opt_state,
+        "Recording.logger": recording.logger,
     }
     num_members = members.count(hyperparams, **given)
     of_members = {name: members.spread(value, num_members) for name, value in given.items()}
@@ -122,7 +123,6 @@ def sweep(
     chunk_size = checks.check_count("chunk_size", chunk_size)
     if at_once is not None:
         at_once = checks.check_count("at_once", at_once)
-    platform = _platform(devices)
     sweep_preparation.check_batches(of_members["batches"])
     program = sweep_preparation.make_program(of_members, problem, server, recording, worker)
     starts = [
@@ -137,15 +137,15 @@ def sweep(
     sweep_preparation.check_starts(program, starts, of_members["schedule"], hyperparams)
     runs = sweep_preparation.make_runs(program, of_members, recording)
     of_push, convolves = _look_at_a_gradient(program, runs[0], starts[0])
-    if engine is None and convolves and platform == "cpu":
+    if _platform(devices) == "cpu" and convolves and engine is None:
         engine = engines.HostEngine()
     if engine is not None:
-        one = functools.partial(_run_one, problem, server, recording, engine, worker)
-        finished = _one_by_one(one, program, runs, starts, of_members, progress)
+        one = functools.partial(_run_one, problem, server, engine, worker)
+        finished = _one_by_one(one, program, runs, starts, of_members, recording, progress)
         return sweep_results.from_members(hyperparams, runs, of_push, finished)
     together = vectorized.Members(
         program=program,
-        runs=runs,
+        runs=[_watched(run, recording, i, of_push) for i, run in enumerate(runs)],
         starts=starts,
         num_slots=max(run.schedule.num_slots for run in runs),
         num_workers=runs[0].schedule.num_workers,
@@ -173,7 +173,7 @@ def _look_at_a_gradient(program, run, start) -> tuple[np.ndarray, bool]:
     return program.worker.samples(first, num_workers), convolves
 
 
-def _one_by_one(simulate_one, program, runs, starts, of_members, progress):
+def _one_by_one(simulate_one, program, runs, starts, of_members, recording, progress):
     """What `simulate` returns for each member."""
     finished = []
     for i, (run, start) in enumerate(zip(runs, starts, strict=True)):
@@ -185,6 +185,7 @@ def _one_by_one(simulate_one, program, runs, starts, of_members, progress):
                 schedule,
                 of_members["batches"][i],
                 key=of_members["key"][i],
+                recording=watching.of_member(recording, i),
                 state=vectorized.initial_state(
                     program, schedule.num_slots, schedule.num_workers, start
                 ),
@@ -194,10 +195,17 @@ def _one_by_one(simulate_one, program, runs, starts, of_members, progress):
     return finished
 
 
-def _run_one(problem, server, recording, engine, worker, start, schedule, batches, **of_member):
+def _watched(run, recording, member, of_push):
+    """A run that its member's logger hears of."""
+    samples = results.samples_seen(run.schedule, of_push)
+    of_one = watching.of_member(recording, member)
+    return run._replace(watch=watching.watch(of_one, run.schedule, samples, len(run.schedule)))
+
+
+def _run_one(problem, server, engine, worker, start, schedule, batches, **of_member):
     """One member alone; its state has the hyperparameters in it."""
     of_one = problem._replace(params=start.params, model_state=start.model_state)
     return simulate(
         of_one, server._replace(opt_state=None), schedule, batches,
-        engine=engine, recording=recording, worker=worker, **of_member,
+        engine=engine, worker=worker, **of_member,
     )  # fmt: skip

@@ -217,7 +217,7 @@ class _Log:
     """Collects the reports of all members one chunk late, each member's in a log of its own."""
 
     def __init__(self, runs: list[engines.Run]):
-        self._logs = [recording.Log(run.events, run.trace_every, None) for run in runs]
+        self._logs = [recording.Log(run.events, run.trace_every, None, run.watch) for run in runs]
         self._waiting: tuple | None = None
         self._all_finite = True
 

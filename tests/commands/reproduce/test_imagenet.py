@@ -203,7 +203,9 @@ def test_the_protocol_of_the_paper():
         experiment="imagenet", epochs=reported.epochs, batch_size=reported.batch_size
     )
     run = settings.Run("dcasgd-a", 16, 0.1, 2.0, None, 0)
-    per_epoch = settings.budget(setting, run, reported.num_images).pushes_per_epoch
+    per_epoch = settings.budget(
+        setting, run, run.trained_by.protocol, reported.num_images
+    ).pushes_per_epoch
     assert per_epoch == 16 * 2502
     method = setting.method_of(run)
     assert repr(method.curvature) == "adaptive(ms_decay=0.0, eps=1e-07)"

@@ -30,10 +30,14 @@ def images(num_train, num_test, seed=0):
     return cifar10.Cifar10(split(num_train), split(num_test))
 
 
+def budget(setting, run):
+    return settings.budget(setting, run, run.trained_by.protocol, 50_000)
+
+
 def test_an_epoch_of_the_paper():
     """50,000 images in batches of 128; synchronous workers make one update together."""
     counts = {
-        (name, workers): settings.budget(settings.Setting(), run_of(name, workers), 50_000)[1:]
+        (name, workers): budget(settings.Setting(), run_of(name, workers))[1:]
         for name, workers in (("sgd", 1), ("ssgd", 4), ("ssgd", 8), ("asgd", 8), ("dcasgd-a", 4))
     }
     assert counts == {
@@ -49,7 +53,7 @@ def test_an_epoch_of_the_paper():
 @pytest.mark.parametrize("epochs", [160, 8])
 def test_the_learning_rate_falls_after_one_half_and_three_quarters(method, epochs):
     setting = settings.Setting(epochs=epochs)
-    per_epoch = settings.budget(setting, run_of(method), 50_000).updates_per_epoch
+    per_epoch = budget(setting, run_of(method)).updates_per_epoch
     decay = methods.rate_factor(epochs * per_epoch, warm_up=0)
     for epoch, before, after in ((epochs / 2, 1, 0.1), (3 * epochs / 4, 0.1, 0.01)):
         last = int(epoch * per_epoch) - 1
