@@ -1,5 +1,6 @@
 """The benchmarks still run, at toy size; nothing here is timed against a goal."""
 
+import accelerator
 import directions
 import engines
 import event_schedules
@@ -54,6 +55,19 @@ def test_every_benchmark_reports_positive_ratios(measure):
     assert rows
     assert all(row.ratio > 0 for row in rows)
     assert all(row.ratio == 1 for row in rows if row.goal == "= 1")
+
+
+def test_all_parts_of_the_benchmark_of_a_card():
+    rows = list(accelerator.measure(accelerator.SMALL, minutes=60))
+    assert {row.unit for row in rows} == {
+        *("GB/s", "TFLOP/s", "ms", "of copy bandwidth", "gradients/s", "of slots"),
+    }
+    assert all(row.value > 0 for row in rows)
+    assert all(row.value == 1 for row in rows if row.unit == "of slots")
+    methods = {row.what for row in rows if row.unit == "ms"}
+    assert methods == {"DC-ASGD-c", "DC-ASGD-a", "Adam", "rotated"}
+    late = list(accelerator.measure(accelerator.SMALL, minutes=0))
+    assert {row.what for row in late} == {"not run: no time left"}
 
 
 def test_the_transformer_of_the_benchmark_has_a_loss():
