@@ -24,15 +24,15 @@ from dcasgd_jax.commands import (
     terminal,
     values,
 )
-from dcasgd_jax.commands.reproduce import cifar10, settings, training
+from dcasgd_jax.commands.reproduce import cifar10, experiment, settings, training
 
 PROGRAM = "cifar10.py"
 PICTURE, CHECKPOINTS = "cifar10.png", "checkpoints"
-PLAIN = ("sgd", "ssgd", "asgd", "dcasgd-c", "dcasgd-a", "dcasgd-capped", "rows", "rotated")
-WITH_MOMENTUM = ("sgd", "asgd", "dana-zero", "dana-dc", "dcasgd-capped", "rotated")
+PLAIN = ("sgd", "asgd", "rotated", "dcasgd-capped", "ssgd", "rows", "dcasgd-a", "dcasgd-c")
+WITH_MOMENTUM = ("sgd", "asgd", "rotated", "dana-dc", "dana-zero", "dcasgd-capped")
 MOMENTA = (None, 0.9)
 NUM_CONFIGURATIONS = 12  # tried for every method: 12 rates, or 6 rates and 2 values of its λ0
-LOWEST_RATE, HIGHEST_RATE = 0.05, 1.6  # times 1 - momentum
+LOWEST_RATE, HIGHEST_RATE = 0.0125, 1.6  # times 1 - momentum
 LAMBDA0 = {
     "dcasgd-c": (30.0, 300.0),
     "dcasgd-a": (2.0, 20.0),
@@ -82,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     names = tuple(dict.fromkeys([*PLAIN, *WITH_MOMENTUM]))
     options.add_methods(parser, names, names)
     parser.add_argument(
-        "--momentum", nargs="+", type=values.number_from(0), default=[0.0], metavar="MU",
+        "--momentum", nargs="+", type=values.momentum, default=[0.0], metavar="MU",
         help="0 is none; default 0",
     )  # fmt: skip
     for name, default, what in (
@@ -131,7 +131,8 @@ def make_study(arguments: argparse.Namespace) -> study.Study:
     )
     data = images.load_cifar10(arguments.data_dir, cache_dir=arguments.cache_dir)
     counts = arguments.subset, arguments.test_subset
-    data = type(data)(*map(cifar10.take, data, counts))
+    most = max(arguments.workers)
+    data = experiment.limit(cifar10, data, counts, most, arguments.batch_size)
     workload = _make_workload(setting, arguments.tuning_epochs, data, arguments.out)
     described = setting.describe(data, cifar10.checksum(data))
     del described["momentum"]  # of a line

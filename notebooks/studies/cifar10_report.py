@@ -28,17 +28,19 @@ TITLES = {
 }
 EXPLANATION = (
     "Mean over the seeds ± the half width of a 95 % interval (Student's t); closed: the share of "
-    "the gap in test error between asynchronous and sequential SGD of the same seed number, %."
+    "the gap between the mean test errors of asynchronous and sequential SGD, %."
 )
 
 
 def frame(lines: Sequence[ledger.Line]) -> study.Frame:
     """A row for each run, with its final numbers, and the share of the gap that it closes.
 
-    The share is of the gap between the means of the two that span it.
+    The share is of the gap between the means of asynchronous and sequential SGD.
     """
+    import pandas as pd
+
     runs = study.frame(lines)
-    runs["momentum"] = [float(momentum or 0.0) for momentum in runs["momentum"]]
+    runs["momentum"] = [0.0 if pd.isna(momentum) else momentum for momentum in runs["momentum"]]
     for name in NUMBERS:
         runs[name] = [float("nan") if row[name] is None else row[name] for row in runs["final"]]
     runs.loc[runs["diverged"], list(NUMBERS)] = math.nan
@@ -63,7 +65,7 @@ def print_tables(console: "Console", lines: Sequence[ledger.Line]) -> None:
         for workers in sorted(set(of_momentum["workers"]) - {1}) or [1]:
             here = of_momentum[of_momentum["workers"].isin([1, workers])]
             table = terminal.new_table(
-                "method", "rate", "λ0", "test error %", "closed %", "train loss", "s", "seeds"
+                "method", "rate", "λ0", "test error %", "closed %", "train loss", "seeds"
             )
             for name in TITLES:
                 of_method = here[here["method"] == name]
@@ -86,7 +88,6 @@ def _row(name: str, runs: study.Frame) -> list[str]:
         _interval(100 * runs["test_error"], ".2f"),
         "-" if spans else _interval(runs["closed"], ".0f"),
         f"{runs['train_loss'].mean():.3f}",
-        f"{runs['simulated_seconds'].mean():.0f}",
         f"{diverged}/{len(runs)} div." if diverged else str(len(runs)),
     ]
 

@@ -60,7 +60,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run_missing(job: jobs.Job, console: "Console") -> None:
     data_set = DATA_SETS[job.setting.experiment]
-    data = _load(job, data_set)
+    data = limit(
+        data_set,
+        data_set.load(job),
+        (job.subset, job.test_subset),
+        max(run.workers for run in job.runs),
+        job.setting.batch_size,
+    )
     num_images = len(data.train.labels)
     described = job.setting.describe(data, data_set.checksum(data))
     _keep_compiled(job.cache_dir)
@@ -126,24 +132,26 @@ def _keep_compiled(cache_dir: pathlib.Path | None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir.expanduser() / "compiled"))
 
 
-def _load(job: jobs.Job, data_set: Any) -> Any:
-    """The images, of which `--subset` and `--test-subset` take the first."""
-    data = data_set.load(job)
+def limit(
+    data_set: Any, data: Any, counts: tuple[int | None, int | None], workers: int, batch_size: int
+) -> Any:
+    """The images, of which `--subset` and `--test-subset` take the first.
+
+    Raises:
+      UsageError: If there are fewer, or too few for a batch for each of so many workers.
+    """
     splits = []
-    for option, count, split in zip(
-        ("--subset", "--test-subset"), (job.subset, job.test_subset), data, strict=True
-    ):
+    for option, count, split in zip(("--subset", "--test-subset"), counts, data, strict=True):
         there = len(split.labels)
         if count is not None and count > there:
             raise errors.UsageError(f"{option} {count}: the data has {there} such images")
         splits.append(data_set.take(split, count))
     data = type(data)(*splits)
-    needed = max(run.workers for run in job.runs) * job.setting.batch_size
+    needed = workers * batch_size
     if len(data.train.labels) < needed:
         raise errors.UsageError(
-            f"{len(data.train.labels)} training images are no batch of {job.setting.batch_size} "
-            f"for each worker: use --subset {needed} or more, fewer --workers or a smaller "
-            "--batch-size"
+            f"{len(data.train.labels)} training images are no batch of {batch_size} for each "
+            f"worker: use --subset {needed} or more, fewer --workers or a smaller --batch-size"
         )
     return data
 
