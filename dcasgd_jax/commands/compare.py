@@ -31,7 +31,6 @@ from dcasgd_jax.commands import (
 
 RESULTS, PICTURE = "compare.json", "compare.png"
 ALL = "all"
-DEFAULT = (*methods.METHODS, "rotated")
 
 DESCRIPTION = """\
 Trains on scikit-learn's digits (1797 real images, no download) with several methods on the same
@@ -61,9 +60,8 @@ class Job:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this subcommand."""
     parser.description = DESCRIPTION
-    there = catalogue.methods_for(2, 100, None)
-    listed = [f"  {name:<15}{there[name].title}" for name in DEFAULT]
-    others = [name for name in catalogue.names() if name not in DEFAULT]
+    listed = [f"  {name:<15}{method.title}" for name, method in methods.METHODS.items()]
+    others = [name for name in catalogue.names() if name not in methods.METHODS]
     more = textwrap.wrap(f"and {', '.join(others)}", 78, break_on_hyphens=False)
     lines = ["methods:", *listed, *(f"  {line}" for line in more)]
     parser.epilog = "\n".join([*lines, "", options.laws_text(), EXAMPLES])
@@ -71,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_methods(
         parser,
         [*catalogue.names(), ALL],
-        DEFAULT,
+        tuple(methods.METHODS),
         help="which methods; default: the seven listed below; `all`: every method of the package. "
         "Those without default values are tuned, each with the same effort",
     )

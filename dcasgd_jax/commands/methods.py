@@ -98,6 +98,13 @@ METHODS = {
             curvature=ADAPTIVE,
             max_pull=1.0,
         ),
+        Method(
+            "rotated",
+            "capped in an eigenbasis of the Fisher",
+            numbers=(1.0, 2.0, 4.0),
+            curvature=dc.curvatures.rotated(),
+            max_pull=1.0,
+        ),
     )
 }
 

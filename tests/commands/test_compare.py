@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from dcasgd_jax import sim
-from dcasgd_jax.commands import catalogue, compare, digits_study, methods, runs, settings, tuning
+from dcasgd_jax.commands import catalogue, digits_study, methods, runs, settings, tuning
 
 from . import cli
 
-ALL = list(compare.DEFAULT)
+ALL = list(methods.METHODS)
 ASYNCHRONOUS = ["asgd", "dcasgd-c", "dcasgd-a", "dcasgd-capped"]
 # λ0 so large that even a tiny run feels it.
 FIXED = ["--learning-rate", "0.2", "--lambda0", "4"]

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+import dcasgd_jax as dc
 from dcasgd_jax.commands import methods
 
 NUM_UPDATES = 12
@@ -23,6 +24,11 @@ def written_down(name, lambda0=LAMBDA0):
         "dcasgd-capped": lambda: [
             compensations.explicit(lambda0, ms_decay=0.95, max_pull=1, learning_rate=rate)
         ],
+        "rotated": lambda: [
+            dc.compensate_delay(
+                lambda0, curvature=dc.curvatures.rotated(), max_pull=1.0, learning_rate=rate
+            )
+        ],
     }
     return optax.chain(*compensation.get(name, list)(), optax.sgd(rate))
 
@@ -35,7 +41,8 @@ def trajectory(tx, state):
     for k in range(NUM_UPDATES):
         grads = {"w": jnp.sin(jnp.arange(5.0) + k)}
         stale = {"w": params["w"] + 0.3 * jnp.cos(jnp.arange(5.0) * (k + 1))}
-        updates, state = tx.update(grads, state, params, stale_params=stale)
+        offered = {"stale_params": stale, "batch_size": 16}
+        updates, state = tx.update(grads, state, params, **offered)
         params = optax.apply_updates(params, updates)
         path.append(params["w"])
     return np.stack(path)
@@ -44,7 +51,9 @@ def trajectory(tx, state):
 def injected(name, learning_rate=RATE, lambda0=LAMBDA0):
     tx = methods.make_tx(methods.METHODS[name], NUM_UPDATES)
     params = {"w": jnp.linspace(-1, 1, 5)}
-    numbers = methods.Hyperparameters(learning_rate, lambda0 if "dcasgd" in name else None)
+    numbers = methods.Hyperparameters(
+        learning_rate, lambda0 if methods.METHODS[name].compensates else None
+    )
     return trajectory(tx, methods.init_opt_state(tx, params, numbers))
 
 
@@ -59,7 +68,9 @@ def test_injected_numbers_make_the_chain_that_is_written_down(name):
 
 
 def test_the_methods_differ_in_this_test():
-    ends = [injected(name)[-1] for name in ("sgd", "dcasgd-c", "dcasgd-a", "dcasgd-capped")]
+    ends = [
+        injected(name)[-1] for name in ("sgd", "dcasgd-c", "dcasgd-a", "dcasgd-capped", "rotated")
+    ]
     for i, end in enumerate(ends):
         for other in ends[:i]:
             assert np.abs(end - other).max() > 1e-3

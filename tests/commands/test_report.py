@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from dcasgd_jax.commands import (
-    compare,
     defaults,
     figures,
     methods,
@@ -148,8 +147,8 @@ def test_pictures_of_diverged_runs(tmp_path, finals):
 
 
 def test_every_method_has_a_colour_of_its_own():
-    assert set(axes.COLOURS) == set(compare.DEFAULT)
-    assert len(set(axes.COLOURS.values())) == len(compare.DEFAULT)
+    assert set(axes.COLOURS) == set(methods.METHODS)
+    assert len(set(axes.COLOURS.values())) == len(methods.METHODS)
 
 
 def test_findings_say_what_rose_and_what_repeats():
@@ -220,7 +219,7 @@ def test_ranges_of_the_rate_have_no_gap():
 
 
 @pytest.mark.parametrize("model", ["mlp", "softmax"])
-@pytest.mark.parametrize("name", compare.DEFAULT)
+@pytest.mark.parametrize("name", methods.METHODS)
 def test_defaults_follow_from_what_was_tried(model, name):
     record = defaults.tuning_records()[model]
     assert record["setting"] == settings.Setting(model=model).describe()

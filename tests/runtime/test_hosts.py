@@ -1,4 +1,4 @@
-"""A live run over three hosts: a slow link, a host that is cut off and comes back, one that dies."""
+"""A live run over three hosts: a slow link, one cut off that comes back, one that dies."""
 
 import json
 import os

@@ -25,12 +25,6 @@ def choices(momentum: float | None) -> list[methods.Method]:
             "capped-abs", "capped, |g| for g²", (4.0, 8.0, 16.0), curvature=dc.curvatures.absolute()
         ),
         _capped(
-            "rotated",
-            "capped in an eigenbasis of the Fisher",
-            (1.0, 2.0, 4.0),
-            curvature=dc.curvatures.rotated(),
-        ),
-        _capped(
             "rows",
             "capped along the gradient of each output",
             (1.0, 2.0, 4.0),

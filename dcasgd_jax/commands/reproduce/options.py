@@ -57,7 +57,7 @@ def _add_data(parser: argparse.ArgumentParser, words: texts.Texts) -> None:
 
 def _add_runs(parser: argparse.ArgumentParser, reported: paper.Paper) -> None:
     everything = reported.methods == tuple(methods.METHODS)
-    shown = "all six, listed below" if everything else " ".join(reported.methods)
+    shown = "all, listed below" if everything else " ".join(reported.methods)
     group = parser.add_argument_group("runs")
     options.add(
         group, "--workers", nargs="+", default=list(reported.workers),
@@ -82,7 +82,7 @@ def _add_runs(parser: argparse.ArgumentParser, reported: paper.Paper) -> None:
         type=values.number_from(0),
         default=1.0,
         metavar="VALUE",
-        help="cap of dcasgd-capped, default %(default)s",
+        help="cap of dcasgd-capped and rotated, default %(default)s",
     )
 
 

@@ -54,6 +54,7 @@ CIFAR10 = Paper(
         "dcasgd-c": 0.04,
         "dcasgd-a": 2.0,
         "dcasgd-capped": 300.0,  # not the paper's: the best of a short trial of ours
+        "rotated": 1.0,  # not the paper's: its natural value
     },
     ms_decay=methods.MS_DECAY,
     workers=(4, 8),
@@ -83,6 +84,7 @@ IMAGENET = Paper(
         "dcasgd-c": 0.04,  # the paper's on CIFAR-10; it has no such run on ImageNet
         "dcasgd-a": 2.0,
         "dcasgd-capped": 2.0,  # as dcasgd-a; untried
+        "rotated": 1.0,  # untried
     },
     ms_decay=0.0,
     workers=(16,),
