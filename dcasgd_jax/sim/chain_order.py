@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,7 @@ _BLOCK = 4099  # numbers that are drawn, and repeated in larger leaves
 
 
 class _Leaf(NamedTuple):
-    """How one leaf of a gradient arrived; scalars."""
+    """How one leaf of a gradient arrived."""
 
     product: Any  # of the arrived and the raw gradient
     smallest: Any  # of the ratios of the arrived to the raw coordinates
@@ -153,9 +154,8 @@ def _draw(params: PyTree, seed: int) -> PyTree:
         decades = 2 if jnp.finfo(leaf.dtype).bits > 16 else 1  # float16 ends at 65504
         count = min(leaf.size, _BLOCK)
         sizes = 10.0 ** generator.uniform(-decades, decades, count)
-        block = jnp.asarray(sizes * generator.choice([-1.0, 1.0], count), leaf.dtype)
-        repeats = -(-leaf.size // max(count, 1))
-        return jnp.tile(block, repeats)[: leaf.size].reshape(leaf.shape)
+        block = (sizes * generator.choice([-1.0, 1.0], count)).astype(leaf.dtype)
+        return jnp.asarray(np.resize(block, leaf.shape))
 
     return jax.tree.map(draw, params)
 
@@ -168,16 +168,20 @@ def _push(tx, raw, opt_state, params, stale_params) -> tuple[PyTree, PyTree, lis
     def observe(arrival: transforms.Arrival) -> None:
         # A chain that takes trees apart (optax.flatten) shows nothing.
         shown = {
-            path: _look(of_raw[path], leaf)
+            path: leaf
             for path, leaf in _by_path(arrival.grads).items()
             if path in of_raw and of_raw[path].shape == leaf.shape and leaf.size
         }
-        terms = _by_path(arrival.term).items()
-        steep = {path: _steepest(leaf) for path, leaf in terms if path in shown}
+        terms = {path: leaf for path, leaf in _by_path(arrival.term).items() if path in shown}
         caps = (arrival.max_pull, arrival.max_curvature)
         caps = tuple(math.nan if value is None else value for value in caps)
-        note = lambda *arrived: found.append(_Arrived(*_on_host(arrived)))
-        jax.debug.callback(note, shown, steep, *caps)
+        jax.debug.callback(note, shown, terms, *caps)
+
+    def note(shown, terms, *caps) -> None:
+        # In NumPy: of many leaves, compiling and starting small programs takes seconds.
+        leaves = {path: _look(of_raw[path], leaf) for path, leaf in shown.items()}
+        steep = {path: _steepest(leaf) for path, leaf in terms.items()}
+        found.append(_Arrived(leaves, steep, *map(float, caps)))
 
     about_batch = {
         "hessian_vector_product": lambda tangent: tangent,
@@ -195,23 +199,20 @@ def _by_path(tree: PyTree) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in pairs}
 
 
-def _look(before: jax.Array, after: jax.Array) -> _Leaf:
-    wide = lambda leaf: leaf.astype(trees.wide_dtype(leaf))
+def _look(before: chex.Array, after: chex.Array) -> _Leaf:
     precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in (before, after))
-    raw, arrived = wide(before), wide(after)
-    ratios = arrived / raw
-    kept = jnp.where(ratios > 0, ratios, jnp.inf)
-    product = jnp.sum(arrived * raw)
-    return _Leaf(product, ratios.min(), kept.min(), ratios.max(), 16 * precision)
+    raw, arrived = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    with np.errstate(all="ignore"):
+        ratios = arrived / raw
+        product = float(np.sum(arrived * raw))
+    smallest_kept = float(np.min(ratios, where=ratios > 0, initial=np.inf))
+    return _Leaf(product, float(ratios.min()), smallest_kept, float(ratios.max()), 16 * precision)
 
 
-def _steepest(term: jax.Array) -> tuple[jax.Array, jax.Array]:
-    where = jnp.argmax(jnp.abs(term))
-    return where, term.reshape(-1)[where]
-
-
-def _on_host(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: np.asarray(leaf).item(), tree)
+def _steepest(term: chex.Array) -> tuple[int, float]:
+    flat = np.asarray(term, np.float64).ravel()
+    where = int(np.argmax(np.abs(flat)))
+    return where, float(flat[where])
 
 
 def _kind(arrived: _Arrived) -> int:
