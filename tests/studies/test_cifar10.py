@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -13,6 +14,7 @@ from commands.images import writers
 from dcasgd_jax.commands import catalogue, ledger, study
 
 from . import programs
+from .conftest import STUDIES
 
 cifar10 = programs.load("cifar10")
 report = cifar10.report
@@ -117,6 +119,17 @@ def test_end_to_end_and_on_after_an_interruption(data, tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.partition("4 workers")[2] in printed
     assert cifar10.main([*chosen, "--epochs", "3"]) == 2
     assert "have epochs 2, not 3" in capsys.readouterr().err
+
+
+def test_the_committed_results_are_reported(tmp_path, capsys):
+    """Of the runs that there are so far: the program goes on from them."""
+    kept = STUDIES / "results" / "cifar10"
+    for name in (ledger.RESULTS, ledger.SETTINGS):
+        shutil.copy(kept / name, tmp_path)
+    assert cifar10.main(["--report-only", "--out", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sequential SGD 0.426 - 27.92 ± 0.71" in said
+    assert "asynchronous SGD 0.073 - 39.08 ± 1.74" in said
 
 
 BAD = {
