@@ -204,7 +204,8 @@ def test_a_torn_last_line_is_no_result(folder, data, monkeypatch, left):
     path.write_bytes(b"".join(whole[:-1]) + (whole[-1][:-1] if left == b"" else left))
     trained = []
 
-    def fake(workload, run, directory, progress):
+    def fake(workload, run, method, directory, progress):
+        assert method.name == run.method
         trained.append(run.method)
         line = json.loads(whole[-1])
         del line["settings"], line["run"]
