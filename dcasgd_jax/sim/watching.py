@@ -90,6 +90,9 @@ class Watch:
 
     def __init__(self, windows: Windows, schedule: schedules.Schedule, samples: np.ndarray):
         self._windows, self._schedule, self._samples = windows, schedule, samples
+        # Once, not for every chunk: both are made of all events.
+        self._steps = schedule.version + schedule.updates
+        self._staleness = schedule.staleness.astype(np.float64)
 
     def add(
         self, event: np.ndarray, metrics: Mapping[str, np.ndarray], evaluated: Any, evaluations: Any
@@ -110,10 +113,10 @@ class Watch:
             for i, k in enumerate(evaluated)
         ]
         self._windows.add(
-            {**means, "staleness": of.staleness[event].astype(np.float64)},
+            {**means, "staleness": self._staleness[event]},
             {
                 "event": event,
-                "step": of.version[event] + of.updates[event],
+                "step": self._steps[event],
                 "applied": of.applied[event],
                 "samples": self._samples[event],
                 "time": of.time[event],

@@ -30,7 +30,6 @@ PROGRAM = "cifar10.py"
 PICTURE, CHECKPOINTS = "cifar10.png", "checkpoints"
 PLAIN = ("sgd", "asgd", "rotated", "dcasgd-capped", "ssgd", "rows", "dcasgd-a", "dcasgd-c")
 WITH_MOMENTUM = ("sgd", "asgd", "rotated", "dana-dc", "dana-zero", "dcasgd-capped")
-MOMENTA = (None, 0.9)
 NUM_CONFIGURATIONS = 12  # tried for every method: 12 rates, or 6 rates and 2 values of its λ0
 LOWEST_RATE, HIGHEST_RATE = 0.0125, 1.6  # times 1 - momentum
 LAMBDA0 = {

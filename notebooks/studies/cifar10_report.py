@@ -61,19 +61,27 @@ def _mean_error(runs: study.Frame, momentum: float, workers: int, method: str) -
 def print_tables(console: "Console", lines: Sequence[ledger.Line]) -> None:
     """A table for each momentum and number of workers."""
     runs = frame(lines)
-    for momentum, of_momentum in runs.groupby("momentum", sort=False):
-        for workers in sorted(set(of_momentum["workers"]) - {1}) or [1]:
-            here = of_momentum[of_momentum["workers"].isin([1, workers])]
-            table = terminal.new_table(
-                "method", "rate", "λ0", "test error %", "closed %", "train loss", "seeds"
-            )
-            for name in TITLES:
-                of_method = here[here["method"] == name]
-                if len(of_method):
-                    table.add_row(*_row(name, of_method))
-            title = f"{workers} workers" + (f", momentum {momentum:g}" if momentum else "")
-            terminal.print_table(console, title, table)
+    for title, here in _places(runs).items():
+        table = terminal.new_table(
+            "method", "rate", "λ0", "test error %", "closed %", "train loss", "seeds"
+        )
+        for name in TITLES:
+            of_method = here[here["method"] == name]
+            if len(of_method):
+                table.add_row(*_row(name, of_method))
+        terminal.print_table(console, title, table)
     terminal.print_text(console, EXPLANATION)
+
+
+def _places(runs: study.Frame) -> dict[str, study.Frame]:
+    """The runs of each momentum and number of workers, with those of one worker, by title."""
+    return {
+        f"{workers} workers" + (f", momentum {momentum:g}" if momentum else ""): of_momentum[
+            of_momentum["workers"].isin([1, workers])
+        ]
+        for momentum, of_momentum in runs.groupby("momentum", sort=False)
+        for workers in sorted(set(of_momentum["workers"]) - {1}) or [1]
+    }
 
 
 def _row(name: str, runs: study.Frame) -> list[str]:
@@ -112,23 +120,16 @@ def save_picture(path: pathlib.Path, lines: Sequence[ledger.Line]) -> None:
     """A panel for each momentum and number of workers: test error against simulated time."""
     from matplotlib import figure
 
-    runs = frame(lines)
-    places = [
-        (momentum, workers)
-        for momentum, of_momentum in runs.groupby("momentum", sort=False)
-        for workers in sorted(set(of_momentum["workers"]) - {1}) or [1]
-    ]
+    places = _places(frame(lines))
     columns = min(len(places), 3)
     rows = math.ceil(len(places) / columns)
     size = (3.6 * columns + 0.6, 2.9 * rows + 0.9)
     picture = figure.Figure(figsize=size, dpi=130, layout="constrained")
     panels = picture.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for ax, (momentum, workers) in zip(panels, places, strict=False):
-        here = runs[(runs["momentum"] == momentum) & runs["workers"].isin([1, workers])]
+    for ax, (place, here) in zip(panels, places.items(), strict=False):
         for index, (name, title) in enumerate(TITLES.items()):
             _draw(ax, here[(here["method"] == name) & ~here["diverged"]], f"C{index}", title)
-        suffix = f", momentum {momentum:g}" if momentum else ""
-        ax.set_title(f"{workers} workers{suffix}", fontsize=9)
+        ax.set_title(place, fontsize=9)
         ax.set_xlim(left=0)
         axes.finish(ax, "epoch", "")
     for ax in panels[len(places) :]:

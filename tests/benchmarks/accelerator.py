@@ -7,7 +7,6 @@ members share the card. Parts that the time does not suffice for are listed as n
 
 import argparse
 import datetime
-import json
 import pathlib
 import platform
 import statistics
@@ -24,6 +23,7 @@ from flax import nnx
 
 import dcasgd_jax as dc
 from dcasgd_jax import sim
+from dcasgd_jax.commands import records
 from dcasgd_jax.integrations import nnx as dc_nnx
 from dcasgd_jax.integrations import resnet, transformer
 
@@ -155,7 +155,12 @@ def _steps(size: Size, name: str, shape, bandwidth: float | None) -> Iterator[Ro
 
 def residual(size: Size) -> tuple[sim.Problem, Callable]:
     """A residual network for images of 32 x 32 pixels, and random batches made on the card."""
-    make = lambda: resnet.CifarResNet(size.blocks, widths=size.widths, rngs=nnx.Rngs(0))
+    model = resnet.CifarResNet(size.blocks, widths=size.widths, rngs=nnx.Rngs(0))
+    return _of_images(model, size.batch, pixels=32, classes=10)
+
+
+def _of_images(model: Any, batch: int, pixels: int, classes: int) -> tuple[sim.Problem, Callable]:
+    """A network of images as a problem, and random batches."""
 
     def loss(model, batch, key):
         del key
@@ -164,11 +169,11 @@ def residual(size: Size) -> tuple[sim.Problem, Callable]:
     def batch_fn(event, worker):
         key = jax.random.fold_in(jax.random.key(worker), event)
         return {
-            "images": jax.random.normal(key, (size.batch, 32, 32, 3)),
-            "labels": jax.random.randint(key, (size.batch,), 0, 10),
+            "images": jax.random.normal(key, (batch, pixels, pixels, 3)),
+            "labels": jax.random.randint(key, (batch,), 0, classes),
         }
 
-    return dc_nnx.split_model(make(), loss), batch_fn
+    return dc_nnx.split_model(model, loss), batch_fn
 
 
 def words(size: Size) -> tuple[sim.Problem, Callable]:
@@ -238,20 +243,7 @@ def _sweep(size: Size, part: str, make: Callable, members: int) -> Iterator[Row]
 
 def _imagenet(workers: int, batch: int, pixels: int) -> Iterator[Row]:
     """One ResNet-50 with a snapshot for each worker: whether it fits, and its speed."""
-    model = resnet.resnet50(rngs=nnx.Rngs(0))
-
-    def loss(model, batch, key):
-        del key
-        return _cross_entropy(model(batch["images"]), batch["labels"])
-
-    def batch_fn(event, worker):
-        key = jax.random.fold_in(jax.random.key(worker), event)
-        return {
-            "images": jax.random.normal(key, (batch, pixels, pixels, 3)),
-            "labels": jax.random.randint(key, (batch,), 0, 1000),
-        }
-
-    problem = dc_nnx.split_model(model, loss)
+    problem, batch_fn = _of_images(resnet.resnet50(rngs=nnx.Rngs(0)), batch, pixels, classes=1000)
     tx = optax.chain(dc.compensate_delay(2.0), _sgd())
     schedule = sim.make_schedule(sim.RoundRobin(), workers, 2 * workers, seed=0)
 
@@ -309,7 +301,9 @@ def _rotated() -> optax.GradientTransformation:
 def main() -> int:
     """Prints the table, and writes it as JSON if it is told where."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, help="a file for the JSON, added as one line")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="a file for the JSON, written anew after every row"
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after them")
     parser.add_argument("--small", action="store_true", help="toy sizes, to try it out")
     arguments = parser.parse_args()
@@ -326,9 +320,9 @@ def main() -> int:
         print(
             f"| {row.part} | {row.what} | {row.value:.4g} | {row.unit} | {compiling} |", flush=True
         )
-        rows.append(row._asdict() | {"value": None if row.value != row.value else row.value})
+        rows.append(row._asdict())
         if arguments.out is not None:  # whatever comes next, this is there
-            arguments.out.write_text(json.dumps({**about, "rows": rows}) + "\n")
+            records.write_json(arguments.out, {**about, "rows": rows})
     return 0
 
 

@@ -196,7 +196,9 @@ def _one_by_one(simulate_one, program, runs, starts, of_members, recording, prog
 
 
 def _watched(run, recording, member, of_push):
-    """A run that its member's logger hears of."""
+    """A run that its member's logger hears of, if there is one."""
+    if recording.logger is None:
+        return run
     samples = results.samples_seen(run.schedule, of_push)
     of_one = watching.of_member(recording, member)
     return run._replace(watch=watching.watch(of_one, run.schedule, samples, len(run.schedule)))
