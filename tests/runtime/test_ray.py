@@ -169,9 +169,21 @@ def test_a_run_on_two_nodes_is_recorded_and_replayed(two_nodes, tmp_path):
         assert live == pytest.approx(again, rel=1e-5)
 
 
+def wait_for(path, seconds=300.0):
+    """Until somebody has been there: a machine under load makes a test slow, never false."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} did not happen in {seconds} s"
+        time.sleep(0.01)
+
+
 def kills_itself_and_sends_nan(path, worker, number):
     if (worker, number) == (1, 4) and once(path / "killed"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if (worker, number) == (1, 5):
+        (path / "back").touch(exist_ok=True)
+    if worker != 1 and number >= 20:
+        wait_for(path / "back")
     images, labels = batches_fn(worker, number)
     return (images * np.nan if (worker, number) == (2, 3) else images), labels
 
@@ -181,7 +193,7 @@ def test_a_worker_killed_in_the_middle_of_a_gradient_and_a_nan(two_nodes, tmp_pa
         two_nodes,
         batches=functools.partial(kills_itself_and_sends_nan, tmp_path),
         num_workers=4,
-        num_updates=300,  # on a busy machine a killed worker needs seconds to come back
+        num_updates=90,
         delays=sim.ConstantTime(0.1),
         log=tmp_path / "log.jsonl",
     )
@@ -242,8 +254,9 @@ def test_a_killed_server_goes_on_from_its_checkpoint(two_nodes, tmp_path, monkey
         if line.get("kind") == "server went on from a checkpoint"
     )
     assert killed[0] - 10 - 10 <= back <= killed[0] + 10
-    # A gradient taken at a version after the checkpoint was refused, never applied.
-    assert run.counts.unknown_version >= (back < killed[0])
+    # A gradient taken at a version after the checkpoint was refused, never applied. Four pushes of
+    # three workers: one of them had read a version after the checkpoint, whatever answer was lost.
+    assert run.counts.unknown_version >= (killed[0] - back > 3)
     assert back % 10 == 0
     same(replay().params, run.result.params)
     # The same call with more updates goes on where this one ended.
