@@ -7,7 +7,7 @@ from typing import NamedTuple
 import optax
 
 from dcasgd_jax.schedules import protocols
-from dcasgd_jax.sim.program import Metric
+from dcasgd_jax.sim.program import Metric, ModelStatePolicy
 
 _KEPT_INCIDENTS = 1000
 
@@ -21,6 +21,7 @@ class Settings(NamedTuple):
     protocol: protocols.Protocol = protocols.Asynchronous()
     per_push: optax.GradientTransformation | None = None
     metrics: tuple[Metric, ...] = ()
+    model_state_policy: ModelStatePolicy = "none"
 
 
 @dataclasses.dataclass

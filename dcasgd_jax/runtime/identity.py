@@ -12,6 +12,7 @@ from dcasgd_jax.runtime import step
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.layout import Layout
 from dcasgd_jax.runtime.model import make_program
+from dcasgd_jax.runtime.shards import Part
 from dcasgd_jax.sim import leaves
 from dcasgd_jax.sim.checkpoints.identity import fingerprint
 from dcasgd_jax.sim.work import Worker
@@ -21,10 +22,12 @@ Identity = dict[str, Any]
 
 # Equal values and equal code look different to another version of jax, or on another device.
 _ENVIRONMENT = "environment"
-_COMPARED_WITHIN_AN_ENVIRONMENT = ("initial params", "tx", "per_push", "worker", "loss_fn")
+_COMPARED_WITHIN_AN_ENVIRONMENT = (
+    "initial params", "initial model state", "tx", "per_push", "worker", "loss_fn",
+)  # fmt: skip
 
 
-def of_server(params: PyTree, settings: Settings, layout: Layout) -> Identity:
+def of_server(begins: Part, settings: Settings, layout: Layout) -> Identity:
     """What a server's run is, in words that JSON can hold; without the loss, which it has not.
 
     The transformations are known by the operations that they make and the constants in them, the
@@ -32,10 +35,11 @@ def of_server(params: PyTree, settings: Settings, layout: Layout) -> Identity:
     updates is no part of it: a run may go on.
 
     Args:
-      params: The initial parameters, of this server alone.
+      begins: The initial parameters and model state, of this server alone.
       settings: Of the server.
       layout: Of its messages.
     """
+    params, model_state = begins
     program = make_program(params, settings, layout)._replace(metrics=())
     alone = program._replace(per_push=None)
     make = lambda program: lambda params: step.initial_state(program, params, settings.num_workers)
@@ -63,29 +67,40 @@ def of_server(params: PyTree, settings: Settings, layout: Layout) -> Identity:
         "tx": code(alone),
         "per_push": code(program),  # tells of tx, too, but that is compared before
         "initial params": leaves.digest_tree(params),
+        **_of_model_state(model_state, settings),
     }
 
 
-def of_loss(loss_fn: Callable[..., Any], worker: Worker, params: PyTree, batch: PyTree) -> Identity:
+def _of_model_state(model_state: PyTree | None, settings: Settings) -> Identity:
+    if model_state is None:
+        return {}
+    return {
+        **leaves.describe_tree(model_state, "model_state"),
+        "model_state_policy": settings.model_state_policy,
+        "initial model state": leaves.digest_tree(model_state),
+    }
+
+
+def of_loss(loss_fn: Callable[..., Any], worker: Worker, whole: Part, batch: PyTree) -> Identity:
     """What the workers of a run compute: the operations of a push, and the constants in them.
 
     The batches are known by their shapes only, as in the simulator: another `batches_fn` that
     returns such batches is not noticed.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`.
+      loss_fn: As in `step.gradient`.
       worker: What they do with it.
-      params: All of them.
+      whole: All parameters, and the model state.
       batch: Any.
     """
     batch = jax.eval_shape(lambda batch: batch, batch)
-    state = jax.eval_shape(worker.init, params)
+    begins = jax.eval_shape(functools.partial(step.begin, worker), whole)
     compute = functools.partial(step.compute, loss_fn, worker)
     return {
         **leaves.describe_tree(batch, "batch"),
-        **leaves.describe_tree(state, "worker_state"),
-        "worker": fingerprint(worker.init, params),
-        "loss_fn": fingerprint(compute, params, state, batch, np.int32(0)),
+        **leaves.describe_tree(begins.worker_state, "worker_state"),
+        "worker": fingerprint(worker.init, whole.params),
+        "loss_fn": fingerprint(compute, begins, batch, np.int32(0)),
     }
 
 

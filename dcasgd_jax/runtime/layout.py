@@ -1,4 +1,4 @@
-"""How a tree of parameters travels: raw bytes, large leaves alone and small ones side by side."""
+"""How a tree of arrays travels: raw bytes, large leaves alone and small ones side by side."""
 
 import dataclasses
 import hashlib
@@ -164,17 +164,42 @@ def make_layout(params: PyTree, wire_dtype: str | None = None) -> Layout:
     """
     if wire_dtype not in (None, "bfloat16"):
         raise ValueError(f'wire_dtype must be None or "bfloat16", got {wire_dtype!r}.')
-    found = jax.tree_util.tree_leaves_with_path(params)
-    if not found:
+    if not jax.tree.leaves(params):
         raise ValueError("There are no parameters to train.")
-    leaves, sections = [], [0]  # the first section is that of the small leaves
-    for path, given in found:
-        name = jax.tree_util.keystr(path) or "(the whole tree)"
+    for path, given in jax.tree_util.tree_leaves_with_path(params):
         dtype = jax.dtypes.result_type(given)
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"Parameter {name} is {dtype}: only real floats can be trained.")
+            raise TypeError(f"Parameter {_name(path)} is {dtype}: only real floats can be trained.")
+    return _lay_out(params, "", wire_dtype)
+
+
+def make_layout_of_model_state(model_state: PyTree) -> Layout:
+    """The layout of messages for a model state: any numbers, which travel as they are.
+
+    Args:
+      model_state: A tree of arrays, or of their shapes and dtypes.
+
+    Raises:
+      TypeError: If a leaf is no array of numbers.
+    """
+    for path, given in jax.tree_util.tree_leaves_with_path(model_state):
+        dtype = jax.dtypes.result_type(given)
+        if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+            raise TypeError(f"model_state{jax.tree_util.keystr(path)} is {dtype}: it has no bytes.")
+    return _lay_out(model_state, "model_state", None)
+
+
+def _name(path: Any, of: str = "") -> str:
+    return of + jax.tree_util.keystr(path) or "(the whole tree)"
+
+
+def _lay_out(tree: PyTree, of: str, wire_dtype: str | None) -> Layout:
+    """Puts the leaves side by side, the large ones into sections of their own."""
+    leaves, sections = [], [0]  # the first section is that of the small leaves
+    for path, given in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = jax.dtypes.result_type(given)
         sent = dtype.name if wire_dtype is None or dtype.itemsize <= 2 else wire_dtype
-        leaf = Leaf(name, tuple(np.shape(given)), dtype.name, sent, 0, 0)
+        leaf = Leaf(_name(path, of), tuple(np.shape(given)), dtype.name, sent, 0, 0)
         if leaf.num_bytes >= _LARGE:
             leaf = leaf._replace(section=len(sections))
             sections.append(leaf.num_bytes)
@@ -182,4 +207,4 @@ def make_layout(params: PyTree, wire_dtype: str | None = None) -> Layout:
             leaf = leaf._replace(start=-(-sections[0] // _ALIGNMENT) * _ALIGNMENT)
             sections[0] = leaf.start + leaf.num_bytes
         leaves.append(leaf)
-    return Layout(jax.tree.structure(params), tuple(leaves), tuple(sections))
+    return Layout(jax.tree.structure(tree), tuple(leaves), tuple(sections))

@@ -4,9 +4,15 @@ import enum
 import struct
 from typing import Any, NamedTuple
 
+from dcasgd_jax.runtime.layout import Message
+
 _PUSH = struct.Struct("<4sI Q Q q q d ? 15x")
 _REPLY = struct.Struct("<4sI Q q q 32x")
 _MAGIC_OF_PUSH, _MAGIC_OF_REPLY = b"DCp1", b"DCr1"
+
+
+Packed = tuple[bytes, Any, Message]
+"""A reply on its way: header, parameters as the server publishes them, model state."""
 
 
 class Push(NamedTuple):
@@ -18,7 +24,7 @@ class Push(NamedTuple):
     read_version: int
     number: int  # which of its worker's gradients this is, from 0
     loss: float
-    finite: bool  # whether all parts of the gradient are, also those for other shards
+    finite: bool  # whether all parts of the gradient are, also those for other shards; its state
 
 
 class Outcome(enum.IntEnum):
@@ -41,6 +47,7 @@ class Reply(NamedTuple):
     version: int
     next_number: int  # the gradient that the server expects next, at least
     payload: Any  # what the server's `publish` made of the parameters; None after a duplicate
+    model_state: Message = ()  # nothing if the model has none
 
 
 def pack_push(push: Push) -> bytes:
@@ -53,16 +60,17 @@ def unpack_push(header: bytes) -> Push:
     return Push(*_fields(_PUSH, _MAGIC_OF_PUSH, header))
 
 
-def pack_reply(reply: Reply) -> tuple[bytes, Any]:
+def pack_reply(reply: Reply) -> Packed:
     """The header of a reply, and what comes with it."""
     header = (int(reply.outcome), reply.life, reply.version, reply.next_number)
-    return _REPLY.pack(_MAGIC_OF_REPLY, *header), reply.payload
+    return _REPLY.pack(_MAGIC_OF_REPLY, *header), reply.payload, reply.model_state
 
 
-def unpack_reply(message: tuple[bytes, Any]) -> Reply:
+def unpack_reply(message: Packed) -> Reply:
     """What `pack_reply` packed; ValueError if it is no such message."""
-    outcome, life, version, next_number = _fields(_REPLY, _MAGIC_OF_REPLY, message[0])
-    return Reply(Outcome(outcome), life, version, next_number, message[1])
+    header, payload, model_state = message
+    outcome, life, version, next_number = _fields(_REPLY, _MAGIC_OF_REPLY, header)
+    return Reply(Outcome(outcome), life, version, next_number, payload, model_state)
 
 
 def _fields(form: struct.Struct, magic: bytes, header: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """What a server holds on its device: parameters and optimizer state, updated in place."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,16 +9,25 @@ from dcasgd_jax import transforms
 from dcasgd_jax.runtime import admission, step
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.layout import Layout, Message
+from dcasgd_jax.runtime.model_states import ModelStates
+from dcasgd_jax.runtime.shards import Part
 from dcasgd_jax.sim import chain_order
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
+
+
+class Taken(NamedTuple):
+    """What a push that is taken came with."""
+
+    gradient: list[np.ndarray]  # its leaves, as they travelled
+    model_state: Message
 
 
 class Model:
     """Parameters, optimizer state and backups of a server.
 
     Args:
-      params: The initial parameters, copied.
+      begins: The initial parameters and model state, copied.
       settings: Of the server.
       layout: Of the messages.
       publish: Makes of a message with parameters, which are about to change, what workers are sent.
@@ -30,14 +39,17 @@ class Model:
 
     def __init__(
         self,
-        params: PyTree,
+        begins: Part,
         settings: Settings,
         layout: Layout,
         publish: Callable[[Message], Any],
     ):
         self._layout, self._publish, self._metrics = layout, publish, settings.metrics
-        self._program = make_program(params, settings, layout)
-        self.state = step.initial_state(self._program, params, settings.num_workers)
+        self._program = make_program(begins.params, settings, layout)
+        self.state = step.initial_state(self._program, begins.params, settings.num_workers)
+        self.states = ModelStates(
+            begins.model_state, settings.model_state_policy, settings.num_workers
+        )
         kept = {"opt_state": self.state.opt_state, "push_state": self.state.push_state}
         self._remembering = [
             n for n, s in kept.items() if isinstance(s, transforms.RememberPullsState)
@@ -100,6 +112,7 @@ class Model:
         )
         if updates:
             self._published = self._finite = None
+            self.states.update()
         return {name: float(getattr(metrics, name)) for name in self._metrics}
 
 

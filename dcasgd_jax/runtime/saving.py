@@ -37,6 +37,7 @@ def pack(server: ParameterServer, run: Identity) -> stores.Saved:
     return stores.Saved(
         arrays={
             **{f"state {k}": array for k, array in enumerate(states)},
+            **server.model.states.arrays(),
             **{f"event {name}": column for name, column in server.history.arrays().items()},
             **{
                 f"worker {name}": np.array([getattr(w, name) for w in server.workers], np.int64)
@@ -68,6 +69,7 @@ def restore(server: ParameterServer, saved: stores.Saved) -> None:
         )
     like, structure = jax.tree.flatten(server.model.state)
     state = [leaves.to_device(arrays[f"state {k}"], leaf) for k, leaf in enumerate(like)]
+    server.model.states.restore(arrays)
     for name in _NUMBERS:
         for worker, value in zip(server.workers, arrays[f"worker {name}"].tolist(), strict=True):
             setattr(worker, name, value)

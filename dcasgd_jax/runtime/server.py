@@ -13,11 +13,11 @@ from dcasgd_jax.runtime import admission, history, lives, step
 from dcasgd_jax.runtime.bookkeeping import Counts, Incident, Incidents, KnownWorker, Settings
 from dcasgd_jax.runtime.layout import Layout, Message, make_layout
 from dcasgd_jax.runtime.messages import Outcome, Push, Reply, unpack_push
-from dcasgd_jax.runtime.model import Model
+from dcasgd_jax.runtime.model import Model, Taken
 from dcasgd_jax.runtime.refusals import MOST_REFUSALS, NOTED_REFUSALS, GivenUp
+from dcasgd_jax.runtime.shards import Part
 from dcasgd_jax.schedules import servers
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.typing import PyTree
 
 
 class ParameterServer:
@@ -26,7 +26,7 @@ class ParameterServer:
     Replies lie in `outbox` until they are taken: of a worker that must wait, none is there yet.
 
     Args:
-      params: The initial parameters, copied.
+      begins: The initial parameters and model state, copied.
       settings: What to do with pushes.
       layout: Of the messages. Default: every leaf as it is.
       clock: Seconds from any beginning.
@@ -38,27 +38,25 @@ class ParameterServer:
 
     def __init__(
         self,
-        params: PyTree,
+        begins: Part,
         settings: Settings,
         layout: Layout | None = None,
         clock: Callable[[], float] = time.monotonic,
         publish: Callable[[Message], Any] = lambda message: [np.array(part) for part in message],
     ):
         self.settings = settings
-        self.layout = make_layout(params) if layout is None else layout
-        self._digest = self.layout.digest()
+        self.layout = make_layout(begins.params) if layout is None else layout
+        self._digest, self._stopped = self.layout.digest(), False
         self.outbox: dict[int, Reply] = {}
-        self.counts = Counts()
-        self.incidents = Incidents()
+        self.counts, self.incidents = Counts(), Incidents()
         self.given_up: GivenUp | None = None
         self.history = history.History(settings.metrics)
         self.lives = lives.begin()
         self.workers = [KnownWorker() for _ in range(settings.num_workers)]
         self._protocol = admission.make_server(settings.protocol, settings.num_workers)
         self._alarm = admission.Alarm(self._protocol)
-        self.model = Model(params, settings, self.layout, publish)
+        self.model = Model(begins, settings, self.layout, publish)
         self._num_pushes = 0  # applied since the last update
-        self._stopped = False
         self._clock, self._started = clock, clock()
 
     @property
@@ -106,7 +104,7 @@ class ParameterServer:
         self.workers[worker].joined = True
         self._pull_afresh(worker, Outcome.JOINED)
 
-    def push(self, header: bytes, message: Message) -> None:
+    def push(self, header: bytes, message: Message, model_state: Message = ()) -> None:
         """A gradient arrives, and its worker wants to pull.
 
         Raises:
@@ -120,6 +118,7 @@ class ParameterServer:
                 "parameters are not the server's."
             )
         gradient = self.layout.unpack(message)
+        self.model.states.check(model_state)
         worker = self.workers[push.worker]
         if self.done:
             self._reply(push.worker, Outcome.DONE)
@@ -132,7 +131,7 @@ class ParameterServer:
         elif not (push.finite and step.all_finite(self.layout, message)):
             self._refuse(push)
         else:
-            self._take(push, gradient, Outcome.APPLIED)
+            self._take(push, Taken(gradient, model_state), Outcome.APPLIED)
 
     def leave(self, worker: int) -> None:
         """A worker is gone for good: nobody waits for it any more."""
@@ -210,16 +209,17 @@ class ParameterServer:
             self._send_home()
 
     def _take(
-        self, push: Push, gradient: list[np.ndarray] | None, outcome: Outcome, *, noted: bool = True
+        self, push: Push, taken: Taken | None, outcome: Outcome, *, noted: bool = True
     ) -> None:
         """A push that is new: applied, or dropped, or None for one that is refused; and noted."""
         version, seconds, worker = self.version, self.seconds, self.workers[push.worker]
-        applied = gradient is not None and self._protocol.push(push.worker, push.read_version)
-        if gradient is not None and not applied:
+        applied = taken is not None and self._protocol.push(push.worker, push.read_version)
+        if taken is not None:
+            worker.refused = 0
+            self.model.states.take(push.worker, taken.model_state, applied=applied)
+        if taken is not None and not applied:
             self.counts.dropped += 1
             outcome = Outcome.DROPPED
-        if gradient is not None:
-            worker.refused = 0
         self._protocol.finish(push.worker, applied)
         worker.next_number = push.number + 1
         worker.last_event = len(self.history) if noted else -1
@@ -230,7 +230,7 @@ class ParameterServer:
             time=seconds,
             applied=applied,
             batch=len(self.history),
-            corrupt=gradient is None,
+            corrupt=taken is None,
             read_time=worker.pulled_time,
             update_time=seconds,
             number=push.number,
@@ -238,9 +238,9 @@ class ParameterServer:
         )
         admitted = self._alarm.admit(self.seconds)
         metrics = {}
-        if applied and gradient is not None:
+        if applied and taken is not None:
             self._num_pushes += 1
-            metrics = self._receive(gradient, push, version)
+            metrics = self._receive(taken.gradient, push, version)
         if noted:
             self.history.add(event, metrics)
         self._let_pull(admitted, {push.worker: outcome}, applied=applied)
@@ -293,8 +293,8 @@ class ParameterServer:
 
     def _reply(self, worker: int, outcome: Outcome) -> None:
         payload = None if outcome == Outcome.DUPLICATE else self.model.params_to_send()
-        number = self.workers[worker].next_number
-        self.outbox[worker] = Reply(outcome, self.life, self.version, number, payload)
+        facts = self.life, self.version, self.workers[worker].next_number
+        self.outbox[worker] = Reply(outcome, *facts, payload, self.model.states.of(worker))
 
     def _tell(self, kind: str, worker: int | None) -> None:
         self.incidents.add(Incident(self.seconds, kind, worker, self.version))

@@ -2,13 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from dcasgd_jax.runtime import layout as layouts
+from dcasgd_jax.runtime.layout import Layout, make_layout, make_layout_of_model_state
 from dcasgd_jax.typing import PyTree
+
+
+class Part(NamedTuple):
+    """What a server begins with; of all of them together, what the model does."""
+
+    params: PyTree
+    model_state: PyTree | None = None  # of the whole model; the first server has it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: it is a static argument of jit
@@ -17,7 +24,14 @@ class Split:
 
     structure: Any
     owner: tuple[int, ...]  # shard of each leaf
-    layouts: tuple[layouts.Layout, ...]
+    layouts: tuple[Layout, ...]
+    model_state: Layout | None = None
+
+    def parts(self, whole: Part) -> list[Part]:
+        """What each server begins with."""
+        shards = range(len(self.layouts))
+        states = [whole.model_state, *[None] * (len(self.layouts) - 1)]
+        return [Part(self.subtree(whole.params, shard), states[shard]) for shard in shards]
 
     def subtree(self, tree: PyTree, shard: int) -> PyTree:
         """The tree with None for the leaves of other shards: names of leaves stay what they are."""
@@ -41,13 +55,13 @@ class Split:
         return [layout.to_wire(self.subtree(tree, shard)) for shard, layout in shards]
 
 
-def make_split(params: PyTree, num_shards: int, wire_dtype: str | None = None) -> Split:
-    """Deals the leaves out, the largest first, each to the shard with the fewest bytes so far.
+def make_split(whole: Part, num_shards: int, wire_dtype: str | None = None) -> Split:
+    """Deals the params out, the largest first, each to the shard with the fewest bytes so far.
 
     Raises:
       ValueError: If there are fewer leaves than shards.
     """
-    leaves, structure = jax.tree.flatten(params)
+    leaves, structure = jax.tree.flatten(whole.params)
     if not 1 <= num_shards <= max(len(leaves), 1):
         raise ValueError(
             f"num_shards is {num_shards}, but must be in [1, {len(leaves)}]: leaves are not cut."
@@ -58,7 +72,8 @@ def make_split(params: PyTree, num_shards: int, wire_dtype: str | None = None) -
         owner[index] = load.index(min(load))
         load[owner[index]] += max(sizes[index], 1)
     split = Split(structure, tuple(owner), ())
-    made = [
-        layouts.make_layout(split.subtree(params, shard), wire_dtype) for shard in range(num_shards)
-    ]
-    return dataclasses.replace(split, layouts=tuple(made))
+    subtrees = [split.subtree(whole.params, shard) for shard in range(num_shards)]
+    made = tuple(make_layout(subtree, wire_dtype) for subtree in subtrees)
+    state = whole.model_state
+    of_state = None if state is None else make_layout_of_model_state(state)
+    return dataclasses.replace(split, layouts=made, model_state=of_state)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax import transforms, trees
+from dcasgd_jax.runtime import shards
 from dcasgd_jax.runtime.layout import Layout, Message
 from dcasgd_jax.sim import offers, server, work
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import step as sim_step
+from dcasgd_jax.sim import worker as sim_worker
 from dcasgd_jax.typing import PyTree
 
 _LARGE = 2**16  # bytes
@@ -113,44 +115,58 @@ def _try_out(program, layout: Layout, params: PyTree, num_workers: int) -> None:
 @functools.partial(jax.jit, static_argnames=("loss_fn", "split", "worker"))
 def gradient(
     loss_fn: Callable[..., Any],
-    split: Any,
+    split: shards.Split,
     worker: work.Worker,
     pulled: Sequence[Sequence[jax.Array]],
+    model_state: Sequence[jax.Array],
     state: work.WorkerState | None,
     batch: PyTree,
     index: Any,
-) -> tuple[jax.Array, list[list[jax.Array]], work.WorkerState | None]:
+) -> tuple[jax.Array, list[list[jax.Array]], list[jax.Array], work.WorkerState | None]:
     """What a worker pushes, and what it keeps.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`.
-      split: A `shards.Split`.
+      loss_fn: `loss_fn(params, batch)`, or `loss_fn(params, model_state, batch)`.
+      split: Of the model.
       worker: What it does.
       pulled: The leaves of the parameters from every shard, as they travelled.
+      model_state: The leaves of the model state, if there is one.
       state: What it has kept.
       batch: A tree of arrays.
       index: Which worker it is, an int32 scalar.
 
     Returns:
-      The loss and whether the gradient is finite, as two floats; the gradient's leaves for all
-      shards; what the worker keeps.
+      The loss and whether all of the push is finite, as two floats; the gradient's leaves for all
+      shards; the leaves of the new model state; what the worker keeps.
     """
-    computed = compute(loss_fn, worker, split.from_wire(pulled), state, batch, index)
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(computed.grads)]
+    on_wire = split.model_state
+    before = None if on_wire is None else on_wire.from_wire(model_state)
+    begins = work.Pulled(split.from_wire(pulled), before, state)
+    computed = compute(loss_fn, worker, begins, batch, index)
+    finite = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves((computed.grads, computed.model_state))
+    ]
     loss = computed.loss
     facts = jnp.stack([loss, jnp.all(jnp.stack(finite)).astype(loss.dtype)])
-    return facts, split.to_wire(computed.grads), computed.worker_state
+    after = [] if on_wire is None else on_wire.to_wire(computed.model_state)
+    return facts, split.to_wire(computed.grads), after, computed.worker_state
 
 
-def compute(loss_fn, worker, params, state, batch, index) -> work.Gradient:
-    """The worker's part, as in the simulator: a live loss has no model state and no key."""
-    loss = lambda params, model_state, batch, key: (loss_fn(params, batch), None)
-    return worker.run(loss, work.Pulled(params, None, state), batch, None, index)
+def begin(worker: work.Worker, whole: shards.Part) -> work.Pulled:
+    """What a worker begins its first push with."""
+    return work.Pulled(whole.params, whole.model_state, worker.init(whole.params))
+
+
+def compute(loss_fn, worker, begins: work.Pulled, batch, index) -> work.Gradient:
+    """The worker's part, as in the simulator: a live loss has no key."""
+    loss = sim_worker.as_workers_call(loss_fn, has_state=begins.model_state is not None)
+    return worker.run(loss, begins, batch, None, index)
 
 
 @functools.partial(jax.jit, static_argnames=("split", "worker"))
 def worker_state(
-    split: Any, worker: work.Worker, pulled: Sequence[Sequence[jax.Array]]
+    split: shards.Split, worker: work.Worker, pulled: Sequence[Sequence[jax.Array]]
 ) -> work.WorkerState | None:
     """What a worker has kept before its first push."""
     return worker.init(split.from_wire(pulled))
@@ -185,8 +201,8 @@ def _as_float(numbers: np.ndarray) -> np.ndarray:
 def rounded_loss(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
     """The loss at parameters as they are after bfloat16 on the wire; its gradient is so, too."""
 
-    def loss_of_rounded(params: PyTree, batch: PyTree):
+    def loss_of_rounded(params: PyTree, *others: PyTree):
         round_off = lambda leaf: jax.lax.reduce_precision(leaf, exponent_bits=8, mantissa_bits=7)
-        return loss_fn(jax.tree.map(round_off, params), batch)
+        return loss_fn(jax.tree.map(round_off, params), *others)
 
     return loss_of_rounded

@@ -116,7 +116,12 @@ def refuse_options(
     """Raises ValueError for what a problem and a server may have, but not in this function."""
     if problem.model_state is not None:
         raise ValueError(f"{function} has no model state: sim.simulate has.")
-    for name in of_server:
+    refuse_server_options(function, server, of_server)
+
+
+def refuse_server_options(function: str, server: Server, names: tuple[str, ...]) -> None:
+    """Raises ValueError for what a server may have, but not in this function."""
+    for name in names:
         if getattr(server, name) is not None:
             raise ValueError(f"sim.Server({name}=) is not for {function}: sim.simulate has it.")
 

@@ -126,14 +126,19 @@ def kept_by_worker(program, state, event) -> programs.Kept:
 
 def model_state_to_evaluate(program: programs.Program, state: programs.SimState) -> PyTree:
     """The model state of the server; where each worker has its own, their mean."""
-    if program.model_state != "per_worker":
-        return state.model_state
+    return mean_model_state(state.model_state, program.model_state)
+
+
+def mean_model_state(model_state: PyTree | None, policy: programs.ModelStatePolicy) -> PyTree:
+    """See `model_state_to_evaluate`."""
+    if policy != "per_worker":
+        return model_state
 
     def mean(per_worker):
         averages = jnp.issubdtype(per_worker.dtype, jnp.inexact)
         return per_worker.mean(axis=0) if averages else per_worker[0]
 
-    return jax.tree.map(mean, state.model_state)
+    return jax.tree.map(mean, model_state)
 
 
 def evaluate(program: programs.Program, state: programs.SimState) -> PyTree:

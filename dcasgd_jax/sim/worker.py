@@ -1,6 +1,6 @@
 """The worker's part of an event: what it computes, from what it had read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -65,13 +65,17 @@ def about_batch(
 
 
 def _loss(program: programs.Program) -> work.Loss:
-    """The loss of a program, called as a worker does."""
+    return as_workers_call(program.loss_fn, has_state=program.model_state != "none")
+
+
+def as_workers_call(loss_fn: Callable[..., Any], *, has_state: bool) -> work.Loss:
+    """A user's loss, with a model state and a random key or without, called as a worker does."""
 
     def loss(params, model_state, batch, key):
         keys = () if key is None else (key,)
-        if program.model_state == "none":
-            return program.loss_fn(params, batch, *keys), None
-        return program.loss_fn(params, model_state, batch, *keys)
+        if not has_state:
+            return loss_fn(params, batch, *keys), None
+        return loss_fn(params, model_state, batch, *keys)
 
     return loss
 

@@ -166,13 +166,13 @@ def copies_per_second(num_bytes, repeats):
 def cpu_of_parts(widths, tx, repeats):
     """CPU seconds per update of receive, step and send; of the server process alone."""
     params = make_params(widths)
-    split = shards.make_split(params, 1)
+    split = shards.make_split(shards.Part(params), 1)
     layout = split.layouts[0]
     settings = Settings(tx, NUM_WORKERS, num_updates=10**6)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     server = ray.remote(MeasuredServer).options(**cluster.server_options(None))
-    server = server.remote(shapes, settings, None, None)
-    ray.get(server.begin.remote(params))
+    server = server.remote(shards.Part(shapes), settings, None, None)
+    ray.get(server.begin.remote(shards.Part(params)))
     push = messages.Push(0, layout.digest(), 0, 0, 0, 0.0, True)
     gradient = ray.put(layout.pack([1e-3 * leaf for leaf in jax.tree.leaves(params)]))
     parts = ray.get(server.measure.remote(messages.pack_push(push), [gradient], repeats))

@@ -37,16 +37,16 @@ def backed_up(learning_rate=0.3, **options):
     return compensations.dcasgd(learning_rate, num_workers=NUM_WORKERS, momentum=0.5, **options)
 
 
-def split_for(params, wire_dtype):
-    leaves, structure = jax.tree.flatten(params)
+def split_for(whole, wire_dtype):
+    leaves, structure = jax.tree.flatten(whole)
     shapes = tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
     return split_of_shapes(structure, shapes, wire_dtype)
 
 
 @functools.cache
 def split_of_shapes(structure, shapes, wire_dtype):
-    params = structure.unflatten([np.zeros(shape, dtype) for shape, dtype in shapes])
-    return shards.make_split(params, 1, wire_dtype)
+    whole = structure.unflatten([np.zeros(shape, dtype) for shape, dtype in shapes])
+    return shards.make_split(whole, 1, wire_dtype)
 
 
 @functools.cache
@@ -74,13 +74,14 @@ class Clients:
     """A server and its workers; `replies` has those that hold parameters and can push."""
 
     def __init__(self, tx=None, params=None, num_updates=40, wire_dtype=None,
-                 loss_fn=problems.softmax_loss, **settings):  # fmt: skip
+                 loss_fn=problems.softmax_loss, model_state=None, **settings):  # fmt: skip
         self.loss_fn = loss_fn
         self.params = problems.softmax_params() if params is None else params
         self.settings = bookkeeping.Settings(
             backed_up() if tx is None else tx, NUM_WORKERS, num_updates, **settings
         )
-        self.split = split_for(self.params, wire_dtype)
+        self.whole = shards.Part(self.params, model_state)
+        self.split = split_for(self.whole, wire_dtype)
         self.wire_dtype = wire_dtype
         self.server = self.new_server()
         self.replies, self.sent = {}, {}
@@ -92,14 +93,14 @@ class Clients:
         return self.split.layouts[0]
 
     def new_server(self):
-        return server.ParameterServer(self.params, self.settings, self.layout, Clock())
+        return server.ParameterServer(self.whole, self.settings, self.layout, Clock())
 
     @functools.cached_property
     def identity(self):
         batch = batches_fn(0, 0)
         return {
-            **identity.of_server(self.params, self.settings, self.layout),
-            **identity.of_loss(self.loss_fn, OneGradient(), self.params, batch),
+            **identity.of_server(self.whole, self.settings, self.layout),
+            **identity.of_loss(self.loss_fn, OneGradient(), self.whole, batch),
         }
 
     def saved(self):
@@ -115,14 +116,17 @@ class Clients:
         reply = self.replies[worker] if reply is None else reply
         pulled = [step.on_device(self.layout.unpack(reply.payload))]
         batch = batches_fn(worker, reply.next_number)
-        facts, grads, _ = step.gradient(
-            self.loss_fn, self.split, OneGradient(), pulled, None, batch, np.int32(worker)
+        on_wire = self.split.model_state
+        before = [] if on_wire is None else on_wire.unpack(reply.model_state)
+        facts, grads, after, _ = step.gradient(
+            self.loss_fn, self.split, OneGradient(), pulled, before, None, batch, np.int32(worker)
         )
         push = messages.Push(
             worker, self.layout.digest(), reply.life, reply.version, reply.next_number,
             float(facts[0]), bool(facts[1]),
         )  # fmt: skip
-        return messages.pack_push(push), [np.array(part) for part in self.layout.pack(grads[0])]
+        gradient = [np.array(part) for part in self.layout.pack(grads[0])]
+        return messages.pack_push(push), gradient, [] if on_wire is None else on_wire.pack(after)
 
     def push(self, worker, message=None):
         """Pushes; returns what came of it, None if the worker must wait."""
@@ -175,6 +179,12 @@ class Clients:
             iter(batches),
             engine=sim.HostEngine(),
             per_push=per_push,
+            model_state=self.whole.model_state,
+            **(
+                {}
+                if self.whole.model_state is None
+                else {"model_state_policy": self.settings.model_state_policy}
+            ),
             **options,
         )
 

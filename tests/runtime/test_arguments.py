@@ -6,6 +6,7 @@ import threading
 import time
 
 import calls
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -69,7 +70,8 @@ BAD = {
     "integers": (dict(params={"n": 3}), TypeError, r"params\['n'\] holds int32"),
     "complex": (dict(params={"w": 1j}), TypeError, r"params\['w'\] is complex64: only real"),
     "problem": (dict(params=optax.sgd(0.1)), TypeError, "params is an optax transformation"),
-    "model state": (dict(model_state={}), ValueError, "ray.train has no model state"),
+    "model state": (dict(model_state={"key": jax.random.key(0)}), TypeError,
+                    r"model_state\['key'\] is key.*: it has no bytes"),
     "nan": (dict(params=NOT_FINITE), ValueError, r"params\['b'\] is not finite"),
 }  # fmt: skip
 

@@ -121,9 +121,9 @@ def test_shards_have_every_leaf_once_and_are_balanced(sizes, num_shards):
     tree = [np.full(size, index, np.float32) for index, size in enumerate(sizes)]
     if num_shards > len(tree):
         with pytest.raises(ValueError, match="leaves are not cut"):
-            shards.make_split(tree, num_shards)
+            shards.make_split(shards.Part(tree), num_shards)
         return
-    split = shards.make_split(tree, num_shards)
+    split = shards.make_split(shards.Part(tree), num_shards)
     parts = [split.subtree(tree, shard) for shard in range(num_shards)]
     for one, other in zip(split.merge(parts), tree, strict=True):
         assert one is other
@@ -133,7 +133,7 @@ def test_shards_have_every_leaf_once_and_are_balanced(sizes, num_shards):
 
 
 def test_leaves_keep_their_names_in_a_shard():
-    split = shards.make_split(TREE, 2)
+    split = shards.make_split(shards.Part(TREE), 2)
     names = [leaf.name for layout in split.layouts for leaf in layout.leaves]
     assert sorted(names) == sorted(leaf.name for leaf in make_layout(TREE).leaves)
     leaves = [layout.to_wire(split.subtree(TREE, s)) for s, layout in enumerate(split.layouts)]

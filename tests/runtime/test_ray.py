@@ -123,6 +123,47 @@ def test_workers_that_take_local_steps_are_replayed(two_nodes):
         )  # fmt: skip
 
 
+def dies_once(path, worker, number):
+    if (worker, number) == (1, 6) and once(path / "killed"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if (worker, number) == (1, 7):
+        (path / "back").touch(exist_ok=True)
+    if worker != 1 and number >= 9:
+        wait_for(path / "back")
+    return batches_fn(worker, number)
+
+
+def running_mean_loss(params, model_state, batch):
+    images, labels = batch
+    new = {"mean": 0.8 * model_state["mean"] + 0.2 * images.mean(axis=0)}
+    return problems.softmax_loss(params, (images - model_state["mean"][None], labels)), new
+
+
+@pytest.mark.parametrize("policy", ["per_worker", "server"])
+def test_a_model_state_outlives_its_worker_and_is_replayed(two_nodes, tmp_path, policy):
+    problem = sim.Problem(
+        running_mean_loss, problems.softmax_params(), {"mean": np.full(6, 3.0, np.float32)},
+        model_state_policy=policy,
+    )  # fmt: skip
+    batches = functools.partial(dies_once, tmp_path)
+    tx = dc.dcasgd(0.3, num_workers=3, momentum=0.5)
+    run = ray.train(
+        problem, tx, batches, num_workers=3, num_updates=40, num_shards=2,
+        protocol=sim.Synchronous(), address=two_nodes, worker_options=SPREAD,
+    )  # fmt: skip
+    assert run.counts.worker_restarts == 2  # once at each server
+    again = ray.replay(run, problem, tx, batches)
+    same(again.params, run.result.params, rtol=1e-5, atol=1e-5)
+    same(again.model_state, run.result.model_state, rtol=1e-5, atol=1e-5)
+    same(again.state.model_state, run.result.state[0].model_state, rtol=1e-5, atol=1e-5)
+    refused = run._replace(counts=dataclasses.replace(run.counts, non_finite=1))
+    with pytest.raises(ValueError, match="1 pushes of this run were refused as not finite, and th"):
+        ray.replay(refused, problem, tx, batches)
+    returns_one = problem._replace(loss_fn=lambda params, state, batch: jnp.zeros(()))
+    with pytest.raises(ValueError, match=r"loss_fn must return \(loss, model_state\)"):
+        ray.train(returns_one, tx, batches, num_workers=3, num_updates=9, address=two_nodes)
+
+
 def test_a_run_on_two_nodes_is_recorded_and_replayed(two_nodes, tmp_path):
     statuses, seconds, logger = [], 0.03, Heard()
     run, replay = train(
@@ -332,11 +373,11 @@ def server_actor(two_nodes):
     """A server process alone, which this process is a worker of."""
     run = clients.Clients()
     with cluster.connected(two_nodes, 1):
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.params)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.whole)
         options = cluster.server_options({"max_concurrency": 4})
         actor = ray_itself.remote(server_process.Server).options(**options)
         actor = actor.remote(shapes, run.settings, None, None)
-        ray_itself.get(actor.begin.remote(jax.tree.map(np.asarray, run.params)))
+        ray_itself.get(actor.begin.remote(jax.tree.map(np.asarray, run.whole)))
         yield run, lambda method, *a: ray_itself.get(getattr(actor, method).remote(*a))
         ray_itself.kill(actor)
 

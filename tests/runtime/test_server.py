@@ -187,7 +187,7 @@ def test_a_barrier_does_not_wait_for_the_dead():
 def test_a_barrier_completed_by_a_death_right_after_a_refused_push():
     run = Clients(protocol=sim.Synchronous(), num_updates=4)
     run.push(0), run.push(1)
-    header, message = run.gradient(2)
+    header, message, _ = run.gradient(2)
     message[0].view(np.float32)[:] = np.nan
     run.push(2, (header, message))
     run.server.leave(2)
@@ -244,7 +244,7 @@ def test_a_push_that_is_not_finite_is_refused(protocol, value):
     told = value is None  # by the worker, and not to be seen in what it sends
     run = Clients(**clients.options_for(protocol)).run(until=6)
     worker = min(run.replies)
-    header, payload = run.gradient(worker)
+    header, payload, _ = run.gradient(worker)
     push = messages.unpack_push(header)._replace(finite=not told)
     if not told:
         payload[0].view(np.float32)[2] = value
@@ -265,7 +265,7 @@ def test_a_push_that_is_not_finite_is_refused(protocol, value):
 
 def test_huge_gradients_are_finite():
     run = Clients(optax.sgd(0.0))
-    header, payload = run.gradient(0)
+    header, payload, _ = run.gradient(0)
     payload[0].view(np.float32)[:] = 3e38  # their sum is infinite
     assert run.push(0, (header, payload)) == Outcome.APPLIED
 
@@ -371,7 +371,7 @@ def test_half_an_update_is_not_saved():
 def test_another_runs_checkpoint_is_refused(other, message):
     saved = Clients().run(until=3).saved()
     there = Clients(**other)
-    present = identity.of_server(there.params, there.settings, there.layout)
+    present = identity.of_server(there.whole, there.settings, there.layout)
     with pytest.raises(ValueError, match=f"(?s)/a holds a checkpoint of another run: .*{message}"):
         identity.check(saved.facts["run"], present, "/a")
 
@@ -449,7 +449,7 @@ def test_foreign_workers_are_refused():
     foreign = Clients(params=other)
     with pytest.raises(ValueError, match=r"Worker 1 .*\['w'\] has shape \(6, 4\)"):
         run.server.join(1, foreign.layout.describe())
-    header, payload = run.gradient(1)
+    header, payload, _ = run.gradient(1)
     push = messages.unpack_push(header)
     with pytest.raises(ValueError, match="Worker 1 has another model"):
         run.server.push(messages.pack_push(push._replace(layout=5)), payload)
@@ -599,7 +599,7 @@ def _push_raw(part, worker, numbers):
 
 def pushes_of(run, worker, life, version):
     """A gradient taken at a version of a life, as its worker would send it now."""
-    header, payload = run.gradient(worker)
+    header, payload, _ = run.gradient(worker)
     push = messages.unpack_push(header)._replace(life=life, read_version=version)
     return messages.pack_push(push), payload
 
@@ -653,7 +653,7 @@ def test_another_version_than_the_worker_has_pulled_is_unknown_in_every_life():
 
 def nan_from(run, worker):
     """A gradient of this worker that says that it is not finite."""
-    header, payload = run.gradient(worker)
+    header, payload, _ = run.gradient(worker)
     return messages.pack_push(messages.unpack_push(header)._replace(finite=False)), payload
 
 

@@ -11,8 +11,8 @@ from runtime.clients import Clients
 
 def test_a_push_is_answered_when_its_grace_is_over_though_nobody_calls():
     run = Clients(protocol=sim.Grace(0.3), num_updates=9)
-    actor = server_process.Server(run.params, run.settings, None, None)
-    actor.begin(run.params)
+    actor = server_process.Server(run.whole, run.settings, None, None)
+    actor.begin(run.whole)
     actor.start_clock()
     reply = messages.unpack_reply(actor.join(1, run.layout.describe()))
     gradient, answers = run.gradient(1, reply), []

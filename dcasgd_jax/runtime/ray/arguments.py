@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcasgd_jax import checks
+from dcasgd_jax.runtime import layout
 from dcasgd_jax.schedules import laws, protocols
 from dcasgd_jax.sim import arguments as sim_arguments
 from dcasgd_jax.sim.problem import Problem, Server
@@ -28,7 +29,7 @@ def check_trained(problem: Problem, server: Server, recording: Any, **given: Any
     """
     given = {"problem": problem, "server": server, "recording": recording, **given}
     sim_arguments.check_arguments(**given)
-    sim_arguments.refuse_options("ray.train", problem, server, ("send", "opt_state"))
+    sim_arguments.refuse_server_options("ray.train", server, ("send", "opt_state"))
     if recording.every != 1 or recording.eval_versions is not None:
         raise ValueError(
             "A live run traces every push and evaluates nothing: leave Recording.every and "
@@ -38,6 +39,7 @@ def check_trained(problem: Problem, server: Server, recording: Any, **given: Any
     if "gap" in recording.metrics:
         raise ValueError(f'A live server does not trace "gap"; there are {list(METRICS)}.')
     _check_params(problem.params)
+    layout.make_layout_of_model_state(problem.model_state)
 
 
 def check_protocol(protocol: Any, num_shards: int) -> None:

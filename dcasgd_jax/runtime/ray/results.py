@@ -15,6 +15,7 @@ from dcasgd_jax.schedules.schedule import Schedule
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import recording
 from dcasgd_jax.sim import results as sim_results
+from dcasgd_jax.sim import step as sim_step
 from dcasgd_jax.sim.problem import Problem, Server
 from dcasgd_jax.sim.simulate import simulate
 from dcasgd_jax.sim.work import OneGradient, Worker
@@ -67,6 +68,7 @@ def make_result(
     metrics: dict[str, np.ndarray],
     of_push: np.ndarray,
     given_up: GivenUp | None,
+    policy: programs.ModelStatePolicy,
 ) -> sim_results.SimResult:
     """The result of a live run as the simulator would give it."""
     schedule, loss = of_first.schedule, of_first.loss
@@ -89,7 +91,7 @@ def make_result(
     return sim_results.SimResult(
         params=params,
         opt_state=states[0].opt_state if one else tuple(state.opt_state for state in states),
-        model_state=None,
+        model_state=sim_step.mean_model_state(states[0].model_state, policy),
         losses=trace.loss,
         trace=trace,
         evaluations=None,
@@ -124,7 +126,8 @@ def replay(
       ValueError: If shards applied the pushes in different orders: their gradients were taken at
         weights that were never a version, which no schedule can say. If workers keep something
         from push to push, such as an inner optimizer, and one of them, or a server, was restarted:
-        what was lost then is not on record. If workers take local steps from rounded weights.
+        what was lost then is not on record. If pushes with a model state were refused as not
+        finite, which the simulator does not do. If workers take local steps from rounded weights.
 
     Example:
       >>> from dcasgd_jax.runtime import ray
@@ -159,6 +162,12 @@ def _check_kept(run: Run, problem: Problem, worker: Worker) -> None:
             "steps from there: that cannot be replayed. Train with wire_dtype=None."
         )
     counts = run.counts
+    if counts.non_finite and problem.model_state is not None:
+        raise ValueError(
+            f"{counts.non_finite} pushes of this run were refused as not finite, and the model "
+            "state that came with them: the simulator keeps what a worker computes, so this cannot "
+            "be replayed."
+        )
     again = counts.worker_restarts + counts.server_restarts + counts.unknown_version
     if again and jax.eval_shape(worker.init, problem.params) is not None:
         raise ValueError(

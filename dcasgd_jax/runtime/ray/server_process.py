@@ -12,11 +12,10 @@ from dcasgd_jax.runtime import messages, saving
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.layout import Message, make_layout
 from dcasgd_jax.runtime.server import ParameterServer
+from dcasgd_jax.runtime.shards import Part
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.checkpoints.store import Store
-from dcasgd_jax.typing import PyTree
 
-Answer = tuple[bytes, Any]  # a header, and parameters as `_publish` makes them
 _LARGE = 100_000  # bytes from which Ray puts an argument or a result into its object store
 
 
@@ -25,13 +24,13 @@ class Server:
 
     def __init__(
         self,
-        shapes: PyTree,
+        shapes: Part,
         settings: Settings,
         wire_dtype: str | None,
         place: saving.Place | None,
     ):
         self._settings, self._place = settings, place
-        self._layout = make_layout(shapes, wire_dtype)
+        self._layout = make_layout(shapes.params, wire_dtype)
         self._changed = threading.Condition()
         self._tickets = [0] * settings.num_workers
         self._store: Store | None = None
@@ -45,7 +44,7 @@ class Server:
             except ValueError as error:
                 self._refusal = error  # for `begin`, where Ray leaves it what it is
 
-    def begin(self, params: PyTree) -> int:
+    def begin(self, part: Part) -> int:
         """Starts with these, or with what a checkpoint holds; returns the version.
 
         Raises:
@@ -54,7 +53,7 @@ class Server:
         if self._refusal is not None:
             raise self._refusal
         if self._server is None:
-            self._server = self._make_server(params)
+            self._server = self._make_server(part)
             if self._place is not None:
                 # Complete before anything can go wrong: a new process in place of this finds it.
                 with _open(self._place.checkpoint) as store:
@@ -68,18 +67,17 @@ class Server:
         with self._changed:
             self._server.start_clock()
 
-    def join(self, worker: int, description: list[list[Any]]) -> Answer | None:
+    def join(self, worker: int, description: list[list[Any]]) -> messages.Packed | None:
         """A worker is new, or back; returns parameters when it may pull."""
         with self._changed:
             self._server.join(worker, description)
             return self._answer(worker)
 
-    def push(self, pushed: tuple[bytes, Message]) -> Answer | None:
+    def push(self, pushed: tuple[bytes, Message, Message]) -> messages.Packed | None:
         """A gradient arrives, as one argument; returns parameters when its worker may pull."""
-        header, message = pushed
         with self._changed:
-            self._server.push(header, message)
-            return self._answer(messages.unpack_push(header).worker)
+            self._server.push(*pushed)
+            return self._answer(messages.unpack_push(pushed[0]).worker)
 
     def leave(self, worker: int) -> None:
         """A worker is gone for good."""
@@ -130,14 +128,16 @@ class Server:
         with self._changed:
             server = self._server
             return {
-                "state": jax.tree.map(np.asarray, server.model.state),
+                "state": jax.tree.map(np.asarray, server.model.state)._replace(
+                    model_state=server.model.states.tree()
+                ),
                 "events": server.history.arrays(),
                 "counts": server.counts,
                 "seconds": server.seconds,
                 "given_up": server.given_up,
             }
 
-    def _answer(self, worker: int) -> Answer | None:
+    def _answer(self, worker: int) -> messages.Packed | None:
         """Waits for the reply; None if the worker has called again meanwhile, after a restart."""
         if self._store is not None and self._is_due(self._server.version):
             self._save()
@@ -164,8 +164,8 @@ class Server:
             self._store.save(version, saving.pack(self._server, self._place.run))
             self._saved_version = version
 
-    def _take_up(self, place: saving.Place, like: PyTree) -> None:
-        """Goes on from the newest checkpoint, if there is one; `like` has the params' shapes."""
+    def _take_up(self, place: saving.Place, like: Part) -> None:
+        """Goes on from the newest checkpoint, if there is one; `like` has the part's shapes."""
         server = self._make_server(like)
         with _open(place.checkpoint) as store:
             saved = store.newest(place.check)
@@ -174,8 +174,8 @@ class Server:
             self._server, self._saved_version = server, server.version
             self._store = _open(place.checkpoint).__enter__()
 
-    def _make_server(self, params: PyTree) -> ParameterServer:
-        return ParameterServer(params, self._settings, self._layout, publish=_publish)
+    def _make_server(self, part: Part) -> ParameterServer:
+        return ParameterServer(part, self._settings, self._layout, publish=_publish)
 
 
 def _open(checkpoint: Checkpoint) -> Store:

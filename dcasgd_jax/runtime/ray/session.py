@@ -15,7 +15,7 @@ from dcasgd_jax.runtime import history, saving
 from dcasgd_jax.runtime.bookkeeping import Settings
 from dcasgd_jax.runtime.ray import results, server_process, watching, worker_process
 from dcasgd_jax.runtime.refusals import GivenUp
-from dcasgd_jax.runtime.shards import Split
+from dcasgd_jax.runtime.shards import Part, Split
 from dcasgd_jax.schedules.cluster import Durations
 from dcasgd_jax.sim import work
 from dcasgd_jax.typing import PyTree
@@ -44,7 +44,7 @@ class Session:
     """Handles of the actors of a run."""
 
     settings: Settings
-    parts: list[PyTree]  # the initial params of each shard
+    parts: list[Part]  # what each server begins with
     split: Split
     wire_dtype: str | None
     servers: list[Any]
@@ -182,7 +182,13 @@ class Session:
         params = self.split.merge([state.params for state in states])
         return results.Run(
             result=results.make_result(
-                params, states, recorded[0], metrics, of_push, finished[0]["given_up"]
+                params,
+                states,
+                recorded[0],
+                metrics,
+                of_push,
+                finished[0]["given_up"],
+                self.settings.model_state_policy,
             ),
             schedule=recorded[0].schedule,
             number=recorded[0].number,
@@ -206,7 +212,7 @@ def _why_given_up(finished: list[dict[str, Any]]) -> GivenUp | None:
 
 def start(
     settings: Settings,
-    parts: list[PyTree],
+    whole: Part,
     split: Split,
     wire_dtype: str | None,
     loss_fn: Callable[..., Any],
@@ -216,7 +222,7 @@ def start(
     places: list[saving.Place | None],
     options: Options,
 ) -> Session:
-    """Starts a server for each part of the params, and the workers.
+    """Starts a server for each part of the model, and the workers.
 
     Raises:
       TypeError: If something cannot be sent to them.
@@ -232,14 +238,12 @@ def start(
         max_restarts=0 if places[0] is None else options.max_restarts,
         max_task_retries=0,  # a push that may have arrived is for the protocol to judge
     )
-    shapes = [_shapes(part) for part in parts]
-    servers = []
+    parts, shapes, servers = split.parts(whole), _shapes(whole), []
     try:
-        for shape, place in zip(shapes, places, strict=True):
-            servers.append(server_class.remote(shape, settings, wire_dtype, place))
-        whole = split.merge(shapes)
+        for part, place in zip(split.parts(shapes), places, strict=True):
+            servers.append(server_class.remote(part, settings, wire_dtype, place))
         common = ray.put(
-            worker_process.Common(servers, whole, wire_dtype, loss_fn, worker, batches_fn, delays)
+            worker_process.Common(servers, shapes, wire_dtype, loss_fn, worker, batches_fn, delays)
         )
     except TypeError as error:
         for server in servers:
@@ -250,8 +254,8 @@ def start(
     return Session(settings, parts, split, wire_dtype, servers, workers, common)
 
 
-def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), tree)
+def _shapes(whole: Part) -> Part:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), whole)
 
 
 def _unsendable(values: dict[str, Any]) -> TypeError | None:

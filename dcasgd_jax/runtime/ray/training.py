@@ -65,8 +65,9 @@ def train(
     What Ray itself trusts, this trusts: use it on a trusted network only.
 
     Args:
-      problem: `sim.Problem(loss_fn, params)`, as in `sim.simulate`, without a model state and with
-        real floats as params. The loss runs compiled on the workers; `eval_fn` is not called.
+      problem: `sim.Problem(loss_fn, params)`, as in `sim.simulate`, with real floats as params. The
+        loss runs compiled on the workers; `eval_fn` is not called. A model state travels with the
+        pushes, under either policy, and the first server keeps it: it outlives a worker that dies.
       tx: An optax transformation, or a `sim.Server(tx, per_push=)`; offered `worker=` and
         `staleness=`. One that needs `stale_params=`, such as a chain with `dc.compensate_delay`, is
         put into a `dc.remember_pulls`, as the server keeps no params that it sent away. With
@@ -132,7 +133,7 @@ def train(
         problem, server, recording, batches_fn=batches_fn, checkpoint=checkpoint, progress=progress,
         worker=worker,
     )  # fmt: skip
-    loss_fn, params = problem.loss_fn, problem.params
+    loss_fn = problem.loss_fn
     arguments.check_integers(
         seed, max_restarts, num_workers=num_workers, num_updates=num_updates, num_shards=num_shards
     )
@@ -146,12 +147,12 @@ def train(
         protocol=protocols.Asynchronous() if protocol is None else protocol,
         per_push=server.per_push,
         metrics=tuple(recording.metrics),
+        model_state_policy="none" if problem.model_state is None else problem.model_state_policy,
     )
-    params = jax.tree.map(np.asarray, params)
-    split = shards.make_split(params, num_shards, wire_dtype)
-    parts = [split.subtree(params, shard) for shard in range(num_shards)]
-    for part, layout in zip(parts, split.layouts, strict=True):
-        model.check(part, settings, layout)  # raises here what it would raise over there
+    whole = jax.tree.map(np.asarray, shards.Part(problem.params, problem.model_state))
+    split = shards.make_split(whole, num_shards, wire_dtype)
+    for part, layout in zip(split.parts(whole), split.layouts, strict=True):
+        model.check(part.params, settings, layout)  # raises here what it would raise over there
     durations = None if delays is None else Durations(delays, num_workers, [seed])
     if checkpoint is not None:
         checkpoint.prepare()
@@ -164,13 +165,13 @@ def train(
     connected = cluster.connected(address, options.num_cpus(num_workers, num_shards))
     with connected:
         batch = batches_fn(0, 0)
-        of_push = _check_work(worker, loss_fn, params, batch, num_workers)
+        of_push = _check_work(worker, loss_fn, whole, batch, num_workers)
         places: list[saving.Place | None] = [None] * num_shards
         if checkpoint is not None:
-            of_loss = identity.of_loss(loss_fn, worker, params, batch)
-            places = _places(checkpoint, of_loss, settings, parts, split)
+            of_loss = identity.of_loss(loss_fn, worker, whole, batch)
+            places = _places(checkpoint, of_loss, settings, whole, split)
         running = session.start(
-            settings, parts, split, wire_dtype, loss_fn, worker, batches_fn, durations, places,
+            settings, whole, split, wire_dtype, loss_fn, worker, batches_fn, durations, places,
             options,
         )  # fmt: skip
         watcher.of_push = of_push
@@ -181,25 +182,29 @@ def train(
 
 
 def _check_work(
-    worker: Worker, loss_fn: Callable[..., Any], params: PyTree, batch: PyTree, num_workers: int
-) -> np.ndarray:
+    worker: Worker, loss_fn: Callable[..., Any], whole: shards.Part, batch: PyTree,
+    num_workers: int,
+) -> np.ndarray:  # fmt: skip
     """Raises unless this is the worker's batch, and the loss a scalar.
 
     Returns:
       Examples of each worker's push; int64 [num_workers].
     """
+    has_state = whole.model_state is not None
 
-    def scalar_loss(params, batch):
-        loss = loss_fn(params, batch)
+    def scalar_loss(*arguments):
+        returned = loss_fn(*arguments)
+        if has_state and not (isinstance(returned, tuple) and len(returned) == 2):
+            raise ValueError(f"loss_fn must return (loss, model_state), got {returned}.")
+        loss = returned[0] if has_state else returned
         if getattr(loss, "shape", None) != ():
             raise ValueError(f"loss_fn must return a scalar, got {loss}.")
-        return loss
+        return returned
 
     batch = jax.eval_shape(lambda batch: batch, batch)
     worker.check_batch(batch)
-    state = jax.eval_shape(worker.init, params)
-    compute = functools.partial(step.compute, scalar_loss, worker)
-    jax.eval_shape(compute, params, state, batch, np.int32(0))
+    begins = jax.eval_shape(functools.partial(step.begin, worker), whole)
+    jax.eval_shape(functools.partial(step.compute, scalar_loss, worker), begins, batch, np.int32(0))
     return worker.samples(batch, num_workers)
 
 
@@ -207,16 +212,17 @@ def _places(
     checkpoint: Checkpoint,
     of_loss: identity.Identity,
     settings: Settings,
-    parts: list[PyTree],
+    whole: shards.Part,
     split: shards.Split,
 ) -> list[saving.Place | None]:
     """Where each server is saved, and as what."""
+    parts = zip(split.parts(whole), split.layouts, strict=True)
     return [
         saving.Place(
-            _of_shard(checkpoint, shard, len(parts)),
-            {**identity.of_server(part, settings, split.layouts[shard]), **of_loss},
+            _of_shard(checkpoint, shard, len(split.layouts)),
+            {**identity.of_server(part, settings, layout), **of_loss},
         )
-        for shard, part in enumerate(parts)
+        for shard, (part, layout) in enumerate(parts)
     ]
 
 

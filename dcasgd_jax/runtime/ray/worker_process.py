@@ -25,7 +25,7 @@ class Common(NamedTuple):
     """What all workers are given."""
 
     servers: list[Any]  # handles
-    shapes: PyTree  # of the parameters
+    shapes: shards.Part  # of the whole model
     wire_dtype: str | None
     loss_fn: Callable[..., Any]
     worker: work.Worker
@@ -47,15 +47,13 @@ class Worker:
         self._batches_fn = common.batches_fn
         split = shards.make_split(common.shapes, len(common.servers), common.wire_dtype)
         self._digests = [layout.digest() for layout in split.layouts]
-        zeros = [
-            [np.zeros(leaf.shape, leaf.wire_dtype) for leaf in layout.leaves]
-            for layout in split.layouts
-        ]
+        zeros = lambda layout: [np.zeros(leaf.shape, leaf.wire_dtype) for leaf in layout.leaves]
         self._gradient = functools.partial(step.gradient, common.loss_fn, split, common.worker)
         self._first_state = functools.partial(step.worker_state, split, common.worker)
-        pulled, batch = list(map(step.on_device, zeros)), self._batches_fn(self._worker, 0)
-        state = self._first_state(pulled)
-        self._gradient(pulled, state, batch, np.int32(self._worker))
+        pulled = [step.on_device(zeros(layout)) for layout in split.layouts]
+        model_state = [] if split.model_state is None else zeros(split.model_state)
+        batch, state = self._batches_fn(self._worker, 0), self._first_state(pulled)
+        self._gradient(pulled, model_state, state, batch, np.int32(self._worker))
         self._keeps, self._state = state is not None, None  # until the first pull
         self._split = split
 
@@ -91,8 +89,11 @@ class Worker:
         batch = self._batches_fn(self._worker, number)
         if self._keeps and self._state is None:
             self._state = self._first_state(pulled)
-        who = np.int32(self._worker)
-        facts, grads, self._state = self._gradient(pulled, self._state, batch, who)
+        on_wire, who = self._split.model_state, np.int32(self._worker)
+        # The first server keeps the model state.
+        before = [] if on_wire is None else on_wire.unpack(replies[0].model_state)
+        facts, grads, after, self._state = self._gradient(pulled, before, self._state, batch, who)
+        model_state = [] if on_wire is None else on_wire.pack(after)
         loss, finite = np.asarray(facts).tolist()
         if self._delays is not None:
             seconds = float(self._delays.first(self._worker, number + 1)[number])
@@ -102,7 +103,8 @@ class Worker:
             self._split.layouts, self._digests, grads, replies, strict=True
         ):
             push = Push(self._worker, digest, reply.life, reply.version, number, loss, bool(finite))
-            arguments.append(((messages.pack_push(push), layout.pack(part)),))
+            arguments.append(((messages.pack_push(push), layout.pack(part), model_state),))
+            model_state = []
         return self._call("push", arguments)
 
     def _fetch(self, reply: Reply) -> Any:
