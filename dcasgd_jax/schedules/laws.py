@@ -9,7 +9,7 @@ and every run length meets the same worker.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -256,38 +256,3 @@ class MarkovTime(_NumbersPerWorker):
         last_known = np.maximum.accumulate(np.where(known, np.arange(len(uniform)), 0))
         flips = np.cumsum(if_healthy & ~if_slow)
         return if_healthy[last_known] ^ ((flips - flips[last_known]) % 2 == 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class StepsTime:
-    r"""Pushes of several local steps: :math:`T = t_1 + \dots + t_H`, each from another law.
-
-    Args:
-      law: The law of one step's time.
-      num_steps: H ≥ 1, or one number for each worker; as given to `sim.LocalSteps`.
-
-    Example:
-      >>> from dcasgd_jax import sim
-      >>> law = sim.StepsTime(sim.ConstantTime([0.5, 1.0]), num_steps=[8, 4])
-      >>> sim.make_schedule(law, 2, 4, seed=0).time.tolist()
-      [4.0, 4.0, 8.0, 8.0]
-    """
-
-    law: WorkerTimeLaw
-    num_steps: int | Sequence[int]
-
-    def __post_init__(self):
-        check_law("StepsTime.law", self.law)
-        steps = checks.check_counts("StepsTime.num_steps", self.num_steps)
-        object.__setattr__(self, "num_steps", steps)
-
-    def check(self, num_workers: int) -> None:
-        """Raises ValueError if the law or the steps are for another number of workers."""
-        self.law.check(num_workers)
-        checks.check_length("StepsTime.num_steps", self.num_steps, num_workers)
-
-    def times(self, worker: int, count: int, generator: np.random.Generator) -> np.ndarray:
-        """See `WorkerTimeLaw.times`."""
-        given: Any = self.num_steps
-        steps = given[worker] if isinstance(given, tuple) else given
-        return self.law.times(worker, count * steps, generator).reshape(count, steps).sum(axis=1)

@@ -117,6 +117,21 @@ class Schedule(Events):
         return self.batch != np.arange(len(self))
 
     @property
+    def own_pushes_missing(self) -> np.ndarray:
+        """Earlier pushes of the same worker that are not in the version read: 0, 1, or 2 for more.
+
+        In a second delivery those of the first; int32 [num_events].
+        """
+        events = np.flatnonzero(~self.repeats)
+        events = events[waves.order_by_worker(self.worker[events])]
+        missing = np.zeros(len(self), np.int32)
+        for back in (1, 2):  # arrivals of one worker are in order: its last push is missing first
+            now, before = events[back:], events[:-back]
+            own = self.worker[now] == self.worker[before]
+            missing[now] += own & (self.read_version[now] <= self.version[before])
+        return missing[self.batch]
+
+    @property
     def num_slots(self) -> int:
         """Snapshots kept at once, which is the memory of a run in copies of the params."""
         return self.slots.num_slots

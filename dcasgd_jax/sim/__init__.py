@@ -17,7 +17,6 @@ from dcasgd_jax.schedules.laws import (
     MarkovTime,
     ParetoTime,
     RoundRobin,
-    StepsTime,
 )
 from dcasgd_jax.schedules.links import Links
 from dcasgd_jax.schedules.making import make_schedule
@@ -33,12 +32,13 @@ from dcasgd_jax.schedules.shards import (
     label_counts,
     label_shards,
 )
+from dcasgd_jax.schedules.steps import StepsTime, steps_by_speed
 from dcasgd_jax.schedules.waiting import Grace, Quorum, StaleSynchronous, Synchronous
 from dcasgd_jax.sim.batches import Indexed
 from dcasgd_jax.sim.checkpoints.checkpoint import Checkpoint
 from dcasgd_jax.sim.engines import HostEngine, ScanEngine
 from dcasgd_jax.sim.lanes.engine import LanesEngine
-from dcasgd_jax.sim.local_steps import LocalSteps, steps_by_speed
+from dcasgd_jax.sim.local_steps import LocalSteps
 from dcasgd_jax.sim.problem import Problem, Recording, Server
 from dcasgd_jax.sim.program import SimState
 from dcasgd_jax.sim.results import Evaluations, NonFinite, SimResult, Trace

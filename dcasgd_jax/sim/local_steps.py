@@ -39,7 +39,9 @@ class LocalSteps:
     last push. With `keep`, the server's news come while the worker trains on
     (overlapped communication, as in streaming DiLoCo): it takes `merge_after` steps from where its
     last push left it, then mixes in what it pulled,
-    :math:`\theta \leftarrow keep\,\theta + (1 - keep)\,w_r`, and takes the other steps.
+    :math:`\theta \leftarrow keep\,\theta + (1 - keep)\,w_r`, and takes the other steps. With
+    `eager` it does not wait for its own news either: while its last push is not in what it pulls,
+    :math:`w_r - eager \cdot push` stands for :math:`w_r`, also as the stale point.
 
     Args:
       inner_tx: The inner optimizer, any optax chain that asks for nothing but gradients, params and
@@ -54,6 +56,8 @@ class LocalSteps:
       merge_after: Steps, 0 ≤ `merge_after` < H, from where the last push left the worker.
       keep: In [0, 1), the share of the worker's own params at the merge; 0 with `merge_after` 0 is
         the plain pull.
+      eager: ≥ 0, how far a worker goes with its own last push while the server has not: its share
+        of an update times the outer learning rate, where that is SGD's.
       unroll: Steps per iteration of the compiled loop; H for convolutions on the CPU, which XLA
         runs far slower inside a loop.
 
@@ -63,7 +67,9 @@ class LocalSteps:
 
     Source: H steps and pseudo-gradients: Douillard et al., "DiLoCo", 2023, algorithm 1; pushed
     without waiting: Liu et al., "Asynchronous Local-SGD Training for Language Modeling", 2024;
-    merging: Douillard et al., "Streaming DiLoCo", 2025, section 2.2.
+    merging: Douillard et al., "Streaming DiLoCo", 2025, section 2.2; own news at once: Kale et al.,
+    "Eager Updates for Overlapped Communication and Computation in DiLoCo", 2025, here for a server
+    that orders pushes, with a step of SGD where the paper has an outer optimizer on each worker.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -84,6 +90,7 @@ class LocalSteps:
     transform: optax.GradientTransformation | None = None
     merge_after: int = 0
     keep: float = 0.0
+    eager: float = 0.0
     unroll: int = 1
 
     def __post_init__(self):
@@ -101,6 +108,7 @@ class LocalSteps:
                 )
         checks.check_fields(self, merge_after=0, unroll=1)
         checks.check_fraction("LocalSteps.keep", self.keep)
+        checks.check_non_negative("LocalSteps.eager", self.eager)
         if self.merge_after >= min(self._of_workers(1)):
             raise ValueError(
                 f"LocalSteps.merge_after is {self.merge_after}, but a worker takes only "
@@ -160,6 +168,7 @@ class LocalSteps:
                 inner=self.inner_tx.init(params) if self.inner_state == "per_worker" else None,
                 local=params if self._merges else None,
                 transform=work.init_state(self.transform, params),
+                pushed=optax.tree.zeros_like(params) if self.eager else None,
             )
         )
 
@@ -264,35 +273,3 @@ class _Local(NamedTuple):
     model_state: PyTree
     way: PyTree  # what will be pushed, in float32 or wider: negated updates, or gradients
     loss: jax.Array  # sum over the steps
-
-
-def steps_by_speed(seconds: Sequence[float], most: int) -> tuple[int, ...]:
-    r"""Fewer local steps for slow workers, so that all push about equally often.
-
-    .. math:: H_m = \max(1, \lfloor H\,v_m / \max_j v_j \rfloor), \quad v_m = 1 / seconds_m
-
-    Args:
-      seconds: Of one step, one number > 0 for each worker.
-      most: H ≥ 1, steps of the fastest.
-
-    Returns:
-      Steps of each worker, for `LocalSteps(num_steps=...)` and `StepsTime`.
-
-    Raises:
-      ValueError: For numbers that are not positive and finite.
-
-    Source: Liu et al., "Asynchronous Local-SGD Training for Language Modeling", 2024, section 5
-    (dynamic local updates).
-
-    Example:
-      >>> from dcasgd_jax import sim
-      >>> sim.steps_by_speed([1.0, 2.0, 4.5], most=32)
-      (32, 16, 7)
-    """
-    most = checks.check_count("most", most)
-    times = np.asarray(seconds, np.float64)
-    if times.ndim != 1 or not times.size or not np.all(np.isfinite(times) & (times > 0)):
-        raise ValueError(f"seconds must be positive numbers, one for each worker, got {seconds}.")
-    # Rounding of the quotient must not take a step from a worker that divides evenly.
-    steps = np.floor(most * times.min() / times + 1e-9)
-    return tuple(int(n) for n in np.maximum(steps, 1))

@@ -78,6 +78,16 @@ def check_repeats(schedule: schedules.Schedule) -> None:
         )
 
 
+def check_own_pushes(schedule: schedules.Schedule) -> None:
+    """A worker remembers its last push only."""
+    for event in np.flatnonzero(schedule.own_pushes_missing > 1)[:1]:
+        raise ValueError(
+            f"Worker {schedule.worker[event]} pulled version {schedule.read_version[event]} for "
+            f"event {event} before two of its pushes were in it: LocalSteps(eager=) goes ahead "
+            "with one. Let pushes travel for less than one takes to compute, or pass eager=0."
+        )
+
+
 _OF_A_DATA_SET = (
     "A row is the batch of one event, not an example: of a data set (X, Y) make batches with "
     "batches=sim.Indexed((X, Y), rows), where rows[k] are the examples of event k, such as "

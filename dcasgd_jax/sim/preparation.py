@@ -40,6 +40,8 @@ def make_program(
     repeats = (model_state == "per_worker" or keeps) and bool(np.any(schedule.repeats))
     if repeats:
         preconditions.check_repeats(schedule)
+    if worker.eager:
+        preconditions.check_own_pushes(schedule)
     flow: programs.Flow = "each" if schedule.applied.all() else "some"
     if np.any(schedule.num_pushes[schedule.applied] > 1):
         flow = "mean"
@@ -144,6 +146,7 @@ def make_events(
         corrupt=schedule.corrupt if program.corrupts else None,
         repeats=schedule.repeats if program.repeats else None,
         evaluates=None if evaluated is None else evaluated,
+        own_push_missing=schedule.own_pushes_missing > 0 if program.worker.eager else None,
     )
 
 

@@ -116,6 +116,7 @@ class Event(NamedTuple):
     corrupt: Any = None  # whether this push arrives as NaN
     repeats: Any = None  # whether this push is a second delivery, of its worker's last gradient
     evaluates: Any = None  # whether the version after this event is evaluated
+    own_push_missing: Any = None  # whether its worker's last push is not in what it pulled
 
 
 class Shared(NamedTuple):

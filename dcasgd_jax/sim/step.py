@@ -8,7 +8,7 @@ import optax
 
 from dcasgd_jax import rows
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim import server, worker
+from dcasgd_jax.sim import server, work, worker
 from dcasgd_jax.typing import PyTree
 
 
@@ -101,17 +101,22 @@ def store_version(program, state, event) -> programs.SimState:
 def read_version(program, state, event) -> programs.Pulled:
     """What the event's worker had pulled."""
     pulled = jax.tree.map(lambda slots: rows.read_row(slots, event.read_slot), state.snapshots)
-    return with_kept(program, pulled, kept_by_worker(program, state, event))
+    return with_kept(program, pulled, kept_by_worker(program, state, event), event)
 
 
 def with_kept(
-    program: programs.Program, pulled: programs.Pulled, of_worker: programs.Kept
+    program: programs.Program,
+    pulled: programs.Pulled,
+    of_worker: programs.Kept,
+    event: programs.Event,
 ) -> programs.Pulled:
     """What a worker begins with: what it pulled, and what it has kept."""
     pulled = pulled._replace(worker_state=of_worker.worker_state)
-    if program.model_state != "per_worker":
-        return pulled
-    return pulled._replace(model_state=of_worker.model_state)
+    if program.model_state == "per_worker":
+        pulled = pulled._replace(model_state=of_worker.model_state)
+    if program.worker.eager:
+        pulled = work.go_ahead(program.worker.eager, pulled, event.own_push_missing)
+    return pulled
 
 
 def kept_by_worker(program, state, event) -> programs.Kept:

@@ -22,6 +22,7 @@ class WorkerState(NamedTuple):
     inner: PyTree | None = None  # state of an inner optimizer
     local: PyTree | None = None  # its params after its last step, if it goes on from them
     transform: PyTree | None = None  # state of `transform`
+    pushed: PyTree | None = None  # its last push, if it goes ahead with that
 
 
 class Pulled(NamedTuple):
@@ -43,6 +44,11 @@ class Gradient(NamedTuple):
 
 class Worker(Protocol):
     """What `simulate` needs of a worker; a value that can be hashed."""
+
+    @property
+    def eager(self) -> float:
+        """How far it goes with its last push while that is not in what it pulled; 0: not at all."""
+        ...
 
     def check(self, num_workers: int) -> None:
         """Raises ValueError if there cannot be so many of these workers."""
@@ -96,6 +102,11 @@ class OneGradient:
 
     def __post_init__(self):
         check_transform("OneGradient", self.transform)
+
+    @property
+    def eager(self) -> float:
+        """See `Worker.eager`."""
+        return 0.0
 
     def check(self, num_workers: int) -> None:
         """There can be any number of them."""
@@ -154,6 +165,14 @@ class OneGradient:
             "fisher_diagonal": fisher_diagonal,
             **size_of_batch(batch),
         }
+
+
+def go_ahead(eager: float, pulled: Pulled, missing: Any) -> Pulled:
+    """Begins a step of the worker's own last push further on, where that is `missing`."""
+    assert pulled.worker_state is not None
+    weight = jnp.where(missing, eager, 0.0)
+    step = lambda w, push: (w - weight * push).astype(w.dtype)
+    return pulled._replace(params=jax.tree.map(step, pulled.params, pulled.worker_state.pushed))
 
 
 def size_of_batch(batch: PyTree) -> dict[str, int]:
@@ -262,6 +281,8 @@ def make_push(
         push, after = update(push, state.transform, pulled.params)
         update_checks.check_like_params("worker.transform's push", push, pulled.params)
         state = state._replace(transform=after)
+    if state is not None and state.pushed is not None:
+        state = state._replace(pushed=push)
     return Gradient(loss, push, model_state, state)
 
 

@@ -72,6 +72,8 @@ BAD = {
     "problem": (dict(params=optax.sgd(0.1)), TypeError, "params is an optax transformation"),
     "model state": (dict(model_state={"key": jax.random.key(0)}), TypeError,
                     r"model_state\['key'\] is key.*: it has no bytes"),
+    "eager": (dict(worker=sim.LocalSteps(optax.sgd(0.1), 2, eager=0.5)), ValueError,
+              "eager= is for sim.simulate and sim.sweep"),
     "nan": (dict(params=NOT_FINITE), ValueError, r"params\['b'\] is not finite"),
 }  # fmt: skip
 

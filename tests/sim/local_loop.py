@@ -15,10 +15,13 @@ class Rules(NamedTuple):
     push: str = "params"
     merge_after: int = 0
     keep: float = 0.0
+    eager: float = 0.0
     sign: float = 1.0
     one_velocity_for_all: bool = False
     all_steps_on_first_batch: bool = False
     averages_steps: bool = False
+    always_goes_ahead: bool = False
+    pushes_from_the_pull: bool = False
 
 
 def gradient(params, images, labels):
@@ -45,14 +48,23 @@ def train(schedule, params, batches, rules, outer_rate=1.0, strength=0.0):
     zeros = {name: np.zeros_like(leaf) for name, leaf in params.items()}
     copies = lambda tree: [dict(tree) for _ in range(schedule.num_workers)]
     velocity, local, last = copies(zeros), copies(params), {}
+    own = [(-1, zeros)] * schedule.num_workers  # the version that a push met, and the push
     versions, losses = [params], []
     for k in range(len(schedule)):
         m = int(schedule.worker[k])
         pulled = versions[schedule.read_version[k]]
         batch = int(schedule.batch[k])
         if batch == k:  # else the same push once more
-            last[batch] = _push(rules, m, pulled, velocity, local, [b[k] for b in batches])
-        push, loss = last[batch]
+            met, mine = own[m]
+            not_in_it = schedule.read_version[k] <= met or (rules.always_goes_ahead and met >= 0)
+            ahead = rules.eager * not_in_it
+            begins = {n: w - ahead * mine[n] for n, w in pulled.items()}
+            push, loss = _push(rules, m, begins, velocity, local, [b[k] for b in batches])
+            if rules.pushes_from_the_pull:
+                push = {n: push[n] + pulled[n] - begins[n] for n in push}
+            last[batch] = push, loss, begins
+            own[m] = int(schedule.version[k]), push
+        push, loss, pulled = last[batch]
         losses.append(loss)
         if schedule.applied[k]:
             now = versions[-1]

@@ -27,6 +27,16 @@ CASES = {
     "merge later": loop.Rules((MOST,) * 4, momentum=0.9, rate=0.1, merge_after=2, keep=0.25),
     "late pull": loop.Rules((MOST,) * 4, merge_after=1),
 }
+TRAVEL = dict(
+    upload=sim.ConstantTime(0.2), download=sim.ConstantTime(0.1),
+    protocol=sim.Asynchronous(overlap=True, pull_after=0.3),
+)  # fmt: skip
+EAGER = {
+    "eager": loop.Rules((MOST,) * 4, eager=0.7),
+    "eager with momentum": loop.Rules(STEPS, momentum=0.9, rate=0.1, eager=0.5),
+    "eager, and merges": loop.Rules((MOST,) * 4, eager=0.7, merge_after=1, keep=0.25),
+    "eager mean gradient": loop.Rules((MOST,) * 4, eager=0.1, push="mean_gradient"),
+}
 
 
 def schedule_of(**options):
@@ -46,6 +56,7 @@ def worker_of(rules, **options):
         push=rules.push,
         merge_after=rules.merge_after,
         keep=rules.keep,
+        eager=rules.eager,
         **options,
     )
 
@@ -90,6 +101,55 @@ def test_pseudo_gradients_are_compensated_like_gradients(x64):
     )
 
 
+@pytest.mark.parametrize("name", EAGER)
+def test_eager_workers_find_what_a_literal_loop_finds(name, x64):
+    """Its own push is in what a worker pulls, or not; also where the server compensates."""
+    schedule = schedule_of(**TRAVEL)
+    assert set(schedule.own_pushes_missing[8:]) == {0, 1}
+    compensate = dc.compensate_delay(0.5, curvature=dc.curvatures.squared_gradient())
+    for tx, strength in [(None, 0.0), (optax.chain(compensate, optax.sgd(0.7)), 0.5)]:
+        result = run(schedule, worker_of(EAGER[name]), tx)
+        params, losses = literal(schedule, EAGER[name], strength=strength)
+        chex.assert_trees_all_close(result.params, params, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(result.losses, losses, rtol=0, atol=1e-12)
+
+
+def test_eager_where_a_push_is_repeated_and_where_it_waits_in_a_buffer(x64):
+    rules = EAGER["eager"]
+    schedule = schedule_of(faults=[sim.DuplicatedPush(1, 3)], protocol=sim.Buffered(2))
+    assert schedule.repeats.any()
+    assert schedule.own_pushes_missing.any()
+    wanted = run(schedule, worker_of(rules), engine=sim.ScanEngine(chunk_size=5))
+    plain = run(schedule, worker_of(rules._replace(eager=0.0)))
+    assert np.abs(wanted.params["w"] - plain.params["w"]).max() > 1e-3
+    for engine in (sim.HostEngine(), lanes(1), lanes(2)):
+        found = run(schedule, worker_of(rules), engine=engine)
+        chex.assert_trees_all_close(found.params, wanted.params, rtol=1e-9, atol=1e-11)
+    half = run(schedule, worker_of(rules), stop=11)
+    rest = run(schedule, worker_of(rules), state=half.state)
+    chex.assert_trees_all_equal(rest.params, wanted.params)
+
+
+def test_an_eager_worker_whose_pushes_are_all_in_is_a_plain_one():
+    schedule = schedule_of()
+    assert not schedule.own_pushes_missing.any()
+    plain, eager = (
+        run(schedule, worker_of(CASES["sgd"]._replace(eager=share)), dtype=np.float32)
+        for share in (0.0, 0.7)
+    )
+    chex.assert_trees_all_equal(eager.params, plain.params)
+
+
+def test_two_own_pushes_on_their_way_are_too_many():
+    travel = {**TRAVEL, "upload": sim.ConstantTime(4.0)}
+    schedule = schedule_of(**travel)
+    assert schedule.own_pushes_missing.max() == 2
+    with pytest.raises(ValueError, match=r"Worker \d pulled version \d+ for event \d+ before two"):
+        run(schedule, worker_of(EAGER["eager"]), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"LocalSteps.eager must be .*-0.5"):
+        sim.LocalSteps(optax.sgd(0.1), 2, eager=-0.5)
+
+
 MUTANTS = {
     "the sign of the push": ("sgd", dict(sign=-1.0)),
     "one velocity for all workers": ("momentum", dict(one_velocity_for_all=True)),
@@ -99,15 +159,19 @@ MUTANTS = {
     "as many steps for all": ("uneven", dict(steps=(MOST,) * 4)),
     "a merge that is forgotten": ("merge at once", dict(keep=0.0)),
     "a merge at once": ("merge later", dict(merge_after=0)),
+    "not eager": ("eager", dict(eager=0.0)),
+    "eager where its push is in already": ("eager", dict(always_goes_ahead=True)),
+    "its last push in the next one again": ("eager", dict(pushes_from_the_pull=True)),
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_wrong_loops_are_seen(name, x64):
     case, wrong = MUTANTS[name]
-    schedule = schedule_of(faults=FAULTS)
-    right = literal(schedule, CASES[case])[0]
-    mutant = literal(schedule, CASES[case]._replace(**wrong))[0]
+    rules = {**CASES, **EAGER}[case]
+    schedule = schedule_of(**TRAVEL) if rules.eager else schedule_of(faults=FAULTS)
+    right = literal(schedule, rules)[0]
+    mutant = literal(schedule, rules._replace(**wrong))[0]
     assert max(np.abs(right[n] - mutant[n]).max() for n in right) > 1e-3
 
 

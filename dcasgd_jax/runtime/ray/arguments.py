@@ -38,6 +38,11 @@ def check_trained(problem: Problem, server: Server, recording: Any, **given: Any
     sim_arguments.check_one_logger(recording, "a live run has no members")
     if "gap" in recording.metrics:
         raise ValueError(f'A live server does not trace "gap"; there are {list(METRICS)}.')
+    if given["worker"].eager:
+        raise ValueError(
+            "A live worker does not know which of its pushes are in what it pulls: eager= is for "
+            "sim.simulate and sim.sweep."
+        )
     _check_params(problem.params)
     layout.make_layout_of_model_state(problem.model_state)
 

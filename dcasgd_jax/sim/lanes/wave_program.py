@@ -50,7 +50,8 @@ def _read_versions(program, layout, state, of_lanes) -> programs.Pulled:
     """What all lanes have pulled, leaf [num_lanes, ...], in slices."""
     pulled = jax.tree.map(lambda slots: slots[of_lanes.read_slot], state.snapshots)
     of_worker = functools.partial(step.kept_by_worker, program, state)
-    pulled = step.with_kept(program, pulled, jax.vmap(of_worker)(of_lanes))
+    begin = lambda pulled, event: step.with_kept(program, pulled, of_worker(event), event)
+    pulled = jax.vmap(begin)(pulled, of_lanes)
     return placement.constrain(pulled, layout.slices(pulled, leading=1))
 
 
