@@ -122,7 +122,7 @@ def test_end_to_end_and_on_after_an_interruption(data, tmp_path, monkeypatch, ca
 
 
 def test_the_committed_results_are_reported(tmp_path, capsys):
-    """Of the runs that there are so far: the program goes on from them."""
+    """The page has the tables; the program goes on from these runs."""
     kept = STUDIES / "results" / "cifar10"
     for name in (ledger.RESULTS, ledger.SETTINGS):
         shutil.copy(kept / name, tmp_path)
@@ -130,6 +130,11 @@ def test_the_committed_results_are_reported(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "sequential SGD 0.426 - 27.92 ± 0.71" in said
     assert "asynchronous SGD 0.073 - 39.08 ± 1.74" in said
+    page = (STUDIES.parent / "results" / "cifar10_whole.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    for row in rows:
+        assert " ".join(row.strip("|").replace(" | ", " ").split()) in said
+    assert len(rows) == 4 + 2 * 8 + 3  # each table with its head
 
 
 BAD = {
