@@ -170,8 +170,7 @@ class OneGradient:
 def go_ahead(eager: float, pulled: Pulled, missing: Any) -> Pulled:
     """Begins a step of the worker's own last push further on, where that is `missing`."""
     assert pulled.worker_state is not None
-    weight = jnp.where(missing, eager, 0.0)
-    step = lambda w, push: (w - weight * push).astype(w.dtype)
+    step = lambda w, push: jnp.where(missing, (w - eager * push).astype(w.dtype), w)
     return pulled._replace(params=jax.tree.map(step, pulled.params, pulled.worker_state.pushed))
 
 

@@ -90,6 +90,8 @@ def test_what_does_not_count_leaves_the_state_as_it_is(policy):
     told = messages.unpack_push(header)._replace(finite=False)  # a worker looks at its state, too
     assert run.push(1, (messages.pack_push(told), gradient, nan)) == Outcome.NON_FINITE
     chex.assert_trees_all_equal(run.server.model.states.tree(), before)
+    if policy == "server":  # a worker of the simulator keeps what it computes, refused or not
+        check_replayed(run.run(seed=5, until=20))
     message = run.gradient(1)
     run.push(1, message)
     after = run.server.model.states.tree()

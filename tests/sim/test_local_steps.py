@@ -140,6 +140,22 @@ def test_an_eager_worker_whose_pushes_are_all_in_is_a_plain_one():
     chex.assert_trees_all_equal(eager.params, plain.params)
 
 
+def test_a_nan_push_that_is_in_already_does_not_come_back():
+    """What is thrown away by the server is of no more concern to its worker."""
+    schedule = schedule_of(**TRAVEL)
+    images, labels = batches_for(schedule, np.float32)
+    of_worker = np.flatnonzero(schedule.worker == 0)
+    missing = schedule.own_pushes_missing[of_worker]
+    position = int(np.flatnonzero(missing[1:] == 0)[0])  # whose push is in at the next one
+    images = np.array(images)
+    images[of_worker[position]] = np.nan
+    tx = optax.apply_if_finite(optax.sgd(0.7), 5)
+    result = run(schedule, worker_of(EAGER["eager"]), tx, np.float32, batches=(images, labels))
+    assert np.isfinite(result.params["w"]).all()
+    bad = np.flatnonzero(~np.isfinite(result.losses))
+    assert bad.tolist() == [of_worker[position]]
+
+
 def test_two_own_pushes_on_their_way_are_too_many():
     travel = {**TRAVEL, "upload": sim.ConstantTime(4.0)}
     schedule = schedule_of(**travel)

@@ -126,8 +126,9 @@ def replay(
       ValueError: If shards applied the pushes in different orders: their gradients were taken at
         weights that were never a version, which no schedule can say. If workers keep something
         from push to push, such as an inner optimizer, and one of them, or a server, was restarted:
-        what was lost then is not on record. If pushes with a model state were refused as not
-        finite, which the simulator does not do. If workers take local steps from rounded weights.
+        what was lost then is not on record. If pushes were refused as not finite and each worker
+        has a model state, which the simulator's keep. If workers take local steps from rounded
+        weights.
 
     Example:
       >>> from dcasgd_jax.runtime import ray
@@ -162,11 +163,12 @@ def _check_kept(run: Run, problem: Problem, worker: Worker) -> None:
             "steps from there: that cannot be replayed. Train with wire_dtype=None."
         )
     counts = run.counts
-    if counts.non_finite and problem.model_state is not None:
+    own_states = problem.model_state is not None and problem.model_state_policy == "per_worker"
+    if counts.non_finite and own_states:
         raise ValueError(
             f"{counts.non_finite} pushes of this run were refused as not finite, and the model "
-            "state that came with them: the simulator keeps what a worker computes, so this cannot "
-            "be replayed."
+            "state that came with them: a worker of the simulator keeps what it computes, so this "
+            'cannot be replayed. With model_state_policy="server" it can.'
         )
     again = counts.worker_restarts + counts.server_restarts + counts.unknown_version
     if again and jax.eval_shape(worker.init, problem.params) is not None:
