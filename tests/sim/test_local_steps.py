@@ -282,19 +282,20 @@ def test_a_checkpoint_has_what_the_workers_keep(tmp_path):
         run(schedule, worker_of(CASES["sgd"]), **options)
 
 
-def test_members_of_a_sweep_differ_in_the_inner_rate(x64):
-    schedule = schedule_of()
+@pytest.mark.parametrize("eager", [0.0, 0.3])
+def test_members_of_a_sweep_differ_in_the_inner_rate(eager, x64):
+    schedule = schedule_of(**(TRAVEL if eager else {}))
     inner = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0, momentum=0.9)
     given = problems.softmax_loss, problems.softmax_params(np.float64), optax.sgd(0.7)
     result = calls.sweep(
         *given,
         schedule,
         batches_for(schedule),
-        worker=sim.LocalSteps(inner, STEPS),
+        worker=sim.LocalSteps(inner, STEPS, eager=eager),
         hyperparams={"learning_rate": [0.05, 0.1]},
     )
     for i, rate in enumerate((0.05, 0.1)):
-        alone = run(schedule, sim.LocalSteps(optax.sgd(rate, momentum=0.9), STEPS))
+        alone = run(schedule, sim.LocalSteps(optax.sgd(rate, momentum=0.9), STEPS, eager=eager))
         of_member = result.member(i)
         chex.assert_trees_all_close(of_member.params, alone.params, rtol=0, atol=1e-12)
         np.testing.assert_array_equal(of_member.trace.samples, alone.trace.samples)
