@@ -185,7 +185,7 @@ def make_layout_of_model_state(model_state: PyTree) -> Layout:
     for path, given in jax.tree_util.tree_leaves_with_path(model_state):
         dtype = jax.dtypes.result_type(given)
         if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
-            raise TypeError(f"model_state{jax.tree_util.keystr(path)} is {dtype}: it has no bytes.")
+            raise TypeError(f"{_name(path, 'model_state')} is {dtype}: it has no bytes.")
     return _lay_out(model_state, "model_state", None)
 
 

@@ -123,12 +123,21 @@ def test_workers_that_take_local_steps_are_replayed(two_nodes):
         )  # fmt: skip
 
 
-def dies_once(path, worker, number):
-    if (worker, number) == (1, 6) and once(path / "killed"):
+def wait_for(path, seconds=300.0):
+    """Until somebody has been there: a machine under load makes a test slow, never false."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} did not happen in {seconds} s"
+        time.sleep(0.01)
+
+
+def dies_once(path, at, others_wait_at, worker, number):
+    """Worker 1 is killed at a gradient; the others do not end the run before it is back."""
+    if (worker, number) == (1, at) and once(path / "killed"):
         os.kill(os.getpid(), signal.SIGKILL)
-    if (worker, number) == (1, 7):
+    if (worker, number) == (1, at + 1):
         (path / "back").touch(exist_ok=True)
-    if worker != 1 and number >= 9:
+    if worker != 1 and number >= others_wait_at:
         wait_for(path / "back")
     return batches_fn(worker, number)
 
@@ -145,7 +154,7 @@ def test_a_model_state_outlives_its_worker_and_is_replayed(two_nodes, tmp_path, 
         running_mean_loss, problems.softmax_params(), {"mean": np.full(6, 3.0, np.float32)},
         model_state_policy=policy,
     )  # fmt: skip
-    batches = functools.partial(dies_once, tmp_path)
+    batches = functools.partial(dies_once, tmp_path, 6, 9)
     tx = dc.dcasgd(0.3, num_workers=3, momentum=0.5)
     run = ray.train(
         problem, tx, batches, num_workers=3, num_updates=40, num_shards=2,
@@ -213,22 +222,8 @@ def test_a_run_on_two_nodes_is_recorded_and_replayed(two_nodes, tmp_path):
         assert live == pytest.approx(again, rel=1e-5)
 
 
-def wait_for(path, seconds=300.0):
-    """Until somebody has been there: a machine under load makes a test slow, never false."""
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path.name} did not happen in {seconds} s"
-        time.sleep(0.01)
-
-
 def kills_itself_and_sends_nan(path, worker, number):
-    if (worker, number) == (1, 4) and once(path / "killed"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    if (worker, number) == (1, 5):
-        (path / "back").touch(exist_ok=True)
-    if worker != 1 and number >= 20:
-        wait_for(path / "back")
-    images, labels = batches_fn(worker, number)
+    images, labels = dies_once(path, 4, 20, worker, number)
     return (images * np.nan if (worker, number) == (2, 3) else images), labels
 
 
