@@ -14,6 +14,7 @@ from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import recording, step, watching
+from dcasgd_jax.typing import PyTree
 
 
 class Run(NamedTuple):
@@ -90,22 +91,58 @@ class HostEngine:
         """See `Engine.run`."""
         run_event: Callable = _compiled_event if self.jit else step.run_event
         evaluate: Callable = compiled_evaluation if self.jit else step.evaluate
-        log = recording.Log(run.events, run.trace_every, progress, run.watch)
+        functions = HostFunctions(
+            functools.partial(run_event, run.program), functools.partial(evaluate, run.program)
+        )
         with contextlib.nullcontext() if self.jit else jax.disable_jit():
-            for chunk in chunks(len(run.events.event), self.chunk_size):
-                metrics, evaluations = [], []
-                for k in range(chunk.start, chunk.stop):
-                    event = sources.take_rows(run.events, k)
-                    state, event_metrics = run_event(
-                        run.program, state, event, run.batches.one(k), run.shared
-                    )
-                    metrics.append(event_metrics)
-                    if event.evaluates:
-                        evaluations.append(evaluate(run.program, state))
-                log.add(chunk, metrics, evaluations)
-                if log.is_lost(state.params):
-                    break
-            return state, log.record(state.params)
+            return run_on_host(functions, run, state, progress, self.chunk_size)
+
+
+class HostFunctions(NamedTuple):
+    """What is called at the events of a run on the host."""
+
+    run_event: Callable[
+        ..., tuple[programs.SimState, programs.Metrics]
+    ]  # state, event, row, shared
+    evaluate: Callable[[programs.SimState], PyTree]
+
+
+def compile_for_host(run: Run, state: programs.SimState) -> HostFunctions:
+    """Programs for states of these shapes; what is set in the calling thread holds for them."""
+    first = jax.tree.map(lambda column: column[0], run.events)
+    inputs = state, first, run.batches.one(0), run.shared
+    evaluates = run.program.eval_fn is not None
+    return HostFunctions(
+        _compiled_event.lower(run.program, *inputs).compile(),
+        compiled_evaluation.lower(run.program, state).compile() if evaluates else _no_evaluation,
+    )
+
+
+def _no_evaluation(state: programs.SimState) -> PyTree:
+    raise AssertionError("No event of a run without eval_fn evaluates.")
+
+
+def run_on_host(
+    functions: HostFunctions,
+    run: Run,
+    state: programs.SimState,
+    progress: recording.Progress | None,
+    chunk_size: int,
+) -> tuple[programs.SimState, recording.Record]:
+    """See `Engine.run`; `chunk_size` events between two collections of metrics."""
+    log = recording.Log(run.events, run.trace_every, progress, run.watch)
+    for chunk in chunks(len(run.events.event), chunk_size):
+        metrics, evaluations = [], []
+        for k in range(chunk.start, chunk.stop):
+            event = sources.take_rows(run.events, k)
+            state, event_metrics = functions.run_event(state, event, run.batches.one(k), run.shared)
+            metrics.append(event_metrics)
+            if event.evaluates:
+                evaluations.append(functions.evaluate(state))
+        log.add(chunk, metrics, evaluations)
+        if log.is_lost(state.params):
+            break
+    return state, log.record(state.params)
 
 
 def choose_engine(convolves: bool) -> Engine:

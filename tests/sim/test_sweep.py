@@ -1,5 +1,7 @@
 """sweep: every member equals its own simulate, however the members are spread."""
 
+import threading
+
 import calls
 import chex
 import compensations
@@ -194,24 +196,92 @@ def test_one_by_one_with_an_engine_is_the_same():
         chex.assert_trees_all_close(mine, other, **FLOAT32)
 
 
-def test_convolutions_on_the_cpu_go_one_by_one(monkeypatch):
-    from dcasgd_jax.sim.sweeps import vectorized
+CONVOLVING = dict(
+    loss_fn=lambda kernel, image: jnp.mean(
+        (jax.lax.conv(image, kernel, (1, 1), "SAME") - image[::-1]) ** 2
+    ),
+    params=np.full((1, 1, 3, 3), 0.1),
+    batches=np.random.default_rng(0).normal(size=(24, 2, 1, 4, 4)),
+)
 
-    def convolving(kernel, image):
-        return jnp.mean(jax.lax.conv(image, kernel, (1, 1), "SAME") ** 2)
+
+def sweep_of_convolutions(num_members=4, **options):
+    arguments = CONVOLVING | dict(
+        schedule=sim.PerMember([schedule_for(seed=i) for i in range(num_members)]),
+        tx=optax.inject_hyperparams(optax.sgd)(learning_rate=0.0),
+        hyperparams=dict(learning_rate=np.linspace(0.0, 0.3, num_members)),
+    )
+    return calls.sweep(**(arguments | options))
+
+
+@pytest.mark.parametrize("num_cores", [1, 3])
+def test_convolutions_on_the_cpu_go_one_on_each_core(monkeypatch, num_cores):
+    from dcasgd_jax.sim.sweeps import layout, vectorized
 
     monkeypatch.setattr(vectorized, "run", None)
-    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
-    images = np.ones((4, 1, 1, 4, 4), np.float32)
-    kernel = jnp.full((1, 1, 3, 3), 0.1)
-    seen = []
-    result = calls.sweep(
-        convolving, kernel, tx, schedule_for(num_updates=4), images,
-        hyperparams=dict(learning_rate=[0.0, 0.1]), progress=seen.append,
-    )  # fmt: skip
-    assert seen == [4, 8]
-    assert result.losses[0, -1] == result.losses[0, 0]
-    assert result.losses[1, -1] < result.losses[1, 0]
+    monkeypatch.setattr(layout, "num_cores", lambda: num_cores)
+    evaluation = dict(eval_fn=lambda kernel: kernel.sum(), eval_versions=5)
+    done, callers = [], set()
+
+    def progress(events):
+        done.append(events)
+        callers.add(threading.current_thread())
+
+    together = sweep_of_convolutions(progress=progress, **evaluation)
+    assert sorted(done) == done == [24, 48, 72, 96]
+    assert callers == {threading.current_thread()}
+    for i, rate in enumerate(np.linspace(0.0, 0.3, 4)):
+        alone = calls.simulate(
+            CONVOLVING["loss_fn"], CONVOLVING["params"],
+            optax.inject_hyperparams(optax.sgd)(learning_rate=rate),
+            schedule_for(seed=i), CONVOLVING["batches"], engine=sim.HostEngine(), **evaluation,
+        )  # fmt: skip
+        member = together.member(i)
+        assert (member.params != CONVOLVING["params"]).any() == bool(rate)
+        chex.assert_trees_all_equal(
+            (member.params, member.trace, member.evaluations, member.state.snapshots),
+            (alone.params, alone.trace, alone.evaluations, alone.state.snapshots),
+        )
+
+
+def test_members_in_threads_have_the_callers_settings():
+    assert sweep_of_convolutions().params.dtype == np.float32
+    with jax.enable_x64(True):
+        wide = sweep_of_convolutions()
+        alone = sweep_of_convolutions(engine=sim.HostEngine())
+    assert wide.params.dtype == np.float64
+    chex.assert_trees_all_equal(wide.params, alone.params)
+
+
+def test_a_sweep_that_is_given_up_in_the_middle_ends_its_threads():
+    def give_up(events):
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    many = dict(batches=np.ones((2000, 1, 1, 4, 4), np.float32), num_members=2)
+    many["schedule"] = schedule_for(num_updates=2000)
+    with pytest.raises(KeyboardInterrupt):
+        sweep_of_convolutions(progress=give_up, **many)
+    assert threading.active_count() == before
+
+
+def test_convolving_members_with_loggers_are_heard_in_the_calling_thread(monkeypatch):
+    from dcasgd_jax.sim.sweeps import host_threads
+
+    class Logger:
+        def __init__(self):
+            self.callers = set()
+
+        def log(self, step, values):
+            self.callers.add(threading.current_thread())
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(host_threads, "run", None)
+    loggers = [Logger(), Logger()]
+    sweep_of_convolutions(num_members=2, logger=sim.PerMember(loggers))
+    assert [logger.callers for logger in loggers] == [{threading.current_thread()}] * 2
 
 
 @pytest.mark.parametrize("engine", [None, sim.ScanEngine(chunk_size=8)], ids=repr)

@@ -31,7 +31,7 @@ def make_layout(
     """Spreads members over devices and, on the CPU, the cores that are left over threads."""
     devices = list(jax.local_devices() if devices is None else devices)[:num_members]
     on_cpu = devices[0].platform == "cpu"
-    num_threads = max(1, _num_cores() // len(devices)) if on_cpu else 1
+    num_threads = max(1, num_cores() // len(devices)) if on_cpu else 1
     of_thread = math.ceil(num_members / (num_threads * len(devices)))
     if at_once is None:
         at_once = max(1, CLOSE_NUMBERS // max(num_numbers, 1)) if on_cpu else num_members
@@ -43,7 +43,7 @@ def make_layout(
     return Layout(Mesh(np.asarray(devices), (AXIS,)), groups, min(num_threads, num_groups))
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -13,8 +13,8 @@ from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import arguments, engines, preconditions, preparation, results, watching
 from dcasgd_jax.sim.problem import Problem, Recording, Server, as_server
 from dcasgd_jax.sim.simulate import simulate
+from dcasgd_jax.sim.sweeps import host_threads, members, vectorized
 from dcasgd_jax.sim.sweeps import layout as layouts
-from dcasgd_jax.sim.sweeps import members, vectorized
 from dcasgd_jax.sim.sweeps import preparation as sweep_preparation
 from dcasgd_jax.sim.sweeps import results as sweep_results
 from dcasgd_jax.sim.sweeps.members import PerMember
@@ -47,7 +47,7 @@ def sweep(
     finite disturbs no other.
 
     Convolutions on the CPU are far slower inside a loop, and again when vectorized, so there the
-    members run one after another with `HostEngine`, as they do if an engine is given.
+    members run with `HostEngine`, one on each core; with a logger, one after another.
 
     Args:
       problem: As in `simulate`, and so is every argument that is not explained here. Its `params`
@@ -137,8 +137,9 @@ def sweep(
     sweep_preparation.check_starts(program, starts, of_members["schedule"], hyperparams)
     runs = sweep_preparation.make_runs(program, of_members, recording)
     of_push, convolves = _look_at_a_gradient(program, runs[0], starts[0])
-    if _platform(devices) == "cpu" and convolves and engine is None:
-        engine = engines.HostEngine()
+    on_host = _platform(devices) == "cpu" and convolves and engine is None
+    if on_host and recording.logger is not None:
+        engine = engines.HostEngine()  # a logger is called in the thread that knows it
     if engine is not None:
         one = functools.partial(_run_one, problem, server, engine, worker)
         finished = _one_by_one(one, program, runs, starts, of_members, recording, progress)
@@ -150,9 +151,12 @@ def sweep(
         num_slots=max(run.schedule.num_slots for run in runs),
         num_workers=runs[0].schedule.num_workers,
     )
-    size = sum(np.size(leaf) for leaf in jax.tree.leaves(starts[0].params))
-    layout = layouts.make_layout(num_members, devices, at_once, size)
-    states, records = vectorized.run(together, layout, chunk_size, progress)
+    if on_host:
+        states, records = host_threads.run(together, progress)
+    else:
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(starts[0].params))
+        layout = layouts.make_layout(num_members, devices, at_once, size)
+        states, records = vectorized.run(together, layout, chunk_size, progress)
     return sweep_results.from_records(hyperparams, runs, of_push, states, records)
 
 

@@ -1,0 +1,82 @@
+"""Members of a sweep on the host engine, one on each core: for convolutions on the CPU."""
+
+import functools
+import queue
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcasgd_jax.sim import engines, recording
+from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim.sweeps import layout as layouts
+from dcasgd_jax.sim.sweeps import vectorized
+
+
+class _Done(NamedTuple):
+    """A message of a member's thread."""
+
+    member: int
+    events: int
+
+
+class _GivenUpError(Exception):
+    """Raised in the threads when the calling one has stopped."""
+
+
+def run(
+    together: vectorized.Members, progress: Callable[[int], None] | None
+) -> tuple[programs.SimState, list[recording.Record]]:
+    """Final states [num_members, ...] and what each member reports.
+
+    Programs are compiled in the calling thread, so that its settings hold in all, and `progress` is
+    called there.
+    """
+    program, runs = together.program, together.runs
+    sizes = together.num_slots, together.num_workers
+    make_state = lambda i: vectorized.initial_state(program, *sizes, together.starts[i])
+    num_threads = min(layouts.num_cores(), len(runs))
+    chunk_size = engines.HostEngine().chunk_size
+    functions = engines.compile_for_host(runs[0], make_state(0))
+    x64 = jax.dtypes.result_type(float) == np.float64
+    messages: queue.SimpleQueue[_Done | futures.Future] = queue.SimpleQueue()
+    given_up = threading.Event()
+
+    def tell(member: int, events: int) -> None:
+        if given_up.is_set():
+            raise _GivenUpError
+        messages.put(_Done(member, events))
+
+    def run_one(
+        member: int, state: programs.SimState
+    ) -> tuple[programs.SimState, recording.Record]:
+        with jax.enable_x64(x64):
+            heard = functools.partial(tell, member)
+            return engines.run_on_host(functions, runs[member], state, heard, chunk_size)
+
+    started, running, events = [], 0, [0] * len(runs)
+    with futures.ThreadPoolExecutor(num_threads, "sweep") as pool:
+        try:
+            while running or len(started) < len(runs):
+                # A state is made when there is a thread for it: they may be large.
+                while running < num_threads and len(started) < len(runs):
+                    member = len(started)
+                    started.append(pool.submit(run_one, member, make_state(member)))
+                    started[-1].add_done_callback(messages.put)
+                    running += 1
+                message = messages.get()
+                if not isinstance(message, _Done):
+                    message.result()
+                    running -= 1
+                    continue
+                events[message.member] = message.events
+                if progress is not None:
+                    progress(sum(events))
+        finally:
+            given_up.set()
+    states, records = zip(*(future.result() for future in started), strict=True)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), list(records)
