@@ -80,17 +80,18 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
     Warns:
       UserWarning: If something before a compensation changes the gradient.
     """
-    state = jax.eval_shape(tx.init, params) if opt_state is None else opt_state
-    if not trees.find_states(state, transforms.CompensateDelayState):
-        return
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
     if sum(math.prod(shape) for shape, _ in shapes) > LARGEST:
         return
     if opt_state is None or not all(map(_is_here, jax.tree.leaves(opt_state))):
         trial = _trial_from_init(tx, structure, shapes)
-    else:
+    elif trees.find_states(opt_state, transforms.CompensateDelayState):
         trial = _try_out(tx, _make_params(structure, shapes), opt_state)
+    else:
+        trial = None
+    if trial is None:
+        return
     if trial.against:
         raise ValueError(
             "What reaches the compensation points against the gradient: it stands behind the "
@@ -120,7 +121,12 @@ def _is_here(leaf: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _trial_from_init(tx, structure, shapes) -> Trial:
+def _trial_from_init(tx, structure, shapes) -> Trial | None:
+    """None if nothing compensates."""
+    params = structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in shapes])
+    state = jax.eval_shape(tx.init, params)
+    if not trees.find_states(state, transforms.CompensateDelayState):
+        return None
     params = _make_params(structure, shapes)
     return _try_out(tx, params, tx.init(params))
 

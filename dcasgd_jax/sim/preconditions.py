@@ -10,7 +10,7 @@ import optax
 from dcasgd_jax import update_checks
 from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.schedules import waves
-from dcasgd_jax.sim import offers
+from dcasgd_jax.sim import offers, worker
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.typing import PyTree
 
@@ -147,7 +147,7 @@ def check_rows(rows, examples: PyTree) -> None:
 
 def check_state(state: programs.SimState, program: programs.Program) -> None:
     """A state to go on from must have what these options need; `continuation` checks the rest."""
-    keeps = jax.eval_shape(program.worker.init, state.params) is not None
+    keeps = worker.keeps_state(program.worker, state.params)
     for name, has, wants in (
         ("averaging", state.gradient_sum is not None, program.flow == "mean"),
         ("per_push", state.push_state is not None, program.per_push is not None),

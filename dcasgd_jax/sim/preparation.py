@@ -36,7 +36,7 @@ def make_program(
     mixed = preconditions.first_mixed_event(schedule)
     model_state = problem.model_state_policy if has_model_state else "none"
     worker.check(schedule.num_workers)
-    keeps = jax.eval_shape(worker.init, problem.params) is not None
+    keeps = worker_part.keeps_state(worker, problem.params)
     repeats = (model_state == "per_worker" or keeps) and bool(np.any(schedule.repeats))
     if repeats:
         preconditions.check_repeats(schedule)
@@ -193,9 +193,7 @@ def first_batch(run: engines.Run) -> PyTree:
         row = run.batches.one(0)
     else:
         row = None
-    event, row, shared = _shapes((_first_event(run), row, run.shared))
-    batch_of = functools.partial(worker_part.batch_of, run.program)
-    batch = jax.eval_shape(batch_of, event, row, shared)
+    batch = _batch_of.eval_shape(run.program, _first_event(run), row, run.shared)
     run.program.worker.check_batch(batch)
     return batch
 
@@ -203,7 +201,7 @@ def first_batch(run: engines.Run) -> PyTree:
 def convolves(run: engines.Run, state: programs.SimState, batch: PyTree) -> bool:
     """Whether a gradient uses convolutions; tracing it checks the model state that it returns."""
     event = _first_event(run)
-    pulled = jax.eval_shape(functools.partial(step.read_version, run.program), state, event)
+    pulled = _read_version.eval_shape(run.program, state, event)
     arguments = _shapes((event, pulled, batch, run.shared.key))
     leaves, structure = jax.tree.flatten(arguments)
     return _gradient_convolves(run.program, tuple(leaves), structure)
@@ -215,6 +213,11 @@ def _gradient_convolves(program, shapes, structure):
     gradient = functools.partial(worker_part.gradient_on_batch, program)
     jaxpr = jax.make_jaxpr(gradient)(*jax.tree.unflatten(structure, shapes))
     return "conv_general_dilated" in str(jaxpr)
+
+
+# Traced once for each kind of argument, not at every call of `simulate`.
+_batch_of = jax.jit(worker_part.batch_of, static_argnames="program")
+_read_version = jax.jit(step.read_version, static_argnames="program")
 
 
 def _first_event(run: engines.Run) -> programs.Event:

@@ -1,5 +1,6 @@
 """The worker's part of an event: what it computes, from what it had read."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,16 @@ import jax.numpy as jnp
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import work
 from dcasgd_jax.typing import PyTree
+
+
+def keeps_state(worker: work.Worker, params: PyTree) -> bool:
+    """Whether a worker keeps something from one push to the next."""
+    return _first_state.eval_shape(worker, params) is not None
+
+
+@functools.partial(jax.jit, static_argnames="worker")
+def _first_state(worker, params):
+    return worker.init(params)
 
 
 def batch_of(

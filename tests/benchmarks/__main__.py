@@ -30,7 +30,7 @@ def main():
     rows += directions.rows()
     rows += local_steps.rows()
     rows += lanes.rows_of_8_devices()
-    rows += sweep.rows()
+    rows += sweep.rows() + sweep.conv_rows()
     rows += ray_server.rows()
     print(f"{datetime.date.today()}, {jax.devices()[0].device_kind} with {os.cpu_count()} cores,")
     print(f"Python {platform.python_version()}, jax {jax.__version__}, jaxlib", end=" ")

@@ -129,8 +129,8 @@ def torch_loop(params, images, labels):
     return run
 
 
-def host_rows(num_events: int = 60, batch: int = 32, width: int = 32, repeats: int = 5):
-    """A whole `simulate` of a convnet on the host engine against a bare jitted SGD loop."""
+def conv_problem(num_events: int, batch: int, width: int):
+    """Parameters for `conv_loss`, and a batch for each event."""
     rng = np.random.default_rng(0)
     images = rng.random((num_events, batch, 32, 32, 3), np.float32)
     labels = rng.integers(0, 10, (num_events, batch)).astype(np.int32)
@@ -141,6 +141,12 @@ def host_rows(num_events: int = 60, batch: int = 32, width: int = 32, repeats: i
         "conv3": normal(3, 3, 2 * width, 2 * width),
         "head": normal(2 * width, 10),
     }
+    return params, (images, labels)
+
+
+def host_rows(num_events: int = 60, batch: int = 32, width: int = 32, repeats: int = 5):
+    """A whole `simulate` of a convnet on the host engine against a bare jitted SGD loop."""
+    params, (images, labels) = conv_problem(num_events, batch, width)
     schedule = sim.make_schedule(sim.GammaTime(), WORKERS, num_events, seed=0)
     tx = compensated()
     problem = sim.Problem(conv_loss, params)

@@ -33,6 +33,7 @@ def ray_rows():
         lambda: local_steps.rows(num_pushes=4, steps=2, batch=2, repeats=1),
         lambda: lanes.rows(num_events=16, batch=2, repeats=1, cases=lanes.CASES[:1]),
         lambda: sweep.rows(num_events=8, num_members=3, batch=2, repeats=1),
+        lambda: sweep.conv_rows(num_events=2, num_members=2, repeats=1),
         ray_rows,
     ],
     ids=[
@@ -47,6 +48,7 @@ def ray_rows():
         "local steps",
         "lanes",
         "sweep",
+        "sweep of convnets",
         "ray",
     ],
 )

@@ -11,6 +11,7 @@ from dcasgd_jax.schedules import schedule as schedules
 from dcasgd_jax.sim import arguments, chain_order, engines, offers, preconditions, preparation
 from dcasgd_jax.sim import batches as sources
 from dcasgd_jax.sim import program as programs
+from dcasgd_jax.sim import worker as worker_part
 from dcasgd_jax.sim.problem import Problem, Recording, Server
 from dcasgd_jax.sim.sweeps import hyperparams as injected
 from dcasgd_jax.sim.sweeps import vectorized
@@ -69,7 +70,7 @@ def make_program(
         )
         for schedule in different
     ]
-    keeps = jax.eval_shape(worker.init, of_first.params) is not None
+    keeps = worker_part.keeps_state(worker, of_first.params)
     for i, (schedule, program) in enumerate(zip(different, made, strict=True)):
         properties = {
             "events": (len(schedule), len(first)),
