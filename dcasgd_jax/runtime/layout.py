@@ -94,15 +94,6 @@ class Layout:
             arrays.append(content.view(jnp.dtype(leaf.wire_dtype)).reshape(leaf.shape))
         return arrays
 
-    def numbers(self, message: Message) -> list[np.ndarray]:
-        """All numbers in a message, one-dimensional, in as few arrays as there can be."""
-        kinds = {leaf.wire_dtype for leaf in self.leaves if not leaf.section}
-        if len(kinds) > 1:
-            return [array.reshape(-1) for array in self.unpack(message)]
-        # What lies between small leaves is zero.
-        dtypes = [*(kinds or {"uint8"}), *(x.wire_dtype for x in self.leaves if x.section)]
-        return [part.view(jnp.dtype(kind)) for part, kind in zip(message, dtypes, strict=True)]
-
     def _check_sizes(self, message: Message) -> None:
         sizes: Any = "no bytes"
         if isinstance(message, list | tuple) and all(isinstance(x, np.ndarray) for x in message):

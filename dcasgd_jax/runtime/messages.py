@@ -24,7 +24,7 @@ class Push(NamedTuple):
     read_version: int
     number: int  # which of its worker's gradients this is, from 0
     loss: float
-    finite: bool  # whether all parts of the gradient are, also those for other shards; its state
+    finite: bool  # whether all that it sends is, also to other shards: nobody looks again
 
 
 class Outcome(enum.IntEnum):

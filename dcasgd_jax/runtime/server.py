@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dcasgd_jax.runtime import admission, history, lives, step
+from dcasgd_jax.runtime import admission, history, lives
 from dcasgd_jax.runtime.bookkeeping import Counts, Incident, Incidents, KnownWorker, Settings
 from dcasgd_jax.runtime.layout import Layout, Message, make_layout
 from dcasgd_jax.runtime.messages import Outcome, Push, Reply, unpack_push
@@ -128,7 +128,7 @@ class ParameterServer:
             self.counts.unknown_version += 1
             self._tell("push at an unknown version refused", push.worker)
             self._pull_afresh(push.worker, Outcome.UNKNOWN_VERSION)
-        elif not (push.finite and step.all_finite(self.layout, message)):
+        elif not push.finite:
             self._refuse(push)
         else:
             self._take(push, Taken(gradient, model_state), Outcome.APPLIED)

@@ -187,9 +187,7 @@ def test_a_barrier_does_not_wait_for_the_dead():
 def test_a_barrier_completed_by_a_death_right_after_a_refused_push():
     run = Clients(protocol=sim.Synchronous(), num_updates=4)
     run.push(0), run.push(1)
-    header, message, _ = run.gradient(2)
-    message[0].view(np.float32)[:] = np.nan
-    run.push(2, (header, message))
+    run.push(2, nan_from(run, 2))
     run.server.leave(2)
     run.collect()
     run.replies.pop(2)
@@ -238,16 +236,12 @@ def test_an_old_push_that_comes_again_is_ignored():
     assert len(run.server.history) == before
 
 
-@pytest.mark.parametrize("value", [None, np.nan, np.inf, -np.inf])
 @each_protocol
-def test_a_push_that_is_not_finite_is_refused(protocol, value):
-    told = value is None  # by the worker, and not to be seen in what it sends
+def test_a_push_that_is_not_finite_is_refused(protocol):
     run = Clients(**clients.options_for(protocol)).run(until=6)
     worker = min(run.replies)
     header, payload, _ = run.gradient(worker)
-    push = messages.unpack_push(header)._replace(finite=not told)
-    if not told:
-        payload[0].view(np.float32)[2] = value
+    push = messages.unpack_push(header)._replace(finite=False)
     before = jax.tree.map(
         np.array, (run.server.model.state.params, run.server.model.state.gradient_sum)
     )
@@ -263,11 +257,27 @@ def test_a_push_that_is_not_finite_is_refused(protocol, value):
     same(run.replay().params, run.server.model.state.params)
 
 
-def test_huge_gradients_are_finite():
-    run = Clients(optax.sgd(0.0))
-    header, payload, _ = run.gradient(0)
-    payload[0].view(np.float32)[:] = 3e38  # their sum is infinite
-    assert run.push(0, (header, payload)) == Outcome.APPLIED
+FINITE = [0.0, 1.0, -2.5]
+
+
+@pytest.mark.parametrize(
+    ("gradient", "wire_dtype", "finite"),
+    [
+        (FINITE, None, True),
+        ([3e38, 3e38, 3e38], None, True),  # their sum is infinite
+        *[([1.0, value, 1.0], None, False) for value in (np.nan, np.inf, -np.inf)],
+        ([1.0, np.inf, -np.inf], "bfloat16", False),
+        ([1.0, 3.4e38, 1.0], "bfloat16", False),  # bfloat16 ends below that
+    ],
+)
+def test_a_worker_says_whether_all_that_it_sends_is_finite(gradient, wire_dtype, finite):
+    run = Clients(
+        optax.sgd(0.0), params={"w": np.zeros(3, np.float32), "b": np.ones(2, np.float32)},
+        loss_fn=lambda params, batch: params["w"] @ jnp.asarray(gradient) + params["b"].sum(),
+        wire_dtype=wire_dtype,
+    )  # fmt: skip
+    assert messages.unpack_push(run.gradient(0)[0]).finite == finite
+    assert run.push(0) == (Outcome.APPLIED if finite else Outcome.NON_FINITE)
 
 
 def restored(run, saved):
@@ -342,7 +352,7 @@ def test_a_version_that_both_lives_know_is_used():
 
 def test_counts_and_times_survive():
     run = Clients().run(until=10)
-    run.push(0, (run.gradient(0)[0], [np.full(run.layout.num_bytes, 255, np.uint8)]))
+    run.push(0, nan_from(run, 0))
     saved = run.saved()
     fresh = restored(run, saved)
     assert fresh.counts.non_finite == 1
