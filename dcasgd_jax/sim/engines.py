@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -101,9 +101,7 @@ class HostEngine:
 class HostFunctions(NamedTuple):
     """What is called at the events of a run on the host."""
 
-    run_event: Callable[
-        ..., tuple[programs.SimState, programs.Metrics]
-    ]  # state, event, row, shared
+    run_event: Callable[..., Any]  # of state, event, row and shared: the next state, and metrics
     evaluate: Callable[[programs.SimState], PyTree]
 
 

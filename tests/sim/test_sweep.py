@@ -253,6 +253,20 @@ def test_members_in_threads_have_the_callers_settings():
     chex.assert_trees_all_equal(wide.params, alone.params)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(batches=[np.ones((24, 2, 1, 4, 4)), np.ones((24, 3, 1, 4, 4))]), "batches .* shape"),
+        (dict(batches=[np.ones((24, 1, 1, 4, 4), t) for t in "fe"]), "batches .* one dtype"),
+        (dict(params=[np.ones((1, 1, 3, 3)), np.ones((1, 1, 5, 5))]), "params and .* one shape"),
+    ],
+)
+def test_convolving_members_are_alike(change, message):
+    different = {name: sim.PerMember(values) for name, values in change.items()}
+    with pytest.raises(ValueError, match=message):
+        sweep_of_convolutions(num_members=2, **different)
+
+
 def test_a_sweep_that_is_given_up_in_the_middle_ends_its_threads():
     def give_up(events):
         raise KeyboardInterrupt

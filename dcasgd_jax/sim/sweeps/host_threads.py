@@ -14,7 +14,7 @@ import numpy as np
 from dcasgd_jax.sim import engines, recording
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim.sweeps import layout as layouts
-from dcasgd_jax.sim.sweeps import vectorized
+from dcasgd_jax.sim.sweeps import members, vectorized
 
 
 class _Done(NamedTuple):
@@ -37,6 +37,9 @@ def run(
     called there.
     """
     program, runs = together.program, together.runs
+    members.check_alike("params and states", together.starts)
+    members.check_alike("batches", [one.batches.one(0) for one in runs])
+    members.check_alike("keys and examples", [one.shared for one in runs])
     sizes = together.num_slots, together.num_workers
     make_state = lambda i: vectorized.initial_state(program, *sizes, together.starts[i])
     num_threads = min(layouts.num_cores(), len(runs))

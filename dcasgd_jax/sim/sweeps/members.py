@@ -113,8 +113,8 @@ class Gathered:
         return jax.tree.unflatten(self.structure, leaves)
 
 
-def gather(what: str, trees: Sequence[PyTree]) -> Gathered:
-    """Stacks the trees of all members, except for leaves that are the same for all."""
+def check_alike(what: str, trees: Sequence[PyTree]) -> None:
+    """Raises ValueError unless the trees of all members have one structure, shapes and dtypes."""
     structure = jax.tree.structure(trees[0])
     for member, tree in enumerate(trees):
         if jax.tree.structure(tree) != structure:
@@ -122,12 +122,7 @@ def gather(what: str, trees: Sequence[PyTree]) -> Gathered:
                 f"The {what} of all members must have one structure, but member {member} has "
                 f"{jax.tree.structure(tree)} and member 0 {structure}."
             )
-    own, common, is_own = [], [], []
     for leaves in zip(*map(jax.tree.leaves, trees), strict=True):
-        is_own.append(not all(_same(leaf, leaves[0]) for leaf in leaves[1:]))
-        if not is_own[-1]:
-            common.append(leaves[0])
-            continue
         shapes = sorted({np.shape(leaf) for leaf in leaves})
         if len(shapes) > 1:
             raise ValueError(
@@ -139,9 +134,20 @@ def gather(what: str, trees: Sequence[PyTree]) -> Gathered:
                 f"The {what} of all members must have one dtype, got {dtypes[0]} and {dtypes[1]}: "
                 "convert them, or sweep them apart."
             )
+
+
+def gather(what: str, trees: Sequence[PyTree]) -> Gathered:
+    """Stacks the trees of all members, except for leaves that are the same for all."""
+    check_alike(what, trees)
+    own, common, is_own = [], [], []
+    for leaves in zip(*map(jax.tree.leaves, trees), strict=True):
+        is_own.append(not all(_same(leaf, leaves[0]) for leaf in leaves[1:]))
+        if not is_own[-1]:
+            common.append(leaves[0])
+            continue
         on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
         own.append(jnp.stack(leaves) if on_device else np.stack(leaves))
-    return Gathered(own, common, tuple(is_own), structure)
+    return Gathered(own, common, tuple(is_own), jax.tree.structure(trees[0]))
 
 
 def _same(leaf: Any, other: Any) -> bool:

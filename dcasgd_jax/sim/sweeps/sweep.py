@@ -144,20 +144,28 @@ def sweep(
         one = functools.partial(_run_one, problem, server, engine, worker)
         finished = _one_by_one(one, program, runs, starts, of_members, recording, progress)
         return sweep_results.from_members(hyperparams, runs, of_push, finished)
-    together = vectorized.Members(
+    together = _together(program, runs, starts, recording, of_push)
+    if on_host:
+        states, records = host_threads.run(together, progress)
+    else:
+        layout = _layout(starts, devices, at_once)
+        states, records = vectorized.run(together, layout, chunk_size, progress)
+    return sweep_results.from_records(hyperparams, runs, of_push, states, records)
+
+
+def _together(program, runs, starts, recording, of_push) -> vectorized.Members:
+    return vectorized.Members(
         program=program,
         runs=[_watched(run, recording, i, of_push) for i, run in enumerate(runs)],
         starts=starts,
         num_slots=max(run.schedule.num_slots for run in runs),
         num_workers=runs[0].schedule.num_workers,
     )
-    if on_host:
-        states, records = host_threads.run(together, progress)
-    else:
-        size = sum(np.size(leaf) for leaf in jax.tree.leaves(starts[0].params))
-        layout = layouts.make_layout(num_members, devices, at_once, size)
-        states, records = vectorized.run(together, layout, chunk_size, progress)
-    return sweep_results.from_records(hyperparams, runs, of_push, states, records)
+
+
+def _layout(starts, devices, at_once) -> layouts.Layout:
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(starts[0].params))
+    return layouts.make_layout(len(starts), devices, at_once, size)
 
 
 def _platform(devices: Sequence[Any] | None) -> str:
