@@ -30,6 +30,22 @@ def to_device(value: np.ndarray, like: jax.Array) -> jax.Array:
     return jax.device_put(array, like.sharding) if like.committed else array
 
 
+def numbers_by_name(tree: PyTree, leading: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+    """Each number of a tree by its name, in words that all trackers take, such as "accuracy/0".
+
+    Args:
+      tree: Of arrays [*leading, ...].
+      leading: Axes of a number: it becomes an array of that many.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+        for index in np.ndindex(np.shape(leaf)[len(leading) :]):
+            at = "".join(f"/{i}" for i in index)
+            found[f"{name}{at}"] = np.asarray(leaf)[(..., *index)].ravel()
+    return found
+
+
 def is_key(leaf: Any) -> bool:
     """Whether a leaf is a typed PRNG key, as `jax.random.key` makes them."""
     return jnp.issubdtype(jax.dtypes.result_type(leaf), jax.dtypes.prng_key)

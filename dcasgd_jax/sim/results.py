@@ -9,8 +9,8 @@ import optax
 from dcasgd_jax import extras
 from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.schedules import schedule as schedules
+from dcasgd_jax.sim import leaves, recording
 from dcasgd_jax.sim import program as programs
-from dcasgd_jax.sim import recording
 from dcasgd_jax.typing import PyTree
 
 
@@ -74,7 +74,7 @@ class Evaluations(NamedTuple):
     def __repr__(self) -> str:
         """Two lines: which versions, and the names of what was evaluated."""
         ends = f" {self.version.min()} to {self.version.max()}" if np.size(self.version) else ""
-        names = ", ".join(_columns(self.values, self.version.shape))
+        names = ", ".join(leaves.numbers_by_name(self.values, self.version.shape))
         return f"Evaluations of {_number(np.size(self.version), 'version')}{ends}\n  {names}"
 
     def to_pandas(self) -> Any:
@@ -84,7 +84,7 @@ class Evaluations(NamedTuple):
             member = np.arange(len(self.version))[:, None]
             about = {"member": np.broadcast_to(member, self.version.shape)} | about
         about = {name: column.ravel() for name, column in about.items()}
-        return _data_frame(about | _columns(self.values, self.version.shape))
+        return _data_frame(about | leaves.numbers_by_name(self.values, self.version.shape))
 
 
 @document_fields
@@ -158,18 +158,6 @@ def describe_size(tree: PyTree) -> str:
 
 def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _columns(values: PyTree, leading: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Each number of the evaluations by its name, flat; leaves are [*leading, ...]."""
-    columns = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(values):
-        name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
-        shape = np.shape(leaf)[len(leading) :]
-        for index in np.ndindex(shape):
-            at = f"[{','.join(map(str, index))}]" if shape else ""
-            columns[f"{name}{at}"] = np.asarray(leaf)[(..., *index)].ravel()
-    return columns
 
 
 def _data_frame(columns: dict[str, np.ndarray]) -> Any:

@@ -8,9 +8,9 @@ import numpy as np
 
 from dcasgd_jax.loggers import Logger
 from dcasgd_jax.schedules import schedule as schedules
+from dcasgd_jax.sim import leaves
 from dcasgd_jax.sim.problem import Recording
 from dcasgd_jax.sim.sweeps.members import PerMember
-from dcasgd_jax.typing import PyTree
 
 
 class Windows:
@@ -100,12 +100,13 @@ class Watch:
         """Takes what some events report; `evaluated`: those after which there is an evaluation."""
         of = self._schedule
         means = {name: np.asarray(column, np.float64) for name, column in metrics.items()}
+        numbers = leaves.numbers_by_name(evaluations, np.shape(evaluated))
         made = [
             (
                 int(k),
                 int(of.version[k]) + 1,
                 {
-                    **_named(jax.tree.map(lambda leaf, i=i: leaf[i], evaluations)),
+                    **{f"eval/{name}": float(column[i]) for name, column in numbers.items()},
                     "samples": float(self._samples[k]),
                     "time": float(of.update_time[k]),
                 },
@@ -156,14 +157,3 @@ class _Member:
         """See `Logger.log`."""
         named = {f"{self._prefix}/{name}": value for name, value in values.items()}
         self._logger.log(step, named)
-
-
-def _named(values: PyTree) -> dict[str, float]:
-    """Every number of an evaluation by its name, in words that all trackers take."""
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(values):
-        name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
-        for index in np.ndindex(np.shape(leaf)):
-            at = "".join(f"/{i}" for i in index)
-            found[f"eval/{name}{at}"] = float(np.asarray(leaf)[index])
-    return found

@@ -228,11 +228,11 @@ def test_results_are_read_at_a_glance_and_as_tables():
         "  params: 1 array, 3 numbers",
     ]
     assert repr(result.trace).startswith("Trace of 6 events\n  event, worker, version,")
-    assert repr(result.evaluations) == ("Evaluations of 2 versions 3 to 6\n  first, two[0], two[1]")
+    assert repr(result.evaluations) == ("Evaluations of 2 versions 3 to 6\n  first, two/0, two/1")
     assert repr(result.state) == "SimState(6 events done)"
     table = result.evaluations.to_pandas()
-    assert list(table) == ["version", "samples", "time", "first", "two[0]", "two[1]"]
-    np.testing.assert_array_equal(table["two[1]"], result.evaluations.values["two"][:, 1])
+    assert list(table) == ["version", "samples", "time", "first", "two/0", "two/1"]
+    np.testing.assert_array_equal(table["two/1"], result.evaluations.values["two"][:, 1])
     rates = sim.grid(learning_rate=[0.5, 0.25])
     swept = sim.sweep(
         problem, tx, schedule, jnp.ones((6, 3)), hyperparams=rates, recording=recording
@@ -240,4 +240,4 @@ def test_results_are_read_at_a_glance_and_as_tables():
     table = swept.evaluations.to_pandas()
     assert table["member"].tolist() == [0, 0, 1, 1]
     assert table["version"].tolist() == [3, 6, 3, 6]
-    np.testing.assert_array_equal(table["two[1]"], swept.evaluations.values["two"][:, :, 1].ravel())
+    np.testing.assert_array_equal(table["two/1"], swept.evaluations.values["two"][:, :, 1].ravel())
