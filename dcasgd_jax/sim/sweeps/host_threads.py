@@ -1,6 +1,7 @@
 """Members of a sweep on the host engine, one on each core: for convolutions on the CPU."""
 
 import functools
+import itertools
 import queue
 import threading
 from collections.abc import Callable
@@ -44,7 +45,10 @@ def run(
     make_state = lambda i: vectorized.initial_state(program, *sizes, together.starts[i])
     num_threads = min(layouts.num_cores(), len(runs))
     chunk_size = engines.HostEngine().chunk_size
-    functions = engines.compile_for_host(runs[0], make_state(0))
+    first = make_state(0)
+    functions = engines.compile_for_host(runs[0], first)
+    # A state is made when there is a thread for it: they may be large.
+    states = itertools.chain([first], map(make_state, range(1, len(runs))))
     x64 = jax.dtypes.result_type(float) == np.float64
     messages: queue.SimpleQueue[_Done | futures.Future] = queue.SimpleQueue()
     given_up = threading.Event()
@@ -65,10 +69,9 @@ def run(
     with futures.ThreadPoolExecutor(num_threads, "sweep") as pool:
         try:
             while running or len(started) < len(runs):
-                # A state is made when there is a thread for it: they may be large.
                 while running < num_threads and len(started) < len(runs):
                     member = len(started)
-                    started.append(pool.submit(run_one, member, make_state(member)))
+                    started.append(pool.submit(run_one, member, next(states)))
                     started[-1].add_done_callback(messages.put)
                     running += 1
                 message = messages.get()
@@ -81,5 +84,5 @@ def run(
                     progress(sum(events))
         finally:
             given_up.set()
-    states, records = zip(*(future.result() for future in started), strict=True)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), list(records)
+    finals, records = zip(*(future.result() for future in started), strict=True)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *finals), list(records)
