@@ -8,7 +8,15 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from dcasgd_jax import compressions, curvatures, diagnostics, loggers, rivals, strengths
+    from dcasgd_jax import (
+        compressions,
+        curvatures,
+        diagnostics,
+        loggers,
+        preconditioners,
+        rivals,
+        strengths,
+    )
     from dcasgd_jax.alias import dcasgd
     from dcasgd_jax.compensation import adaptive_strength, compensated_gradient, update_mean_square
     from dcasgd_jax.transforms import (
@@ -52,6 +60,7 @@ __all__ = [
     "diagnostics",
     "loggers",
     "pipeline_delays",
+    "preconditioners",
     "record_pull",
     "remember_pulls",
     "rivals",
@@ -59,7 +68,10 @@ __all__ = [
     "update_mean_square",
 ]
 
-_ROOMS = "compressions", "curvatures", "diagnostics", "loggers", "rivals", "strengths"
+_ROOMS = (
+    "compressions", "curvatures", "diagnostics", "loggers", "preconditioners", "rivals",
+    "strengths",
+)  # fmt: skip
 _HOMES = {
     "dcasgd": "alias",
     "adaptive_strength": "compensation",

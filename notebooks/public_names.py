@@ -8,6 +8,7 @@ import re
 PREFIXES = {
     "dcasgd_jax": ("dc", "dcasgd_jax", ""),
     "dcasgd_jax.curvatures": ("dc.curvatures", "curvatures", ""),
+    "dcasgd_jax.preconditioners": ("dc.preconditioners", "preconditioners"),
     "dcasgd_jax.strengths": ("dc.strengths", "strengths", ""),
     "dcasgd_jax.rivals": ("dc.rivals", "rivals", ""),
     "dcasgd_jax.rivals.sends": ("dc.rivals.sends", "rivals.sends", "sends", ""),

@@ -186,6 +186,13 @@ CASES = [
         ("num_workers", "batch_size"),
     ),
     Case(
+        "rotated_preconditioned",
+        compensations.preconditioned,
+        {"learning_rate": 0.1, "batch_size": 16, **_WORKERS},
+        _by_worker,
+        ("num_workers", "batch_size"),
+    ),
+    Case(
         "dcasgd_everything",
         dc.dcasgd,
         {

@@ -1,5 +1,7 @@
 """Compensations by the numbers that the oracles' cases have: λ0, and the decay of a mean square."""
 
+import optax
+
 import dcasgd_jax as dc
 
 
@@ -88,3 +90,21 @@ def dcasgd(learning_rate, *, num_workers, ms_decay=0.95, eps=1e-7, **settings):
     per_worker = num_workers if settings.pop("per_worker_mean_square", False) else None
     chosen = curvature(ms_decay, eps, num_workers=per_worker)
     return dc.dcasgd(learning_rate, num_workers, curvature=chosen, **settings)
+
+
+def preconditioned(
+    learning_rate, num_workers, *, batch_size, lambda0=1.0, max_pull=1.0, b2=0.999, eps=1e-8
+):
+    """Pulled back in Adam's metric, with every number an argument.
+
+    Around plain SGD: Adam itself takes no gradient that is None.
+    """
+    chain = dc.compensate_updates(
+        optax.sgd(learning_rate),
+        lambda0,
+        learning_rate=learning_rate,
+        curvature=dc.curvatures.rotated(batch_size, every=2, sides="both"),
+        max_pull=max_pull,
+        preconditioner=dc.preconditioners.adam(b2, eps),
+    )
+    return dc.remember_pulls(chain, num_workers)

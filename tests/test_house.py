@@ -71,6 +71,7 @@ GROUND = (
 )
 FORMULA = "dcasgd_jax.compensation"
 CURVATURES = "dcasgd_jax.curvatures"
+PRECONDITIONERS = "dcasgd_jax.preconditioners"
 STRENGTHS = "dcasgd_jax.strengths"
 TRANSFORMS = "dcasgd_jax.transforms"
 RIVALS = "dcasgd_jax.rivals"
@@ -90,7 +91,8 @@ def test_floors():
         assert not of_ours(name, *GROUND, FORMULA, CURVATURES), name
     for name in below(STRENGTHS):
         assert not of_ours(name, *GROUND, STRENGTHS), name
-    maths = (*GROUND, FORMULA, CURVATURES, STRENGTHS)
+    assert not of_ours(PRECONDITIONERS, *GROUND)
+    maths = (*GROUND, FORMULA, CURVATURES, STRENGTHS, PRECONDITIONERS)
     for name in below(TRANSFORMS):
         assert not of_ours(name, *maths, TRANSFORMS), name
     for name in below(RIVALS):
@@ -162,7 +164,10 @@ def public(module):
     return {name: value for name, value in named.items() if not inspect.ismodule(value)}
 
 
-PUBLIC = (dc, dc.curvatures, dc.strengths, rivals, rivals.sends, sim, diagnostics, plots, digits)
+PUBLIC = (
+    *(dc, dc.curvatures, dc.preconditioners, dc.strengths, rivals, rivals.sends, sim),
+    *(diagnostics, plots, digits),
+)
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
@@ -200,6 +205,7 @@ def test_public_names_are_the_ones_promised():
         *("squared_gradient", "adaptive", "absolute", "fisher", "hessian", "elementwise"),
         *("rotated", "rows", "Curvature", "AdaptiveState", "RotatedState"),
     }
+    assert set(public(dc.preconditioners)) == {"adam", "AdamDivisorState", "Preconditioner"}
     assert set(public(dc.strengths)) == {
         *("ratio", "capped_share", "least_squares", "StrengthRule", "Situation", "Coordinates"),
         *("RatioState", "CappedShareState", "LeastSquaresState"),
@@ -238,7 +244,7 @@ def test_public_names_of_the_diagnostics():
     "function",
     [
         f
-        for m in (dc, dc.curvatures, dc.strengths, diagnostics, sim)
+        for m in (dc, dc.curvatures, dc.preconditioners, dc.strengths, diagnostics, sim)
         for f in public(m).values()
         if inspect.isfunction(f)
     ],

@@ -14,7 +14,18 @@ from dcasgd_jax import diagnostics, digits, plots, rivals, sim
 
 SITE = pages.ROOT / "notebooks"
 MODULES = [
-    *(dc, dc.curvatures, dc.strengths, rivals, rivals.sends, sim, diagnostics, plots, digits),
+    *(
+        dc,
+        dc.curvatures,
+        dc.preconditioners,
+        dc.strengths,
+        rivals,
+        rivals.sends,
+        sim,
+        diagnostics,
+        plots,
+        digits,
+    ),
     "dcasgd_jax.integrations.nnx",
     "dcasgd_jax.integrations.linen",
     "dcasgd_jax.runtime.ray",

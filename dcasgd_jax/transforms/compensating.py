@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import compensation, curvatures, trees, update_checks
+from dcasgd_jax import compensation, curvatures, preconditioners, trees, update_checks
 from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.transforms import cap, compensation_of_push
 from dcasgd_jax.transforms.compensation_of_push import ADAPTIVE, CompensateDelayState, Strength
@@ -104,6 +104,7 @@ def compensate_updates(
     learning_rate: optax.ScalarOrSchedule,
     curvature: curvatures.Curvature = ADAPTIVE,
     max_pull: Scalar | None = 1.0,
+    preconditioner: preconditioners.Preconditioner | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Compensates the updates of an optimizer with momentum, which itself sees stale gradients.
 
@@ -116,6 +117,15 @@ def compensate_updates(
     each of which brings one of its own. On the digits, with momentum 0.9 and 32 workers, this form
     trains where that one diverges (the documentation's page on directions has the table).
 
+    An optimizer that divides its steps, such as Adam's by d = √v, goes far in some coordinates and
+    not in others, and by how much a gradient bears to be late depends on these steps. With a
+    preconditioner the compensation is that of plain SGD in the coordinates :math:`z = \sqrt d
+    \odot w`, in which the steps are those of plain SGD: the curvature is estimated of
+    :math:`g / \sqrt d`, in the basis and with the cap of these coordinates,
+
+    .. math:: u = inner(g) - \frac{1}{\sqrt d} \odot U \left(
+              \min(\eta \lambda_0 c,\; \kappa) \odot U^T (\sqrt d \odot (w - w_{stale})) \right)
+
     Clipping goes before it; weight decay, momentum and the learning rate belong into `inner`, as in
     `optax.chain(optax.clip_by_global_norm(1.0), dc.compensate_updates(optax.sgd(0.1, momentum=0.9),
     learning_rate=1.0))`.
@@ -127,6 +137,8 @@ def compensate_updates(
         with a momentum μ (of the summing form, as in optax) the learning rate divided by 1 - μ.
       curvature: c, of `dc.curvatures`; of the gradient that comes in.
       max_pull: κ ≥ 0. `None`: no cap; 0: `inner` without compensation.
+      preconditioner: Of `dc.preconditioners`: what `inner` divides its steps by; with
+        `optax.adam(rate)` that is `dc.preconditioners.adam()`. `None`: nothing.
 
     Returns:
       An optimizer with `update(grads, state, params, *, stale_params)`, told of pushes as
@@ -159,7 +171,7 @@ def compensate_updates(
         )
     inner = optax.with_extra_args_support(inner)
     of_push = compensation_of_push.make(
-        lambda0, curvature, max_pull, learning_rate, "compensate_updates"
+        lambda0, curvature, max_pull, learning_rate, "compensate_updates", preconditioner
     )
 
     def init_fn(params: PyTree) -> Any:

@@ -7,9 +7,16 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, compensation, curvatures, strengths, update_checks
+from dcasgd_jax import (
+    checks,
+    compensation,
+    curvatures,
+    preconditioners,
+    strengths,
+    update_checks,
+)
 from dcasgd_jax.field_docs import document_fields
-from dcasgd_jax.transforms import cap, measurement, situations
+from dcasgd_jax.transforms import cap, measurement, scaled_coordinates, situations
 from dcasgd_jax.typing import PyTree, Scalar
 
 Strength = optax.ScalarOrSchedule | strengths.StrengthRule
@@ -24,12 +31,14 @@ class CompensateDelayState(NamedTuple):
       num_updates: Int32 scalar: what schedules are read at.
       curvature: State of the curvature.
       strength: State of a rule for λ0; None if λ0 is a number or a schedule.
+      preconditioner: State of the preconditioner of `compensate_updates`; None without.
       sums: Of the last update that was measured.
     """
 
     num_updates: chex.Array
     curvature: Any
     strength: Any
+    preconditioner: Any
     sums: measurement.CompensationSums
 
 
@@ -61,13 +70,21 @@ def make(
     max_pull: Scalar | None,
     learning_rate: optax.ScalarOrSchedule | None,
     whose: str,
+    preconditioner: preconditioners.Preconditioner | None = None,
 ) -> Compensation:
-    """The compensation with these settings, which it checks; `whose` is named in messages."""
+    """The compensation with these settings, which it checks; `whose` is named in messages.
+
+    With a preconditioner the term is one of updates: of what the learning rate is multiplied with
+    after the division.
+    """
     rule = lambda0 if isinstance(lambda0, strengths.StrengthRule) else None
     _check_called("lambda0", lambda0, strengths, "ratio(0.5)")
     if rule is None and not callable(lambda0):
         checks.check_non_negative("lambda0", lambda0)
-    _check_curvature(curvature)
+    _check_kind("curvature", curvature, curvatures.Curvature, curvatures, "adaptive()")
+    if preconditioner is not None:
+        kind = preconditioners.Preconditioner
+        _check_kind("preconditioner", preconditioner, kind, preconditioners, "adam()")
     cap.check(curvature, max_pull, learning_rate)
 
     def init(params: PyTree) -> CompensateDelayState:
@@ -76,6 +93,7 @@ def make(
             num_updates=jnp.zeros((), jnp.int32),
             curvature=curvature.init(params),
             strength=None if rule is None else rule.init(params),
+            preconditioner=None if preconditioner is None else preconditioner.init(params),
             sums=measurement.nothing_measured(),
         )
 
@@ -93,27 +111,31 @@ def make(
         _check_stale_params(stale_params)
         update_checks.check_gradients(grads, params)
         update_checks.check_like_params("stale_params", stale_params, params)
+        push, leave, divided_state = scaled_coordinates.enter(
+            preconditioner,
+            state.preconditioner,
+            scaled_coordinates.Push(grads, params, stale_params, told),
+        )
         highest = cap.max_curvature(max_pull, learning_rate, state.num_updates)
-        needed = _needed(curvature, told)
-        estimate, curvature_state = curvature.update(state.curvature, grads, **needed)
-        moved = compensation.displacement(params, stale_params)
+        needed = _needed(curvature, push.told)
+        estimate, curvature_state = curvature.update(state.curvature, push.grads, **needed)
+        moved = compensation.displacement(push.params, push.stale_params)
         rule_state = None
         if rule is None:
             lambda0_now = cap.at_count(lambda0, state.num_updates)
         else:
-            product = told.get("hessian_vector_product")
-            where = (grads, params, stale_params)
-            situation = situations.make(curvature, estimate, *where, moved, highest, product)
+            situation = situations.make(curvature, estimate, push, moved, highest)
             lambda0_now, rule_state = rule.update(state.strength, situation)
-        term = curvature.term(estimate, grads, moved, lambda0_now, highest)
-        if observe is not None:
-            observe(Arrival(grads, term, max_pull, highest))
+        term = curvature.term(estimate, push.grads, moved, lambda0_now, highest)
         sums = state.sums
         if measure_compensation:
             floored = None if curvature.floored is None else curvature.floored(estimate)
-            sums = measurement.measure(grads, compensation.add(grads, term), floored)
+            sums = measurement.measure(push.grads, compensation.add(push.grads, term), floored)
+        term = leave(term)
+        if observe is not None:
+            observe(Arrival(grads, term, max_pull, highest))
         count = jnp.asarray(optax.safe_increment(state.num_updates))
-        return term, CompensateDelayState(count, curvature_state, rule_state, sums)
+        return term, CompensateDelayState(count, curvature_state, rule_state, divided_state, sums)
 
     return Compensation(init, compute_term)
 
@@ -148,10 +170,10 @@ def _check_called(name: str, value: Any, where: Any, example: str) -> None:
         )
 
 
-def _check_curvature(curvature: Any) -> None:
-    _check_called("curvature", curvature, curvatures, "adaptive()")
-    if not isinstance(curvature, curvatures.Curvature):
+def _check_kind(name: str, value: Any, kind: type, where: Any, example: str) -> None:
+    _check_called(name, value, where, example)
+    if not isinstance(value, kind):
+        room = where.__name__.rpartition(".")[2]
         raise TypeError(
-            "curvature must be one of dc.curvatures, such as dc.curvatures.adaptive(), got "
-            f"{curvature!r}."
+            f"{name} must be one of dc.{room}, such as dc.{room}.{example}, got {value!r}."
         )

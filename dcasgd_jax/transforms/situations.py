@@ -1,26 +1,24 @@
 """What a rule for λ0 is shown of one update."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dcasgd_jax import compensation, curvatures, strengths, sums, trees
+from dcasgd_jax.transforms import scaled_coordinates
 from dcasgd_jax.typing import PyTree
 
 
 def make(
     curvature: curvatures.Curvature,
     estimate: Any,
-    grads: PyTree,
-    params: PyTree,
-    stale_params: PyTree,
+    push: scaled_coordinates.Push,
     moved: PyTree,
     max_curvature: Any,
-    hessian_vector_product: Callable[[PyTree], PyTree] | None,
 ) -> strengths.Situation:
     """The update with strength 1; nothing is computed of what the rule does not look at."""
+    grads, params, stale_params, told = push
     at_one = lambda estimate, grads, moved: strengths.Coordinates(
         grads=grads,
         term=curvature.term(estimate, grads, moved, 1.0, None),
@@ -48,7 +46,7 @@ def make(
         term=whole.term,
         curvature=whole.curvature,
         max_curvature=max_curvature,
-        hessian_vector_product=hessian_vector_product,
+        hessian_vector_product=told.get("hessian_vector_product"),
         # A tangent has the dtype of its parameter.
         displacement=jax.tree.map(lambda m, p: m.astype(jnp.result_type(p)), moved, params),
         sums=of_leaves,
