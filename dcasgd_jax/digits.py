@@ -24,6 +24,7 @@ __all__ = [
     "Split",
     "batch_rows",
     "load",
+    "logits",
     "problem",
 ]
 
@@ -157,6 +158,28 @@ def problem(model: str = "mlp", seed: int = 0) -> sim.Problem:
     return sim.Problem(loss_fn, _init(MODELS[model], seed), eval_fn=evaluate)
 
 
+def logits(params: PyTree, images: jax.Array) -> jax.Array:
+    """What a model of the digits says of images, before the softmax.
+
+    Args:
+      params: Of `problem`, of any model.
+      images: Float32 `[images, 64]`, as in `load()`.
+
+    Returns:
+      Float32 `[images, 10]`.
+
+    Example:
+      >>> from dcasgd_jax import digits
+      >>> digits.logits(digits.problem("mlp").params, digits.load().test.images).shape
+      (450, 10)
+    """
+    *hidden, last = params
+    activations = images
+    for layer in hidden:
+        activations = jnp.tanh(_affine(layer, activations))
+    return _affine(last, activations)
+
+
 @functools.cache
 def _functions(model: str) -> tuple[Callable[..., jax.Array], Callable[[PyTree], Evaluation]]:
     """The loss and the evaluation; always the same objects."""
@@ -167,7 +190,7 @@ def _functions(model: str) -> tuple[Callable[..., jax.Array], Callable[[PyTree],
 
     @jax.jit
     def evaluate(params: PyTree) -> Evaluation:
-        predictions = jnp.argmax(_logits(params, data.test.images), axis=1)
+        predictions = jnp.argmax(logits(params, data.test.images), axis=1)
         return Evaluation(
             train_loss=_cross_entropy(params, data.train.images, data.train.labels),
             test_error=jnp.mean(predictions != data.test.labels),
@@ -187,20 +210,12 @@ def _init(widths: tuple[int, ...], seed: int) -> PyTree:
     ]
 
 
-def _logits(params: PyTree, images: jax.Array) -> jax.Array:
-    *hidden, last = params
-    activations = images
-    for layer in hidden:
-        activations = jnp.tanh(_affine(layer, activations))
-    return _affine(last, activations)
-
-
 def _affine(layer: PyTree, activations: jax.Array) -> jax.Array:
     return activations @ layer["weights"] + layer["biases"][None, :]
 
 
 def _cross_entropy(params: PyTree, images: jax.Array, labels: jax.Array) -> jax.Array:
-    losses = optax.softmax_cross_entropy_with_integer_labels(_logits(params, images), labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels)
     return jnp.mean(losses)
 
 

@@ -67,12 +67,12 @@ def rows(moments=("early",), **changed):
     """One row for each curvature and moment; `changed` maps curvatures to what is different."""
     return [
         row(moment, name, **({"share": 0.01} if name == "uniform" else {}) | changed.get(name, {}))
-        for moment, name in itertools.product(moments, diagnostics.CURVATURES)
+        for moment, name in itertools.product(moments, events.NAMES)
     ]
 
 
 def all_rows(moments=("early",), **everywhere):
-    return rows(moments, **dict.fromkeys(diagnostics.CURVATURES, everywhere))
+    return rows(moments, **dict.fromkeys(events.NAMES, everywhere))
 
 
 def advised(found):
@@ -114,13 +114,15 @@ CAP = ", max_pull=1, learning_rate=LR"
         ("adaptive", CAP),
         ("absolute", f", curvature=dc.curvatures.absolute(){CAP}"),
         ("fisher", f", curvature=dc.curvatures.fisher(){CAP}"),
+        ("rows", f", curvature=dc.curvatures.rows(B){CAP}"),
+        ("rotated", f", curvature=dc.curvatures.rotated(B){CAP}"),
         ("hessian", ", curvature=dc.curvatures.hessian()"),
     ],
 )
 def test_lambda0_is_a_call_that_works(name, options):
     call = f"dc.compensate_delay(2{options})"
     assert f"{name}: explains 40 % with lambda0 = 2: {call}" in advice.advise(rows())
-    assert eval(call, {"dc": dc, "LR": 0.1}).update
+    assert eval(call, {"dc": dc, "LR": 0.1, "B": 16}).update
 
 
 def test_the_best_comes_first_and_the_futile_are_named():
@@ -153,7 +155,8 @@ def test_one_lambda0_must_fit_the_moments_within_a_factor_of_3(late, fits):
 def test_the_control_is_as_good():
     text = advised(rows(uniform={"share": 0.5}, absolute={"share": 0.6}))
     assert (
-        "squared_gradient, adaptive and fisher: no better than the same curvature in every" in text
+        "squared_gradient, adaptive, fisher, rows and rotated: no better than the same curvature"
+        in text
     )
     assert "explains 50 %" in text
     assert "no better" not in advised(rows())
@@ -187,14 +190,14 @@ def test_sums_are_one_fit_for_all_pushes():
             "change_norm": np.linalg.norm(change),
             "term_norm": np.linalg.norm(term),
         }
-        each = dict.fromkeys(diagnostics.CURVATURES, numbers)
+        each = dict.fromkeys(events.NAMES, numbers)
         found.append({"moment": "middle", "staleness": 1, "explained": each})
-    unmoved = dict.fromkeys(diagnostics.CURVATURES, numbers | {"change_norm": 0.0})
-    lost = dict.fromkeys(diagnostics.CURVATURES, numbers | {"lambda0": None})
+    unmoved = dict.fromkeys(events.NAMES, numbers | {"change_norm": 0.0})
+    lost = dict.fromkeys(events.NAMES, numbers | {"lambda0": None})
     found += [found[0] | {"staleness": 0, "explained": each} for each in (unmoved, lost)]
     summed = summary.summarise([{"events": found}])
     (lambda0,), left, *_ = np.linalg.lstsq(terms.reshape(-1, 1), changes.ravel(), rcond=None)
-    assert [r.curvature for r in summed] == list(diagnostics.CURVATURES)
+    assert [r.curvature for r in summed] == list(events.NAMES)
     for r in summed:
         assert (r.moment, r.num_events, r.mean_staleness) == ("middle", 5, 1)
         assert r.shared_lambda0 == pytest.approx(lambda0)
@@ -224,23 +227,26 @@ def stops():
 
 
 def plain_run(setting, schedule):
-    """Params of every version and the mean square before every event, by a loop in Python."""
+    """Params of every version and the states before every event, by a loop in Python."""
     task = digits.problem(setting.model)
     rows = events.digits.batch_rows(1347, setting.batch_size, len(schedule), seed=3)
     gradient, decay = jax.jit(jax.grad(task.loss_fn)), methods.rate_factor(len(schedule))
     start = digits.problem(setting.model, 3).params
     versions, squares = [start], [jax.tree.map(jnp.zeros_like, start)]
+    curvature = dc.curvatures.rotated(setting.batch_size)
+    rotated, advance = [curvature.init(start)], jax.jit(curvature.update)
     for event in range(len(schedule)):
         grads = gradient(versions[schedule.read_version[event]], rows[event])
         rate = 0.5 * float(decay(event))
         versions.append(jax.tree.map(lambda w, g, r=rate: w - r * g, versions[-1], grads))
         squares.append(jax.tree.map(lambda m, g: 0.95 * m + (1 - 0.95) * g * g, squares[-1], grads))
-    return rows, versions, squares
+        rotated.append(advance(rotated[-1], grads)[1])
+    return rows, versions, squares, rotated
 
 
 def test_stops_are_the_run(stops):
     setting, schedule, found = stops
-    rows, versions, squares = plain_run(setting, schedule)
+    rows, versions, squares, rotated = plain_run(setting, schedule)
     assert [stop.event for stop in found] == [1, 2, 17, 18, 40, 59]
     close = lambda one, other: jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other
@@ -249,6 +255,9 @@ def test_stops_are_the_run(stops):
         close(stop.params, versions[stop.event])
         close(stop.stale_params, versions[schedule.read_version[stop.event]])
         close(stop.mean_square, squares[stop.event])
+        # Not its bases: the sign of an eigenvector is arbitrary.
+        close(stop.rotated.input_moment, rotated[stop.event].input_moment)
+        close(stop.rotated.num_updates, rotated[stop.event].num_updates)
         np.testing.assert_array_equal(stop.rows, rows[stop.event])
     assert {schedule.staleness[stop.event] > 0 for stop in found} == {True, False}
 
@@ -281,7 +290,7 @@ def test_whole_diagnosis(whole):
         ]
         assert not run["diverged"]
     assert [(row["moment"], row["curvature"]) for row in content["summary"]] == list(
-        itertools.product(events.MOMENTS, diagnostics.CURVATURES)
+        itertools.product(events.MOMENTS, events.NAMES)
     )
 
 
@@ -315,12 +324,17 @@ def test_numbers_are_explains(whole):
         stop.params,
         stop.stale_params,
         jnp.asarray(stop.rows),
-        names=["absolute"],
-    )["absolute"]
+        names=["absolute", "rotated"],
+        batch_size=4,
+        rotated_state=stop.rotated,
+    )
     assert event["staleness"] == schedule.staleness[event["event"]]
-    for name in ("r_squared", "lambda0", "cosine_stale", "cosine_compensated", "ratio"):
-        found = event["explained"]["absolute"][name]
-        assert found == pytest.approx(float(getattr(explained, name)), rel=1e-2)
+    fields = ("r_squared", "lambda0", "cosine_stale", "cosine_compensated", "ratio")
+    for name, field in itertools.product(explained, fields):
+        found = event["explained"][name][field]
+        assert found == pytest.approx(float(getattr(explained[name], field)), rel=1e-2)
+    # This model is linear in its parameters.
+    assert event["explained"]["frozen_jacobian"]["r_squared"] == pytest.approx(1, abs=1e-4)
 
 
 def test_one_worker_has_nothing_to_compensate(tmp_path):

@@ -142,6 +142,7 @@ def _settings(job: options.Job) -> dict[str, Any]:
         "learning_rate": job.learning_rate,
         **{name: v for name, v in report.fixed_numbers().items() if "learning_rate" in name},
         "events_per_moment": job.events_per_moment,
+        "curvatures": list(events.NAMES),
         "moments": events.MOMENTS,
         "window": events.WINDOW,
         "ms_decay": methods.MS_DECAY,

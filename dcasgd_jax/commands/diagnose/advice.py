@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 
 from dcasgd_jax.commands import statistics
-from dcasgd_jax.commands.diagnose import summary
+from dcasgd_jax.commands.diagnose import events, summary
 
 COSINE_THAT_MATTERS = 0.99  # of the stale and the true gradient: above it nothing is wrong
 SHARE_THAT_MATTERS = 0.05  # explained by one lambda0 for all pushes
 CONSISTENT_WITHIN = 3.0  # largest over smallest shared lambda0 of the moments that matter
 MANY_BELOW_EPS = 0.5  # of the coordinates
-
-CONTROL = "uniform"
 
 _CAP = ", max_pull=1, learning_rate=LR"
 _ARGUMENTS = {
@@ -18,6 +16,8 @@ _ARGUMENTS = {
     "adaptive": _CAP,
     "absolute": f", curvature=dc.curvatures.absolute(){_CAP}",
     "fisher": f", curvature=dc.curvatures.fisher(){_CAP}",
+    "rows": f", curvature=dc.curvatures.rows(B){_CAP}",
+    "rotated": f", curvature=dc.curvatures.rotated(B){_CAP}",
     "hessian": ", curvature=dc.curvatures.hessian()",  # it has no cap
 }
 
@@ -70,8 +70,10 @@ def rules_in_words() -> str:
 CAVEAT = (
     "A gradient that is closer to the true one is not yet a lower loss: take lambda0 as the most "
     "to try, keep the cap (without it such a lambda0 can make training diverge; LR is the learning "
-    "rate or schedule of the chain), and compare losses with dcasgd-jax compare, also at a larger "
-    "learning rate."
+    "rate or schedule of the chain, B the number of images in a batch), and compare losses with "
+    "dcasgd-jax compare, also at a larger learning rate. Training needs a full pull in a few steep "
+    "directions, which is a small part of what is explained here: rotated does more than it "
+    "explains."
 )
 
 
@@ -91,7 +93,9 @@ def _about_curvatures(rows: Sequence[summary.Row]) -> list[str]:
             f"{statistics.listed(futile)}: under {100 * SHARE_THAT_MATTERS:g} % explained, do not "
             "bother."
         )
-    control = summary.total([row for row in rows if row.curvature == CONTROL]).shared_r_squared()
+    control = summary.total(
+        [row for row in rows if row.curvature == events.CONTROL]
+    ).shared_r_squared()
     cheap = [name for name in worthy if name != "hessian" and shares[name] <= control]
     if cheap:
         found.append(
@@ -121,7 +125,7 @@ def _about_direction(rows: Sequence[summary.Row]) -> list[str]:
     """Compensations that come nearer to the true gradient and yet point further away from it."""
     turned = {}
     for row in rows:
-        if row.curvature != CONTROL and row.cosine_compensated < row.cosine_stale:
+        if row.curvature in _ARGUMENTS and row.cosine_compensated < row.cosine_stale:
             turned.setdefault(row.moment, []).append(row.curvature)
     return [
         f"{statistics.listed(names)}, {moment}: nearer to the true gradient, but of a worse "

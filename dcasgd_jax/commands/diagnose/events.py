@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import dcasgd_jax as dc
-from dcasgd_jax import diagnostics, digits, sim
+from dcasgd_jax import diagnostics, digits, sim, trees
 from dcasgd_jax.commands import methods, runs, settings, study
 from dcasgd_jax.typing import PyTree
 
@@ -21,6 +21,11 @@ MOMENTS = {"early": 0.1, "middle": 0.45, "late": 0.9}
 WINDOW = 0.05  # of the pushes: how far the events of a moment are spread
 
 EPS = 1e-7
+
+CONTROL = "uniform"
+_OTHERS = tuple(n for n in diagnostics.CURVATURES if n not in ("hessian", CONTROL))
+NAMES = (*_OTHERS, "rows", "rotated", "hessian", "frozen_jacobian", CONTROL)
+"""Curvatures that are explained, as they are shown."""
 
 Progress = Callable[[int], None]
 
@@ -33,6 +38,7 @@ class Stop(NamedTuple):
     stale_params: PyTree  # where the gradient of the push was taken
     rows: np.ndarray  # its training images
     mean_square: PyTree  # of the adaptive strength, from the pushes before
+    rotated: dc.curvatures.RotatedState  # likewise
 
 
 def chosen_events(num_pushes: int, num_workers: int, per_moment: int) -> dict[str, list[int]]:
@@ -67,7 +73,9 @@ def diagnose_run(
     initial, last = float(evaluate(problem.params).train_loss), math.nan
     found = []
     for stop in stops(setting, schedule, learning_rate, seed, sorted(moment_of), progress):
-        numbers = jax.device_get(_explain(setting.model, stop._replace(event=0)))
+        numbers = jax.device_get(
+            _explain(setting.model, setting.batch_size, stop._replace(event=0))
+        )
         last = float(evaluate(stop.params).train_loss)
         found.append(
             {
@@ -105,7 +113,7 @@ def stops(
     """
     problem = digits.problem(setting.model, seed)._replace(eval_fn=None)
     rows = digits.batch_rows(digits.NUM_TRAIN, setting.batch_size, len(schedule), seed)
-    tx = _make_tx(learning_rate, len(schedule))
+    tx = _make_tx(learning_rate, len(schedule), setting.batch_size)
     state, done = None, 0
     for event in events:
         # One compiled step for pieces of any length.
@@ -127,25 +135,41 @@ def stops(
         if schedule.staleness[event]:
             slot = int(schedule.slots.read[event])
             stale_params = jax.tree.map(lambda kept: kept[slot], state.snapshots.params)  # noqa: B023
-        mean_square = optax.tree.get(state.opt_state, "mean_square")
-        yield Stop(event, state.params, stale_params, rows[event], mean_square)
+        kinds = (dc.curvatures.AdaptiveState, dc.curvatures.RotatedState)
+        adaptive, rotated = trees.find_states(state.opt_state, *kinds)
+        yield Stop(event, state.params, stale_params, rows[event], adaptive.mean_square, rotated)
 
 
 @functools.cache
-def _make_tx(learning_rate: float, num_updates: int) -> optax.GradientTransformationExtraArgs:
-    """Asynchronous SGD that keeps, without using it, the mean square of the adaptive strength."""
+def _make_tx(
+    learning_rate: float, num_updates: int, batch_size: int
+) -> optax.GradientTransformationExtraArgs:
+    """Asynchronous SGD that keeps, without using them, the states of two curvatures."""
     factor = methods.rate_factor(num_updates)
     return optax.chain(
         dc.compensate_delay(0.0, curvature=dc.curvatures.adaptive(methods.MS_DECAY, EPS)),
+        dc.compensate_delay(0.0, curvature=dc.curvatures.rotated(batch_size)),
         optax.scale_by_learning_rate(lambda count: learning_rate * factor(count)),
     )
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _explain(model: str, stop: Stop) -> dict[str, diagnostics.Explanation]:
+@functools.partial(jax.jit, static_argnames=("model", "batch_size"))
+def _explain(model: str, batch_size: int, stop: Stop) -> dict[str, diagnostics.Explanation]:
     loss_fn = digits.problem(model).loss_fn
+    images, labels = (jnp.asarray(array) for array in digits.load().train)
+    loss_of = lambda logits, rows: jnp.mean(
+        optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
+    )
     stale_grads = jax.grad(loss_fn)(stop.stale_params, jnp.asarray(stop.rows))
-    mean_square = dc.update_mean_square(stop.mean_square, stale_grads, methods.MS_DECAY)
     return diagnostics.explain(
-        loss_fn, stop.params, stop.stale_params, stop.rows, mean_square=mean_square, eps=EPS
+        loss_fn,
+        stop.params,
+        stop.stale_params,
+        stop.rows,
+        mean_square=dc.update_mean_square(stop.mean_square, stale_grads, methods.MS_DECAY),
+        eps=EPS,
+        names=NAMES,
+        batch_size=batch_size,
+        rotated_state=stop.rotated,
+        outputs=(lambda params, rows: digits.logits(params, images[rows]), loss_of),
     )

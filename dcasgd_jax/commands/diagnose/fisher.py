@@ -41,7 +41,7 @@ def run(seed: int = 0) -> list[Curve]:
     for name in PARAMS:
         if name == "trained":
             params = _train(params, images, labels)
-        drawn = jax.random.categorical(jax.random.key(seed), _logits(params, images))
+        drawn = jax.random.categorical(jax.random.key(seed), digits.logits(params, images))
         for kind, chosen in zip(LABELS, (drawn, labels), strict=True):
             errors = _errors(params, (images, chosen))
             curves += [
@@ -75,15 +75,10 @@ def _curve(params: str, labels: str, matrix: str, error: diagnostics.OuterProduc
     )
 
 
-def _logits(params: PyTree, images: jax.Array) -> jax.Array:
-    (layer,) = params
-    return images @ layer["weights"] + layer["biases"][None, :]
-
-
 def _loss(params: PyTree, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
     images, labels = batch
-    logits = _logits(params, images)
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    losses = optax.softmax_cross_entropy_with_integer_labels(digits.logits(params, images), labels)
+    return jnp.mean(losses)
 
 
 @jax.jit

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcasgd_jax import diagnostics
 from dcasgd_jax.commands import figures
 from dcasgd_jax.commands.diagnose import events, fisher, summary
 from dcasgd_jax.plots import axes
@@ -40,7 +39,7 @@ def save(
 
 def _draw_explained(ax, rows: Sequence[summary.Row]) -> None:
     """Bars of the median share, whiskers over the quartiles, a tick for one λ0 for all pushes."""
-    names = diagnostics.CURVATURES
+    names = events.NAMES
     for moment, left, width in _groups(rows):
         of_moment = [row for row in rows if row.moment == moment]
         height = 100 * np.array([row.r_squared for row in of_moment])
@@ -53,7 +52,7 @@ def _draw_explained(ax, rows: Sequence[summary.Row]) -> None:
         label = None if left > 0 or moment != rows[0].moment else "one λ0 for all pushes"
         ax.plot(position, shared, "D", ms=4, mfc="white", mec=axes.ORANGE, mew=1.3, label=label)
     axes.finish(ax, "", "share of the gradient's change explained (%)")
-    ax.set_xticks(range(len(names)), [*names[:-1], f"{names[-1]}\n(control)"])
+    _label(ax, [*names[:-1], f"{names[-1]}_(control)"])
     ax.set_ylim(0, 103)
     ax.grid(visible=False, axis="x")
     if rows:
@@ -62,14 +61,14 @@ def _draw_explained(ax, rows: Sequence[summary.Row]) -> None:
 
 def _draw_direction(ax, rows: Sequence[summary.Row]) -> None:
     """The cosine with the true gradient, before (also as dotted lines) and after."""
-    names = ("stale", *diagnostics.CURVATURES)
+    names = ("stale", *events.NAMES)
     for moment, left, _ in _groups(rows):
         of_moment = [row for row in rows if row.moment == moment]
         cosines = [of_moment[0].cosine_stale, *(row.cosine_compensated for row in of_moment)]
         ax.plot(np.arange(len(names)) + left, cosines, "o", ms=7, color=_COLOURS[moment])
         ax.axhline(cosines[0], color=_COLOURS[moment], lw=1.0, ls=":")
     axes.finish(ax, "", "cosine with the true gradient (median)")
-    ax.set_xticks(range(len(names)), names)
+    _label(ax, names)
     ax.grid(visible=False, axis="x")
 
 
@@ -91,6 +90,11 @@ def _draw_curves(ax, curves: Sequence[fisher.Curve]) -> None:
     ax.set_ylim(0.02, 200 * max(max(curve.mse) for curve in curves))  # room for the legend
     axes.finish(ax, "λ", "|λ g gᵀ - H|² / |H|², softmax regression")
     ax.legend(frameon=False, fontsize=8.5)
+
+
+def _label(ax, names: Sequence[str]) -> None:
+    """The names under the axis, in lines of a word each, which leaves room for ten."""
+    ax.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=7.5)
 
 
 def _groups(rows: Sequence[summary.Row]) -> list[tuple[str, float, float]]:

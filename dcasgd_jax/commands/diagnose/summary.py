@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcasgd_jax import diagnostics
 from dcasgd_jax.commands import ledger
 from dcasgd_jax.commands.diagnose import events
 
@@ -62,7 +61,7 @@ def summarise(runs: Sequence[ledger.Line]) -> list[Row]:
         of_all = [event for run in runs for event in run["events"] if event["moment"] == moment]
         found = [event for event in of_all if _is_usable(event["explained"].values())]
         if found:
-            rows += [_row(moment, name, found) for name in diagnostics.CURVATURES]
+            rows += [_row(moment, name, found) for name in events.NAMES]
     return rows
 
 

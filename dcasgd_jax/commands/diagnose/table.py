@@ -17,7 +17,8 @@ EXPLANATION = (
     "away; cos.: cosine of the stale, and of the compensated, with the true gradient; ratio: "
     "|compensation|/|gradient|; below eps: coordinates whose mean square is below it; for all: "
     "the lambda0 that is best for all pushes of the moment together, and what it explains. "
-    "uniform is a control: the bare displacement."
+    "frozen_jacobian is a bound: the change if the model were linear in its parameters from here "
+    "on. uniform is a control: the bare displacement."
 )
 
 
