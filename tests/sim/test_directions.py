@@ -257,7 +257,7 @@ def test_directions_close_the_gap_on_digits():
     assert digits_loss(optax.sgd(digits_rate(0.1669))) > 0.05
 
 
-def outside(name):
+def outside_of_momentum(name):
     return dc.compensate_updates(
         optax.sgd(RATE, momentum=0.5),
         curvature=CURVATURES[name],
@@ -265,14 +265,29 @@ def outside(name):
     )
 
 
+def outside_of_adam(name):
+    rate = RATE / 10
+    return dc.compensate_updates(
+        optax.adam(rate),
+        curvature=CURVATURES[name],
+        learning_rate=rate,
+        preconditioner=dc.preconditioners.adam(),
+    )
+
+
+PLAIN = {outside_of_momentum: optax.sgd(RATE, momentum=0.5), outside_of_adam: optax.adam(RATE / 10)}
+outside_of_each = pytest.mark.parametrize("outside", PLAIN, ids=lambda make: make.__name__)
+
+
 @each
-def test_engines_agree_on_a_pull_outside_of_momentum(name, x64):
+@outside_of_each
+def test_engines_agree_on_a_pull_outside(name, outside, x64):
     expected = run(outside(name))
     for engine in ENGINES.values():
         assert_close(run(outside(name), engine=engine).params, expected.params)
     told = run(dc.remember_pulls(outside(name), 4))
     assert_close(told.params, expected.params)
-    plain = run(optax.sgd(RATE, momentum=0.5))
+    plain = run(PLAIN[outside])
     assert np.abs(plain.params["square"] - expected.params["square"]).max() > 1e-3
 
 
@@ -287,6 +302,13 @@ def live(name, momentum=None):
 @pytest.mark.parametrize("momentum", [None, 0.5])
 def test_a_live_server_is_what_the_simulator_repeats(name, momentum):
     alive = live(name, momentum).run()
+    assert alive.recorded().schedule.staleness.max() > 1
+    same(alive.replay().params, alive.server.model.state.params, rtol=1e-4, atol=1e-5)
+
+
+def test_a_live_server_pulls_in_the_steps_of_adam():
+    tx = dc.remember_pulls(outside_of_adam("rotated"), clients.NUM_WORKERS)
+    alive = clients.Clients(tx).run()
     assert alive.recorded().schedule.staleness.max() > 1
     same(alive.replay().params, alive.server.model.state.params, rtol=1e-4, atol=1e-5)
 
