@@ -18,6 +18,21 @@ CURVATURES = {
     "rotated(B)": dc.curvatures.rotated(16),
     "rotated(B, sides='both')": dc.curvatures.rotated(16, sides="both"),
 }
+SGD = {"plain ASGD": optax.sgd(RATE)} | {
+    name: dc.compensate_updates(optax.sgd(RATE), 1.0, curvature=curvature, learning_rate=RATE)
+    for name, curvature in CURVATURES.items()
+}
+ADAM = {"plain Adam": optax.adam(RATE)} | {
+    f"{name} in Adam's steps": dc.compensate_updates(
+        optax.adam(RATE),
+        1.0,
+        curvature=curvature,
+        learning_rate=RATE,
+        preconditioner=dc.preconditioners.adam(),
+    )
+    for name, curvature in CURVATURES.items()
+    if name.startswith("rotated")
+}
 
 
 def mlp_loss(params, batch):
@@ -57,8 +72,8 @@ def transformer(num_events: int, windows: int = 8):
     return problem.loss_fn, problem.params, tokens
 
 
-def push_rows(what: str, make, num_events: int, repeats: int) -> list[Row]:
-    """Seconds of a whole second call of `simulate` for each event, against plain ASGD's.
+def push_rows(what: str, make, num_events: int, repeats: int, optimizers=SGD) -> list[Row]:
+    """Seconds of a whole second call of `simulate` for each event, against the first optimizer's.
 
     A short run would show the first three pushes, each of which computes new bases.
     """
@@ -70,16 +85,12 @@ def push_rows(what: str, make, num_events: int, repeats: int) -> list[Row]:
     def run_of(tx):
         return lambda: jax.block_until_ready(sim.simulate(problem, tx, schedule, batches).params)
 
-    sgd = optax.sgd(RATE)
-    compensated = [
-        dc.compensate_updates(sgd, 1.0, curvature=curvature, learning_rate=RATE)
-        for curvature in CURVATURES.values()
-    ]
-    plain, *ours = alternate(*map(run_of, (sgd, *compensated)), repeats=repeats)
+    (first, *names), transformations = optimizers, optimizers.values()
+    plain, *ours = alternate(*map(run_of, transformations), repeats=repeats)
     micro = lambda seconds: f"{1e6 * seconds / num_events:,.0f} µs"
     return [
-        Row(f"a push with {name}, {what}, vs plain ASGD", micro(s), micro(plain), s / plain, "")
-        for name, s in zip(CURVATURES, ours, strict=True)
+        Row(f"a push with {name}, {what}, vs {first}", micro(s), micro(plain), s / plain, "")
+        for name, s in zip(names, ours, strict=True)
     ]
 
 
@@ -106,6 +117,7 @@ def rows(num_events: int = 2048, repeats: int = 5) -> list[Row]:
     return [
         *push_rows("64-64-10 MLP, batch of 16", mlp, num_events, repeats),
         *push_rows("transformer, 512 tokens", transformer, max(num_events // 4, 1), repeats),
+        *push_rows("transformer, 512 tokens", transformer, max(num_events // 4, 1), repeats, ADAM),
         *push_rows(
             "transformer, 4096 tokens",
             functools.partial(transformer, windows=64),
