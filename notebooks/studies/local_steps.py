@@ -8,13 +8,13 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import characters
 import jax
-import jax.numpy as jnp
 import local_steps_methods as methods
 import local_steps_report as report
 import numpy as np
 import optax
-from pipeline import text, training
+from pipeline import text
 
 from dcasgd_jax import extras, sim
 from dcasgd_jax.commands import command_line, errors, kept, options, study, terminal, values
@@ -23,7 +23,6 @@ PROGRAM = "local_steps.py"
 PICTURE = "local-steps.png"
 WORKERS = 8
 EVALUATIONS = 16
-VALIDATION_WINDOWS = 128
 INNER_RATE = 0.003  # of Adam, on every worker
 STEP_SECONDS = (1.0, 1.0, 1.2, 1.5) * 2  # on average, of each worker
 FAR = {"latency": 0.3, "bandwidth": 20_000.0}  # seconds, bytes per second
@@ -54,7 +53,7 @@ class Setting:
             "step_seconds": list(STEP_SECONDS),
             "links": {"near": NEAR, "far": FAR, "far_workers": WORKERS // 2},
             "evaluations": EVALUATIONS,
-            "validation_windows": VALIDATION_WINDOWS,
+            "validation_windows": characters.VALIDATION_WINDOWS,
         }
 
 
@@ -161,33 +160,15 @@ class Workload:
     """A text and a transformer; the same weights and batches for every run of a seed."""
 
     def __init__(self, setting: Setting, data: text.Text):
-        self.setting, self.data = setting, data
-        self.params = functools.cache(lambda seed: self._split(seed).params)
-        tokens, context = jnp.asarray(data.train), np.arange(setting.context + 1)[None]
-        of_windows = self._split(0).loss_fn
-        starts = np.linspace(0, len(data.validation) - setting.context - 1, VALIDATION_WINDOWS)
-        held_out = jnp.asarray(data.validation)[starts.astype(int)[:, None] + context]
+        self.setting = setting
+        self.task = characters.Task(
+            data, width=setting.width, blocks=setting.blocks, context=setting.context
+        )
+        self.params = self.task.params
         self.problem = sim.Problem(
-            lambda params, starts: of_windows(params, tokens[starts[:, None] + context]),
-            self.params(0),
-            eval_fn=lambda params: of_windows(params, held_out),
+            self.task.loss_fn, self.params(0), eval_fn=self.task.validation_loss
         )
         self.size = 4 * sum(leaf.size for leaf in jax.tree.leaves(self.problem.params))
-
-    def _split(self, seed: int) -> sim.Problem:
-        """Of flax, which only this needs: imported late."""
-        from dcasgd_jax.integrations import nnx as dc_nnx
-        from dcasgd_jax.integrations import transformer
-
-        model = transformer.Transformer(
-            vocabulary=len(self.data.vocabulary),
-            context=self.setting.context,
-            width=self.setting.width,
-            num_blocks=self.setting.blocks,
-            num_heads=2,
-            rngs=transformer.nnx.Rngs(seed),
-        )
-        return dc_nnx.split_model(model, training.next_token_loss)
 
     def schedule(self, steps: int, method: methods.Method, seed: int) -> sim.Schedule:
         """Who pushes when: four workers beside the server, four far away."""
@@ -207,8 +188,7 @@ class Workload:
     def starts(self, steps: int, seed: int) -> np.ndarray:
         """Where the windows of each batch begin; int32 [pushes, steps, batch]."""
         shape = self.setting.gradients // steps, steps, self.setting.batch_size
-        last = len(self.data.train) - self.setting.context
-        return np.random.default_rng(seed).integers(last, size=shape, dtype=np.int32)
+        return self.task.starts(seed, shape)
 
 
 def train(
