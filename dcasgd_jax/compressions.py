@@ -87,7 +87,7 @@ def int8() -> Compression:
     .. math:: x \to s \, round(x / s), \quad s = \max |x| / 127
 
     Rounded to the nearest, always the same way. A leaf with an entry that is not finite arrives as
-    NaN.
+    NaN, one without an entry of at least 1.5e-36 as zeros: its scale is no normal float32.
 
     Returns:
       A compression; an entry takes 1 byte.
@@ -103,6 +103,8 @@ def int8() -> Compression:
         leaf = jnp.asarray(leaf)
         wide = leaf.astype(trees.wide_dtype(leaf))  # in float16 the scale of 65504 is one too large
         scale = jnp.max(jnp.abs(wide), initial=0.0) / 127
+        # Said here, since not all devices flush what is smaller to 0.
+        scale = jnp.where(scale < jnp.finfo(jnp.float32).tiny, 0.0, scale)
         spoilt = jnp.where(jnp.isfinite(scale), 0.0, jnp.nan)
         rounded = jnp.round(trees.quotient(wide, scale)) * scale
         return (rounded + spoilt).astype(leaf.dtype)

@@ -134,7 +134,8 @@ def compensate_updates(
       inner: A whole optimizer, which ends with the learning rate.
       lambda0: λ0 ≥ 0, or a schedule of the number of updates so far, or a rule of `dc.strengths`.
       learning_rate: η ≥ 0, what `inner` makes of one gradient in the long run, or a schedule of it:
-        with a momentum μ (of the summing form, as in optax) the learning rate divided by 1 - μ.
+        with a momentum μ of the summing form, as in `optax.sgd`, the learning rate divided by
+        1 - μ; with Adam, whose mean has weights that add up to 1, the learning rate.
       curvature: c, of `dc.curvatures`; of the gradient that comes in.
       max_pull: κ ≥ 0. `None`: no cap; 0: `inner` without compensation.
       preconditioner: Of `dc.preconditioners`: what `inner` divides its steps by; with
