@@ -152,13 +152,6 @@ def _sweep(setting, method, members, workloads, progress, recording=None) -> Any
     hyperparams = {"learning_rate": np.array([n.learning_rate for n in numbers])}
     if method.compensates:
         hyperparams["lambda0"] = np.array([n.lambda0 for n in numbers])
-    done = 0
-
-    def advance(num_events: int) -> None:
-        nonlocal done
-        progress(num_events - done)
-        done = num_events
-
     schedules = [workload.schedule(method.protocol) for workload in workloads]
     # Rounds of a barrier may leave some of the budget over; shared rows are given once.
     rows = {id(w): w.rows[: len(s)] for w, s in zip(workloads, schedules, strict=True)}
@@ -176,7 +169,7 @@ def _sweep(setting, method, members, workloads, progress, recording=None) -> Any
         sim.PerMember(rows[id(workload)] for workload in workloads),
         hyperparams=hyperparams,
         recording=recording,
-        progress=advance,
+        progress=study.of_events(progress),
     )
 
 

@@ -35,6 +35,18 @@ class Member(NamedTuple):
 Train = Callable[[Sequence[Member], Progress], Iterable[Outcome]]
 
 
+def of_events(progress: Progress, pushes_per_event: int = 1) -> Callable[[int], None]:
+    """What the simulator calls with all events so far, for one that hears of pushes just done."""
+    done = 0
+
+    def advance(num_events: int) -> None:
+        nonlocal done
+        progress((num_events - done) * pushes_per_event)
+        done = num_events
+
+    return advance
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One method in one place.

@@ -1,7 +1,10 @@
 """A small transformer on the characters of a text, for studies of workers that push."""
 
+import argparse
+import dataclasses
 import functools
-from typing import Any
+import pathlib
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +13,59 @@ import optax
 from pipeline import text, training
 
 from dcasgd_jax import sim
+from dcasgd_jax.commands import values
 
 HEADS = 2
 VALIDATION_WINDOWS = 128
 _NEWTON_STEPS = 12
 
 
-class Task:
-    """The same weights and batches for every run of a seed.
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Model and batches; a study adds what else all runs of its folder share."""
 
-    Args:
-      data: The text.
-      width: Of the transformer.
-      blocks: Of the transformer.
-      context: Characters in a window.
+    width: int = 32
+    blocks: int = 2
+    context: int = 32
+    batch_size: int = 8
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Self:
+        """What the options say."""
+        return cls(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls)})
+
+
+def add_options(parser: argparse.ArgumentParser, setting: type[Setting]) -> None:
+    """Adds the option of the text, and one for each field of a setting."""
+    parser.add_argument(
+        "--data-file", type=pathlib.Path, metavar="FILE",
+        help="plain text in UTF-8 to train on; default: one made up on the spot",
+    )  # fmt: skip
+    for field in dataclasses.fields(setting):
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(
+            option, type=values.integer_from(1), default=field.default, metavar="N",
+            help=f"default: {field.default}",
+        )  # fmt: skip
+
+
+def read_text(arguments: argparse.Namespace) -> text.Text:
+    """The text that the options ask for.
+
+    Raises:
+      UsageError: If it cannot be read, or is too short for a window.
     """
+    data = text.generate() if arguments.data_file is None else text.read(arguments.data_file)
+    text.check_length(data, arguments.context)
+    return data
 
-    def __init__(self, data: text.Text, *, width: int, blocks: int, context: int):
-        self.data, self.width, self.blocks, self.context = data, width, blocks, context
+
+class Task:
+    """The same weights and batches for every run of a seed."""
+
+    def __init__(self, data: text.Text, setting: Setting):
+        self.data, self.setting = data, setting
+        context = setting.context
         self.params = functools.cache(lambda seed: self._split(seed)[1].params)
         self._model, problem = self._split(0)
         characters, within = jnp.asarray(data.train), np.arange(context + 1)[None]
@@ -45,9 +83,9 @@ class Task:
 
         model = transformer.Transformer(
             vocabulary=len(self.data.vocabulary),
-            context=self.context,
-            width=self.width,
-            num_blocks=self.blocks,
+            context=self.setting.context,
+            width=self.setting.width,
+            num_blocks=self.setting.blocks,
             num_heads=HEADS,
             rngs=transformer.nnx.Rngs(seed),
         )
@@ -62,7 +100,7 @@ class Task:
 
     def starts(self, seed: int, shape: tuple[int, ...]) -> np.ndarray:
         """Where the windows of each batch begin; int32, [pushes, ...]."""
-        last = len(self.data.train) - self.context
+        last = len(self.data.train) - self.setting.context
         return np.random.default_rng(seed).integers(last, size=shape, dtype=np.int32)
 
 

@@ -35,13 +35,9 @@ _RUN: dict[str, kept.Kinds] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class Setting(characters.Setting):
     """What all runs of a folder share."""
 
-    width: int = 32
-    blocks: int = 2
-    context: int = 32
-    batch_size: int = 8
     gradients: int = 4096
 
     def describe(self) -> dict[str, Any]:
@@ -74,22 +70,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "compensated ones are tuned with equal effort on seeds of their own. What is finished is "
         "kept in --out: call it again to go on."
     )
-    parser.add_argument(
-        "--data-file", type=pathlib.Path, metavar="FILE",
-        help="plain text in UTF-8 to train on; default: one made up on the spot",
-    )  # fmt: skip
+    characters.add_options(parser, Setting)
     several = {"nargs": "+", "type": values.integer_from(1), "default": [1, 8, 32]}
     parser.add_argument(
         "--steps", metavar="N", help="between two pushes; default: 1 8 32", **several
     )
     names = tuple(methods.METHODS)
     options.add_methods(parser, names, names)
-    for field in dataclasses.fields(Setting):
-        option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(
-            option, type=values.integer_from(1), default=field.default, metavar="N",
-            help=f"default: {field.default}",
-        )  # fmt: skip
     options.add(parser, "--seeds", default=3)
     options.add(parser, "--out", default=pathlib.Path("local-steps-results"))
     options.add_report_only(parser)
@@ -117,7 +104,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
 
 def make_study(arguments: argparse.Namespace) -> study.Study:
     """Every method with every number of steps; one number of gradients for all."""
-    setting = Setting(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Setting)})
+    setting = Setting.of(arguments)
     values.check_seeds(arguments.seeds)
     for steps in arguments.steps:
         if setting.gradients % (steps * WORKERS * EVALUATIONS):
@@ -125,8 +112,7 @@ def make_study(arguments: argparse.Namespace) -> study.Study:
                 f"--gradients {setting.gradients}: with --steps {steps} it must be a multiple of "
                 f"{steps * WORKERS * EVALUATIONS}"
             )
-    data = text.generate() if arguments.data_file is None else text.read(arguments.data_file)
-    text.check_length(data, setting.context)
+    data = characters.read_text(arguments)
     workload = Workload(setting, data)
     chosen = [methods.METHODS[name] for name in dict.fromkeys(arguments.methods)]
     return study.Study(
@@ -161,9 +147,7 @@ class Workload:
 
     def __init__(self, setting: Setting, data: text.Text):
         self.setting = setting
-        self.task = characters.Task(
-            data, width=setting.width, blocks=setting.blocks, context=setting.context
-        )
+        self.task = characters.Task(data, setting)
         self.params = self.task.params
         self.problem = sim.Problem(
             self.task.loss_fn, self.params(0), eval_fn=self.task.validation_loss
@@ -216,7 +200,7 @@ def train(
         worker=sim.LocalSteps(inner_optimizer(), steps),
         hyperparams=hyperparams,
         recording=sim.Recording(eval_versions=first.num_updates // EVALUATIONS),
-        progress=lambda events: progress(events * steps),
+        progress=study.of_events(progress, steps),
     )
     for index, member in enumerate(members):
         yield _outcome(swept.member(index), of_seed[member.seed], workload.size)

@@ -13,7 +13,6 @@ import numpy as np
 import optax
 import transformer_methods as methods
 import transformer_report as report
-from pipeline import text
 
 from dcasgd_jax import extras, sim
 from dcasgd_jax.commands import command_line, errors, kept, options, study, terminal, values
@@ -33,13 +32,9 @@ _ENDED: dict[str, kept.Kinds] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class Setting(characters.Setting):
     """What all runs of a folder share."""
 
-    width: int = 32
-    blocks: int = 2
-    context: int = 32
-    batch_size: int = 8
     updates: int = 1024
 
     @property
@@ -67,20 +62,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "its own, but for those that take the learning rate of the sequential run as it is. What "
         "is finished is kept in --out: call it again to go on."
     )
-    parser.add_argument(
-        "--data-file", type=pathlib.Path, metavar="FILE",
-        help="plain text in UTF-8 to train on; default: one made up on the spot",
-    )  # fmt: skip
+    characters.add_options(parser, Setting)
     several = {"nargs": "+", "type": values.integer_from(2)}
     options.add(parser, "--workers", **several, default=[8, 32, 4, 16], help="numbers of workers")
     names = tuple(methods.METHODS)
     options.add_methods(parser, names, names)
-    for field in dataclasses.fields(Setting):
-        option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(
-            option, type=values.integer_from(1), default=field.default, metavar="N",
-            help=f"default: {field.default}",
-        )  # fmt: skip
     options.add(parser, "--seeds", default=5)
     options.add(parser, "--out", default=pathlib.Path("transformer-results"))
     options.add_report_only(parser)
@@ -107,16 +93,12 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> None:
 
 def make_study(arguments: argparse.Namespace) -> study.Study:
     """Every method with every number of workers; the sequential ones once for all of them."""
-    setting = Setting(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Setting)})
+    setting = Setting.of(arguments)
     values.check_seeds(arguments.seeds)
     if setting.updates % EVALUATIONS:
         raise errors.UsageError(f"--updates {setting.updates}: must be a multiple of {EVALUATIONS}")
-    data = text.generate() if arguments.data_file is None else text.read(arguments.data_file)
-    text.check_length(data, setting.context)
-    task = characters.Task(
-        data, width=setting.width, blocks=setting.blocks, context=setting.context
-    )
-    workload = Workload(setting, task)
+    data = characters.read_text(arguments)
+    workload = Workload(setting, characters.Task(data, setting))
     return study.Study(
         program=PROGRAM,
         settings=setting.describe() | data.describe(),
@@ -151,21 +133,17 @@ class Workload:
         self.setting, self.task = setting, task
         self.problem = sim.Problem(task.loss_fn, task.params(0), eval_fn=task.validation_loss)
         self.tempered_loss = jax.jit(task.tempered_loss)
-        self.optimizer = functools.cache(self._optimizer)
+        self.server = functools.cache(self._server)
 
-    def _optimizer(self, workers: int, name: str) -> optax.GradientTransformation:
+    def _server(self, workers: int, name: str) -> sim.Server:
         """One object, so that runs share compiled programs."""
+        method = methods.METHODS[name]
         place = methods.Place(workers, self.setting.updates, self.setting.terms)
-        make = functools.partial(methods.METHODS[name].make, place)
-        return optax.inject_hyperparams(
-            lambda learning_rate, lambda0: make(learning_rate, lambda0)
-        )(learning_rate=0.0, lambda0=0.0)
-
-    def server(self, workers: int, method: methods.Method) -> sim.Server:
-        """Of a method, for so many workers."""
-        place = methods.Place(workers, self.setting.updates, self.setting.terms)
-        send = None if method.send is None else method.send(place)
-        return sim.Server(self.optimizer(workers, method.name), send=send)
+        make = functools.partial(method.make, place)
+        tx = optax.inject_hyperparams(lambda learning_rate, lambda0: make(learning_rate, lambda0))(
+            learning_rate=0.0, lambda0=0.0
+        )
+        return sim.Server(tx, send=None if method.send is None else method.send(place))
 
 
 def train(
@@ -185,16 +163,9 @@ def train(
     }
     shape = setting.updates, setting.batch_size
     batches = {seed: task.starts(seed, shape) for seed in schedules}
-    done = 0
-
-    def advance(events: int) -> None:
-        nonlocal done
-        progress(events - done)
-        done = events
-
     swept = sim.sweep(
         workload.problem._replace(params=sim.PerMember([task.params(m.seed) for m in members])),
-        workload.server(workers, method),
+        workload.server(workers, method.name),
         sim.PerMember([schedules[member.seed] for member in members]),
         sim.PerMember([batches[member.seed] for member in members]),
         hyperparams={
@@ -202,7 +173,7 @@ def train(
             "lambda0": [member.numbers.lambda0 or 0.0 for member in members],
         },
         recording=sim.Recording(eval_versions=setting.updates // EVALUATIONS),
-        progress=advance,
+        progress=study.of_events(progress),
     )
     for index in range(len(members)):
         result = swept.member(index)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 
 import dcasgd_jax as dc
 from dcasgd_jax import rivals, sim
 from dcasgd_jax.commands import methods
+from dcasgd_jax.commands.catalogue import compensations
 
 WARM_UP = 0.1  # of the updates, in which the learning rate grows linearly; constant after them
 SEQUENTIAL_RATE = {"sgd": 1.0, "adam": 0.005}
@@ -16,7 +16,6 @@ SEQUENTIAL_RATE = {"sgd": 1.0, "adam": 0.005}
 
 HIGHEST_RATE = {"sgd": 2.0, "adam": 0.02}
 NUM_CONFIGURATIONS = 12
-EVERYWHERE_CAPPED = 1e30
 
 
 class Place(NamedTuple):
@@ -52,8 +51,8 @@ class Method(NamedTuple):
 
 
 def _warmed_up(place: Place, learning_rate: Any) -> optax.Schedule:
-    grows_for = max(round(WARM_UP * place.updates), 1)
-    return lambda count: learning_rate * jnp.minimum(1.0, (count + 1) / grows_for)
+    factor = methods.rate_factor(place.updates, decay_at=(), warm_up=WARM_UP)
+    return lambda count: learning_rate * factor(count)
 
 
 def _sgd(place, learning_rate, lambda0) -> optax.GradientTransformation:
@@ -127,7 +126,7 @@ METHODS = {
         Method("async-adam", "asynchronous Adam", "adam", _adam),
         Method("adam-prediction", "weight prediction", "adam", _predicted, send=_look_ahead),
         Method("adam-independent", "pulled back in full everywhere (control)", "adam",
-               _compensated(_adam, _absolute, _DIVIDED), (EVERYWHERE_CAPPED,)),
+               _compensated(_adam, _absolute, _DIVIDED), (compensations.EVERYWHERE_CAPPED,)),
         Method("adam-absolute", "absolute()", "adam",
                _compensated(_adam, _absolute, _DIVIDED), (16.0, 256.0)),
         Method("adam-rotated-alone", "rotated(), no preconditioner", "adam",

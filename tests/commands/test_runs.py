@@ -143,3 +143,11 @@ def test_new_numbers_and_seeds_compile_nothing(caplog):
     with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
         runs.train(SMALL, method, [member(0.1, 8.0, seed=1)])
     assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+
+
+def test_all_events_so_far_are_heard_of_once_each():
+    heard = []
+    advance = study.of_events(heard.append, pushes_per_event=8)
+    for num_events in (3, 4, 10):
+        advance(num_events)
+    assert heard == [24, 8, 48]

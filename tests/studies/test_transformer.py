@@ -38,7 +38,6 @@ def test_every_method_makes_an_optimizer(name):
     params = {"w": jnp.ones((2, 3))}
     told = {"stale_params": {"w": jnp.zeros((2, 3))}}
     update = optax.with_extra_args_support(tx).update
-    # The rate grows: at the first of 100 updates it is a tenth of what it becomes.
     updates, _ = jax.eval_shape(lambda: update(params, tx.init(params), params, **told))
     assert updates["w"].shape == (2, 3)
     assert method.send is None or callable(method.send(place))
@@ -63,8 +62,8 @@ def test_the_best_temperature_is_found():
 
 
 def test_the_task_predicts_the_next_character():
-    data = study.text.generate(num_characters=4000)
-    task = characters.Task(data, width=8, blocks=1, context=8)
+    data = characters.text.generate(num_characters=4000)
+    task = characters.Task(data, characters.Setting(width=8, blocks=1, context=8))
     starts = task.starts(seed=3, shape=(2, 4))
     assert np.array_equal(starts, task.starts(3, (2, 4)))
     assert not np.array_equal(starts, task.starts(4, (2, 4)))

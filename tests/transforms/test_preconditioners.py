@@ -32,94 +32,80 @@ class Absolute:
         return grad + q * (param - stale), q
 
 
-class Server:
-    """Adam's steps on raw gradients, less a pull in Adam's coordinates; one backup per worker."""
+class Server(oracle.Server):
+    """Adam's steps on raw gradients, less a pull in Adam's coordinates."""
 
     def __init__(self, curvature, lam, max_pull):
-        self.params = {name: np.array(leaf, np.float64) for name, leaf in PROBLEM.params.items()}
-        self.backups, self.count = [self.params] * 4, 0
-        zeros = {name: np.zeros_like(leaf) for name, leaf in self.params.items()}
-        self.velocity, self.mean_square = dict(zeros), dict(zeros)
+        super().__init__(PROBLEM.params, 4, lr=RATE)
+        self.count = 0
+        self.mean_square = {name: np.zeros_like(leaf) for name, leaf in self.params.items()}
         self.curvatures = {
             name: curvature(leaf.shape, batch=4, eta=RATE, lam=lam, max_pull=max_pull)
             for name, leaf in self.params.items()
         }
 
-    def stale_params(self, worker):
-        return self.backups[worker]
-
     def divisor(self, name):
         return np.sqrt(self.mean_square[name] / (1 - B2**self.count)) + EPS
 
-    def pull(self, name, grad, param, stale):
+    def root(self, name):
+        return np.sqrt(self.divisor(name))
+
+    def term(self, name, grad, param, stale):
         """What the step is short of."""
-        root = np.sqrt(self.divisor(name))
+        root = self.root(name)
         seen = grad / root
         compensated, _ = self.curvatures[name].push(seen, root * param, root * stale)
         return (compensated - seen) / root
 
-    def step(self, name, grad, stale):
+    def direction(self, worker, name, grad):
         self.velocity[name] = B1 * self.velocity[name] + (1 - B1) * grad
         self.mean_square[name] = B2 * self.mean_square[name] + (1 - B2) * grad**2
         plain = self.velocity[name] / (1 - B1**self.count) / self.divisor(name)
-        param = self.params[name]
-        return param - RATE * (plain + self.pull(name, grad, param, stale))
+        return plain + self.term(name, grad, self.params[name], self.stale_params(worker)[name])
 
     def push(self, worker, grads):
         self.count += 1
-        stale = self.backups[worker]
-        self.params = {name: self.step(name, grads[name], stale[name]) for name in grads}
-
-    def pull_by(self, worker):
-        self.backups = [*self.backups]
-        self.backups[worker] = self.params
+        super().push(worker, grads)
 
 
 class NoMetric(Server):
     """The curvature of Adam's gradients, capped at Adam's rate, in the weights themselves."""
 
-    def pull(self, name, grad, param, stale):
+    def term(self, name, grad, param, stale):
         return self.curvatures[name].push(grad, param, stale)[0] - grad
 
 
 class NotBroughtBack(Server):
     """Applies the pull of the stretched coordinates to the weights."""
 
-    def pull(self, name, grad, param, stale):
-        return np.sqrt(self.divisor(name)) * super().pull(name, grad, param, stale)
+    def term(self, name, grad, param, stale):
+        return self.root(name) * super().term(name, grad, param, stale)
 
 
 class StretchedByTheDivisor(Server):
     """Takes d for its root."""
 
-    def pull(self, name, grad, param, stale):
-        root = self.divisor(name)
-        seen = grad / root
-        return (self.curvatures[name].push(seen, root * param, root * stale)[0] - seen) / root
+    def root(self, name):
+        return self.divisor(name)
 
 
 class OfTheLastPush(Server):
-    """Divides by what Adam divided the last step by."""
+    """Stretches by what Adam divided the last step by."""
 
-    def step(self, name, grad, stale):
-        last = self.mean_square[name].copy()
-        new = super().step(name, grad, stale)
-        kept = self.mean_square[name]
-        self.mean_square[name] = last
-        param, self.count = self.params[name], max(self.count - 1, 1)
-        wrong = self.pull(name, grad, param, stale)
-        self.mean_square[name], self.count = kept, self.count + 1
-        return new - RATE * wrong
+    def __init__(self, *settings):
+        super().__init__(*settings)
+        self.last = dict.fromkeys(self.params, 1.0)
+
+    def root(self, name):
+        last, self.last[name] = self.last[name], super().root(name)
+        return last
 
 
 class NoBiasCorrection(Server):
     """Stretches by v as it is, which is far too small at first."""
 
-    def pull(self, name, grad, param, stale):
-        count, self.count = self.count, 100_000
-        found = super().pull(name, grad, param, stale)
-        self.count = count
-        return found
+    def root(self, name):
+        return np.sqrt(np.sqrt(self.mean_square[name]) + EPS)
 
 
 KINDS = {
@@ -132,13 +118,7 @@ MUTANTS = (NoMetric, NotBroughtBack, StretchedByTheDivisor, OfTheLastPush, NoBia
 
 def train_oracle(server_class, kind, max_pull=1.0):
     curvature, _, lam = KINDS[kind]
-    server = server_class(curvature, lam, max_pull)
-    trace = [server.params]
-    for event, worker in enumerate(ORDER):
-        server.push(worker, PROBLEM.grad(server.stale_params(worker), event))
-        server.pull_by(worker)
-        trace.append(server.params)
-    return oracle.flatten(trace)
+    return oracle.flatten(oracle.run(server_class(curvature, lam, max_pull), ORDER, PROBLEM.grad))
 
 
 def adam(lambda0, curvature, inner=None, **settings):
