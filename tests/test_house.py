@@ -62,6 +62,7 @@ GROUND = (
             "field_docs",
             "files",
             "loggers",
+            "matrices",
             "rows",
             "sums",
             "trees",
@@ -91,7 +92,8 @@ def test_floors():
         assert not of_ours(name, *GROUND, FORMULA, CURVATURES), name
     for name in below(STRENGTHS):
         assert not of_ours(name, *GROUND, STRENGTHS), name
-    assert not of_ours(PRECONDITIONERS, *GROUND)
+    for name in below(PRECONDITIONERS):
+        assert not of_ours(name, *GROUND, PRECONDITIONERS), name
     maths = (*GROUND, FORMULA, CURVATURES, STRENGTHS, PRECONDITIONERS)
     for name in below(TRANSFORMS):
         assert not of_ours(name, *maths, TRANSFORMS), name
@@ -205,7 +207,16 @@ def test_public_names_are_the_ones_promised():
         *("squared_gradient", "adaptive", "absolute", "fisher", "hessian", "elementwise"),
         *("rotated", "rows", "Curvature", "AdaptiveState", "RotatedState"),
     }
-    assert set(public(dc.preconditioners)) == {"adam", "AdamDivisorState", "Preconditioner"}
+    assert set(public(dc.preconditioners)) == {
+        *(
+            "adam",
+            "muon",
+            "Preconditioner",
+            "MatrixDivisor",
+            "AdamDivisorState",
+            "MuonDivisorState",
+        ),
+    }
     assert set(public(dc.strengths)) == {
         *("ratio", "capped_share", "least_squares", "StrengthRule", "Situation", "Coordinates"),
         *("RatioState", "CappedShareState", "LeastSquaresState"),

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import compensation, trees
+from dcasgd_jax import compensation, matrices, trees
 from dcasgd_jax.curvatures import directions
 from dcasgd_jax.curvatures.curvature import Curvature
 from dcasgd_jax.typing import PyTree
@@ -72,7 +72,7 @@ def rows(batch_size: int | None = None) -> Curvature:
 
 def _matrix(leaf: Any) -> jax.Array:
     leaf = jnp.asarray(leaf)
-    return directions.matrix(leaf.astype(trees.wide_dtype(leaf)))
+    return matrices.matrix(leaf.astype(trees.wide_dtype(leaf)))
 
 
 def _sum_rows(matrix: jax.Array) -> jax.Array:
@@ -97,8 +97,8 @@ def _diagonal(estimate: PyTree, grads: PyTree, strength: Any) -> PyTree:
     def spread(scaled, grad):
         if scaled is None:
             return None
-        matrix = jnp.zeros(directions.sides(jnp.shape(grad)), scaled.dtype)
-        return directions.like(matrix.at[:1].set(scaled), grad)
+        matrix = jnp.zeros(matrices.sides(jnp.shape(grad)), scaled.dtype)
+        return matrices.like(matrix.at[:1].set(scaled), grad)
 
     scaled = compensation.scaled_curvature(grads, strength, estimate)
     return jax.tree.map(spread, scaled, grads, is_leaf=trees.is_none)
@@ -110,5 +110,5 @@ def _term(estimate: PyTree, grads, displacement, strength, max_curvature) -> PyT
     along = lambda unit, moved: None if unit is None else _sum_rows(unit * _matrix(moved))
     moved = jax.tree.map(along, units, displacement, is_leaf=trees.is_none)
     pulled = compensation.pull_back(scaled, moved, max_curvature)
-    back = lambda pull, unit, leaf: None if pull is None else directions.like(unit * pull, leaf)
+    back = lambda pull, unit, leaf: None if pull is None else matrices.like(unit * pull, leaf)
     return jax.tree.map(back, pulled, units, displacement, is_leaf=trees.is_none)

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcasgd_jax import checks, compensation, trees
+from dcasgd_jax import checks, compensation, matrices, trees
 from dcasgd_jax.curvatures import directions
 from dcasgd_jax.curvatures.curvature import Curvature
 from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree, Scalar
 
-_ALWAYS_FIRST = 3  # pushes whose basis is too young to be kept
 _HAS_OUTPUT = {"input": False, "both": True}  # sides -> whether the output side is turned too
 
 
@@ -160,8 +159,8 @@ def rotated(
 
 def _factor_shape(param: Any, side: int, max_side: int) -> tuple[int, int, int]:
     """[blocks, length, length]; [1, 1, 1] if the side is not rotated."""
-    length = directions.sides(jnp.shape(param))[side] if jnp.ndim(param) > 1 else 1
-    block = directions.block_length(max(length, 1), max_side)
+    length = matrices.sides(jnp.shape(param))[side] if jnp.ndim(param) > 1 else 1
+    block = matrices.block_length(max(length, 1), max_side)
     return (length // block if block > 1 else 1, block, block)
 
 
@@ -195,20 +194,20 @@ def _update_leaf(decay, every, grad, count, mean_square, *factors) -> tuple[Any,
         return count, mean_square, *factors
     grad = jnp.asarray(grad).astype(mean_square.dtype)
     is_usable = jnp.isfinite(jnp.sum(grad * grad))
-    is_due = is_usable & ((count < _ALWAYS_FIRST) | (count % every == 0))
+    is_due = is_usable & matrices.is_due(count, every)
 
     def average(old, new):
         following = (decay * old + (1 - decay) * new).astype(old.dtype)
         return jnp.where(is_usable, following, old)
 
-    matrix = directions.matrix(grad)
+    matrix = matrices.matrix(grad)
     new_factors, bases = [], []
     sides = (matrix, matrix.T)
     for rows, moment, basis in zip(sides, factors[::2], factors[1::2], strict=False):
         if moment.shape[-1] > 1:
-            blocks = directions.row_blocks(rows, moment)
-            moment = average(moment, directions.multiply(blocks, blocks.mT))
-            basis = _refresh(is_due, moment, basis)
+            blocks = matrices.row_blocks(rows, moment)
+            moment = average(moment, matrices.multiply(blocks, blocks.mT))
+            basis = matrices.refreshed(is_due, moment, basis)
         new_factors += [moment, basis]
         bases.append(basis)
     turned = _to_basis(grad, *bases)
@@ -216,49 +215,14 @@ def _update_leaf(decay, every, grad, count, mean_square, *factors) -> tuple[Any,
     return new_count, average(mean_square, turned * turned), *new_factors
 
 
-# Functions of the module, so that outside of jit they are compiled once and not at every call.
-def _eigenvectors(is_due: jax.Array, moment: jax.Array, basis: jax.Array) -> jax.Array:
-    new = jax.lax.platform_dependent(moment, cpu=_one_by_one, default=_all_at_once)
-    return jnp.where(is_due[..., None, None, None], new, basis)
-
-
-def _all_at_once(moments: jax.Array) -> jax.Array:
-    return jnp.linalg.eigh(moments)[1]
-
-
-def _one_by_one(moments: jax.Array) -> jax.Array:
-    """On the CPU a batch can wait for ever for threads that other batches hold, which wait too."""
-    side = moments.shape[-1]
-    return jax.lax.map(_all_at_once, moments.reshape(-1, side, side)).reshape(moments.shape)
-
-
-def _keep(is_due: jax.Array, moment: jax.Array, basis: jax.Array) -> jax.Array:
-    del is_due, moment
-    return basis
-
-
-@jax.custom_batching.custom_vmap
-def _refresh(is_due: jax.Array, moment: jax.Array, basis: jax.Array) -> jax.Array:
-    """The bases that are due, anew; arguments [...] and two [..., blocks, length, length]."""
-    return jax.lax.cond(jnp.any(is_due), _eigenvectors, _keep, is_due, moment, basis)
-
-
-@_refresh.def_vmap
-def _refresh_batch(axis_size, is_batched, *arguments):
-    """One condition for the batch: one for each member would compute eigenvectors at every push."""
-    repeat = lambda leaf: jnp.broadcast_to(leaf, (axis_size, *jnp.shape(leaf)))
-    pairs = zip(arguments, is_batched, strict=True)
-    return _refresh(*(leaf if batched else repeat(leaf) for leaf, batched in pairs)), True
-
-
 def _to_basis(leaf: jax.Array, left: jax.Array, right: jax.Array | None = None) -> jax.Array:
-    return directions.turn(leaf, left.mT, right)
+    return matrices.turn(leaf, left.mT, right)
 
 
 def _from_basis(leaf: Any, left: jax.Array, right: jax.Array | None = None) -> Any:
     if leaf is None:
         return None
-    return directions.turn(leaf, left, None if right is None else right.mT)
+    return matrices.turn(leaf, left, None if right is None else right.mT)
 
 
 def _diagonal(estimate: _Estimate, grads: PyTree, strength: Any) -> PyTree:

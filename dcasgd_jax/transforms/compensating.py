@@ -121,7 +121,8 @@ def compensate_updates(
     not in others, and by how much a gradient bears to be late depends on these steps. With a
     preconditioner the compensation is that of plain SGD in the coordinates :math:`z = \sqrt d
     \odot w`, in which the steps are those of plain SGD: the curvature is estimated of
-    :math:`g / \sqrt d`, in the basis and with the cap of these coordinates,
+    :math:`g / \sqrt d`, in the basis and with the cap of these coordinates (Muon divides a matrix
+    of weights by a matrix, and :math:`\sqrt d` is the root of that),
 
     .. math:: u = inner(g) - \frac{1}{\sqrt d} \odot U \left(
               \min(\eta \lambda_0 c,\; \kappa) \odot U^T (\sqrt d \odot (w - w_{stale})) \right)
@@ -139,7 +140,8 @@ def compensate_updates(
       curvature: c, of `dc.curvatures`; of the gradient that comes in.
       max_pull: κ ≥ 0. `None`: no cap; 0: `inner` without compensation.
       preconditioner: Of `dc.preconditioners`: what `inner` divides its steps by; with
-        `optax.adam(rate)` that is `dc.preconditioners.adam()`. `None`: nothing.
+        `optax.adam(rate)` that is `dc.preconditioners.adam()`, with `optax.contrib.muon(rate)`
+        `dc.preconditioners.muon()`. `None`: nothing.
 
     Returns:
       An optimizer with `update(grads, state, params, *, stale_params)`, told of pushes as

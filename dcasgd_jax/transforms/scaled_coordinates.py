@@ -1,6 +1,7 @@
 r"""Coordinates :math:`z = \sqrt d \odot w`, in which steps that are divided by d are plain SGD.
 
-A gradient is :math:`g / \sqrt d` there, and a Hessian :math:`H_{ij} / \sqrt{d_i d_j}`.
+A gradient is :math:`g / \sqrt d` there, and a Hessian :math:`H_{ij} / \sqrt{d_i d_j}`. Where d is a
+matrix D, the coordinates are :math:`D^{1/2} w` and a gradient is :math:`D^{-1/2} g`.
 """
 
 import functools
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import compensation, preconditioners, trees, update_checks
+from dcasgd_jax import compensation, matrices, preconditioners, trees, update_checks
 from dcasgd_jax.typing import PyTree
 
 
@@ -40,43 +41,95 @@ def enter(
         return push, lambda term: term, None
     divisors, state = preconditioner.update(state, push.grads)
     if not any(map(trees.is_none, jax.tree.leaves(push.grads, is_leaf=trees.is_none))):
-        update_checks.check_like_params(f"what {preconditioner} divides by", divisors, push.params)
-    roots = jax.tree.map(jnp.sqrt, divisors)
+        what = f"what {preconditioner} divides by"
+        _check(what, divisors, push.params)
+    stretch, shrink = (functools.partial(_scale, power, divisors) for power in (0.5, -0.5))
     # Not √d w and √d w_stale: where the two are equal, their difference need not be 0.
-    moved = _stretch(roots, compensation.displacement(push.params, push.stale_params))
+    moved = stretch(compensation.displacement(push.params, push.stale_params))
     translated = Push(
-        _shrink(roots, push.grads),
+        shrink(push.grads),
         moved,
         jax.tree.map(jnp.zeros_like, moved),
-        _translate(roots, push.params, push.told),
+        _translate(preconditioner, divisors, shrink, push.params, push.told),
     )
-    return translated, functools.partial(_shrink, roots), state
+    return translated, shrink, state
 
 
-def _stretch(roots: PyTree, displacement: PyTree) -> PyTree:
-    """As it was where there is no root."""
-    each = lambda root, moved: moved if root is None else root * moved
-    return jax.tree.map(each, roots, displacement, is_leaf=trees.is_none)
+def _is_matrix(node: Any) -> bool:
+    return isinstance(node, preconditioners.MatrixDivisor)
 
 
-def _shrink(roots: PyTree, gradient: PyTree) -> PyTree:
-    """A gradient in these coordinates, or a displacement out of them; 0 where the root is 0."""
-    each = lambda root, leaf: leaf if root is None or leaf is None else trees.quotient(leaf, root)
-    return jax.tree.map(each, roots, gradient, is_leaf=trees.is_none)
+def _is_whole(node: Any) -> bool:
+    return node is None or _is_matrix(node)
 
 
-def _translate(roots: PyTree, params: PyTree, told: dict[str, Any]) -> dict[str, Any]:
+def _check(what: str, divisors: PyTree, params: PyTree) -> None:
+    """Raises ValueError where a divisor has not the shape of its parameter, or of its side."""
+
+    def numbers(divisor, param):
+        if not _is_matrix(divisor):
+            return divisor
+        sides = matrices.sides(jnp.shape(param))
+        if divisor.vectors.shape != (min(sides), min(sides)):
+            raise ValueError(
+                f"{what} has vectors of shape {divisor.vectors.shape} for a leaf of shape "
+                f"{jnp.shape(param)}, whose shorter side is {min(sides)}."
+            )
+        return param
+
+    if jax.tree.structure(divisors, is_leaf=_is_whole) == jax.tree.structure(params):
+        divisors = jax.tree.map(numbers, divisors, params, is_leaf=_is_whole)
+    update_checks.check_like_params(what, divisors, params)
+
+
+def _scale(power: float, divisors: PyTree, tree: PyTree) -> PyTree:
+    """A tree times a power of what it is divided by; as it was where there is no divisor.
+
+    With 1/2 a displacement comes into these coordinates, with -1/2 a gradient does, or a
+    displacement leaves them. What is divided by 0 is 0.
+    """
+
+    def each(divisor, leaf):
+        if divisor is None or leaf is None:
+            return leaf
+        if not _is_matrix(divisor):
+            return _times_power(leaf, divisor, power)
+        matrix = matrices.matrix(jnp.asarray(leaf).astype(divisor.vectors.dtype))
+        is_wide = matrix.shape[0] <= matrix.shape[1]
+        turned = matrices.multiply(divisor.vectors.T, matrix if is_wide else matrix.T)
+        scaled = _times_power(turned, divisor.values[:, None], power)
+        back = matrices.multiply(divisor.vectors, scaled)
+        return matrices.like(back if is_wide else back.T, leaf)
+
+    return jax.tree.map(each, divisors, tree, is_leaf=_is_whole)
+
+
+def _times_power(leaf: jax.Array, divisor: jax.Array, power: float) -> jax.Array:
+    root = jnp.sqrt(divisor)
+    return root * leaf if power > 0 else trees.quotient(leaf, root)
+
+
+def _translate(preconditioner, divisors, shrink, params: PyTree, told: dict[str, Any]) -> Any:
     """The arguments that are derivatives, in these coordinates, and the others."""
     found = dict(told)
     if (product := told.get("hessian_vector_product")) is not None:
-        found["hessian_vector_product"] = functools.partial(_multiply, roots, params, product)
+        found["hessian_vector_product"] = functools.partial(_multiply, shrink, params, product)
     if (squares := told.get("fisher_diagonal")) is not None:
-        given = lambda: squares() if trees.is_function(squares) else squares
-        found["fisher_diagonal"] = lambda: _shrink(roots, _shrink(roots, given()))
+        is_matrix = any(map(_is_matrix, jax.tree.leaves(divisors, is_leaf=_is_whole)))
+
+        def square():
+            if is_matrix:
+                raise ValueError(
+                    f"In the coordinates of {preconditioner} no Fisher matrix's diagonal is known: "
+                    "take a curvature that needs no fisher_diagonal=, such as rotated()."
+                )
+            return shrink(shrink(squares() if trees.is_function(squares) else squares))
+
+        found["fisher_diagonal"] = square
     return found
 
 
-def _multiply(roots, params, product, tangent: PyTree) -> PyTree:
+def _multiply(shrink, params, product, tangent: PyTree) -> PyTree:
     """With the Hessian; a tangent has the dtype of its parameter."""
     like = lambda moved, param: jnp.asarray(moved).astype(jnp.result_type(param))
-    return _shrink(roots, product(jax.tree.map(like, _shrink(roots, tangent), params)))
+    return shrink(product(jax.tree.map(like, shrink(tangent), params)))

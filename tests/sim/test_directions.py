@@ -12,6 +12,7 @@ import optax
 import problems
 import pytest
 from jax.sharding import AxisType
+from optax import contrib
 from runtime import clients
 from runtime.test_server import restored, same
 
@@ -275,7 +276,21 @@ def outside_of_adam(name):
     )
 
 
-PLAIN = {outside_of_momentum: optax.sgd(RATE, momentum=0.5), outside_of_adam: optax.adam(RATE / 10)}
+def outside_of_muon(name):
+    rate = RATE / 10
+    return dc.compensate_updates(
+        contrib.muon(rate),
+        curvature=CURVATURES[name],
+        learning_rate=rate,
+        preconditioner=dc.preconditioners.muon(every=2),
+    )
+
+
+PLAIN = {
+    outside_of_momentum: optax.sgd(RATE, momentum=0.5),
+    outside_of_adam: optax.adam(RATE / 10),
+    outside_of_muon: contrib.muon(RATE / 10),
+}
 outside_of_each = pytest.mark.parametrize("outside", PLAIN, ids=lambda make: make.__name__)
 
 
@@ -306,8 +321,9 @@ def test_a_live_server_is_what_the_simulator_repeats(name, momentum):
     same(alive.replay().params, alive.server.model.state.params, rtol=1e-4, atol=1e-5)
 
 
-def test_a_live_server_pulls_in_the_steps_of_adam():
-    tx = dc.remember_pulls(outside_of_adam("rotated"), clients.NUM_WORKERS)
+@pytest.mark.parametrize("outside", [outside_of_adam, outside_of_muon])
+def test_a_live_server_pulls_in_the_steps_of(outside):
+    tx = dc.remember_pulls(outside("rotated"), clients.NUM_WORKERS)
     alive = clients.Clients(tx).run()
     assert alive.recorded().schedule.staleness.max() > 1
     same(alive.replay().params, alive.server.model.state.params, rtol=1e-4, atol=1e-5)

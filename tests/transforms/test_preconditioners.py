@@ -1,5 +1,6 @@
 """Pulls in the metric of an optimizer's steps: literal loops, invariances, mutants, bad input."""
 
+import functools
 import warnings
 
 import jax
@@ -189,6 +190,29 @@ STRENGTHS = {
 }
 
 
+# And one whose "w" [3, 2] is divided by a matrix, from the side of its columns.
+COLUMNS = dc.preconditioners.MatrixDivisor(
+    np.array([0.5, 4.0]), np.array([[0.6, -0.8], [0.8, 0.6]])
+)
+OF_COLUMNS = dc.preconditioners.Preconditioner(
+    "of columns",
+    lambda params: None,
+    lambda state, grads: (jax.tree.map(jnp.asarray, {**DIVISORS, "w": COLUMNS}), state),
+)
+WHOLE = COLUMNS.vectors @ np.diag(COLUMNS.values) @ COLUMNS.vectors.T
+ROOT = COLUMNS.vectors @ np.diag(np.sqrt(COLUMNS.values)) @ COLUMNS.vectors.T
+
+
+def _times(power, tree):
+    """A tree with its gradients multiplied by the whole divisor, or by its root, or divided."""
+    w = {1: WHOLE, 0.5: ROOT, -0.5: np.linalg.inv(ROOT), -1: np.linalg.inv(WHOLE)}[power]
+    return {"w": tree["w"] @ w, "b": tree["b"] * DIVISORS["b"] ** power}
+
+
+def _times_numbers(power, tree):
+    return _map(lambda leaf, divisor: leaf * divisor**power, tree, DIVISORS)
+
+
 def _draw(seed):
     generator = np.random.default_rng(seed)
     return {name: jnp.asarray(generator.normal(size=d.shape)) for name, d in DIVISORS.items()}
@@ -200,29 +224,36 @@ def _map(function, *trees):
 
 @pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_it_is_plain_sgd_in_other_coordinates(x64, curvature, strength):
+@pytest.mark.parametrize("divisor", [(FIXED, _times_numbers), (OF_COLUMNS, _times)],
+                         ids=["numbers", "matrix"])  # fmt: skip
+def test_it_is_plain_sgd_in_other_coordinates(x64, curvature, strength, divisor):
+    refused = None
     if strength == "capped share" and curvature == "hessian":
-        with pytest.raises(ValueError, match=r"which hessian\(\) cannot"):
-            _both(curvature, strength)
+        refused = r"which hessian\(\) cannot"
+    elif curvature == "fisher" and divisor[0] is OF_COLUMNS:
+        refused = "In the coordinates of of columns no Fisher"
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            _both(curvature, strength, *divisor)
         return
-    here, there = _both(curvature, strength)
+    here, there = _both(curvature, strength, *divisor)
     assert_same(here, there, rtol=1e-10, atol=1e-12)
 
 
-def _both(curvature, strength):
+def _both(curvature, strength, preconditioner, times):
     """Updates of a few pushes, in the stretched coordinates: with the preconditioner, and plain."""
-    roots = _map(jnp.sqrt, DIVISORS)
     settings = {
         "learning_rate": 0.2,
         "curvature": CURVATURES[curvature],
         "max_pull": None if curvature == "hessian" else 0.7,
     }
-    divide = optax.stateless(lambda updates, _: _map(jnp.divide, updates, DIVISORS))
+    divide = optax.stateless(lambda updates, _: times(-1, updates))
     inner = optax.chain(divide, optax.sgd(0.2))
-    tx = dc.compensate_updates(inner, STRENGTHS[strength], **settings, preconditioner=FIXED)
+    tx = dc.compensate_updates(
+        inner, STRENGTHS[strength], **settings, preconditioner=preconditioner
+    )
     plain = dc.compensate_updates(optax.sgd(0.2), STRENGTHS[strength], **settings)
-    stretch = lambda tree: _map(jnp.multiply, tree, roots)
-    shrink = lambda tree: _map(jnp.divide, tree, roots)
+    stretch, shrink = functools.partial(times, 0.5), functools.partial(times, -0.5)
     product = lambda tangent: _map(lambda t: 3 * t + jnp.roll(t, 1), tangent)
     params, states, found = _draw(0), None, ([], [])
     for step in range(4):

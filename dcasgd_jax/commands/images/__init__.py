@@ -3,8 +3,10 @@
     pip install "dcasgd-jax[images]"
 
 `load_cifar10` and `open_imagenet` read local files, or fetch them with `huggingface_hub` and read
-the Parquet files with `pyarrow`. The heavier `datasets` library is not used: its streams have no
-access by row, which the per-epoch shards of the workers need (`sim.sampling.ShardedEpochs`).
+the Parquet files with `pyarrow`. The `datasets` library reads them by row too. It is not used: it
+copies every file first, also what is read once and in order (ImageNet: 150 GB), a row of the copy
+takes 0.12 to 0.16 ms where `ParquetImages` takes 0.013 to 0.018 (CIFAR-10 in random order, datasets
+5, two cores, 2026-12-01), and the checks that name a bad file and row would remain.
 """
 
 from dcasgd_jax.commands.images.augmentation import (

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+import dcasgd_jax as dc
 from dcasgd_jax.typing import PyTree
 
 
@@ -15,23 +16,12 @@ def _adam(schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.adam(schedule)
 
 
-def _muon(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """For the matrices of the blocks; Nesterov-Adam, of the same rate, for all other leaves."""
-    return contrib.muon(
-        schedule,
-        consistent_rms=0.2,  # steps as long as Adam's
-        muon_weight_dimension_numbers=_matrices_of_blocks,
-    )
-
-
 class Optimizer(NamedTuple):
     """How to make one."""
 
     make: Callable[[optax.Schedule], optax.GradientTransformation]
     rate_scale: float  # its learning rates are those of the methods times this
-
-
-OPTIMIZERS = {"adam": Optimizer(_adam, 1.0), "muon": Optimizer(_muon, 2.0)}
+    preconditioner: dc.preconditioners.Preconditioner
 
 
 def make_schedule(learning_rate: Any, warm_up: int) -> optax.Schedule:
@@ -45,3 +35,20 @@ def _matrices_of_blocks(params: PyTree) -> Any:
         return contrib.MuonDimensionNumbers() if is_matrix else None
 
     return jax.tree_util.tree_map_with_path(numbers, params)
+
+
+_MUON = {
+    "consistent_rms": 0.2,  # steps as long as Adam's
+    "muon_weight_dimension_numbers": _matrices_of_blocks,
+}
+
+
+def _muon(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """For the matrices of the blocks; Nesterov-Adam, of the same rate, for all other leaves."""
+    return contrib.muon(schedule, **_MUON)
+
+
+OPTIMIZERS = {
+    "adam": Optimizer(_adam, 1.0, dc.preconditioners.adam()),
+    "muon": Optimizer(_muon, 2.0, dc.preconditioners.muon(**_MUON)),
+}

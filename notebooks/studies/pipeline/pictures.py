@@ -13,7 +13,8 @@ COLOURS = {
     "uncorrected": axes.COLOURS["asgd"],
     "dcasgd-a": axes.COLOURS["dcasgd-a"],
     "capped": axes.COLOURS["dcasgd-capped"],
-    "prediction": "#009E73",
+    "prediction": "#56B4E9",
+    "pull": axes.COLOURS["rotated"],
 }
 
 

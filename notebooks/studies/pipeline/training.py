@@ -80,13 +80,14 @@ def next_token_loss(model: Any, windows: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=1)
-def make_program(workload: Workload, optimizer: str, delay: str) -> Program:
-    """Compiles at its first call; reused for all methods, numbers and seeds.
+def make_program(workload: Workload, optimizer: str, delay: str, pulls: bool = False) -> Program:
+    """Compiles at its first call; reused for all methods that do not pull, numbers and seeds.
 
     Args:
       workload: Text and model.
       optimizer: One of `optimizers.OPTIMIZERS`.
       delay: As in `delays.make_delay`.
+      pulls: Whether it is the program of `methods.PULL`.
 
     Returns:
       A function of the tokens [characters], and for each of `LANES` runs of the initial parameters,
@@ -97,9 +98,10 @@ def make_program(workload: Workload, optimizer: str, delay: str) -> Program:
     delay_of = delays.make_delay(delay, setting.blocks)
     warm_up = math.ceil(settings.WARM_UP * setting.updates)
     validation = jnp.asarray(workload.windows)
+    make = functools.partial(make_pull, setting.tokens_per_step) if pulls else make_transformation
 
     def train(tokens: jax.Array, params: PyTree, starts: jax.Array, numbers: Numbers) -> Curves:
-        tx = make_transformation(optimizer, delay_of, numbers, warm_up)
+        tx = make(optimizer, delay_of, numbers, warm_up)
         horizons = known_delays.delay_of_each_leaf(delay_of, params)
 
         def step(carry, starts):
@@ -140,6 +142,22 @@ def make_transformation(
     return dc.delay_gradients(optax.chain(compensate, optimize, rivals.remember_step()), delay)
 
 
+def make_pull(
+    terms: int, optimizer: str, delay: known_delays.Delay, numbers: Numbers, warm_up: int
+) -> optax.GradientTransformationExtraArgs:
+    """Delayed raw gradients into an optimizer, with a pull in its own steps outside of it."""
+    schedule = optimizers.make_schedule(numbers.learning_rate, warm_up)
+    compensated = dc.compensate_updates(
+        optimizers.OPTIMIZERS[optimizer].make(schedule),
+        numbers.lambda0,
+        learning_rate=schedule,
+        curvature=dc.curvatures.rotated(terms, sides="both"),
+        max_pull=numbers.max_pull,
+        preconditioner=optimizers.OPTIMIZERS[optimizer].preconditioner,
+    )
+    return dc.delay_gradients(optax.chain(compensated, rivals.remember_step()), delay)
+
+
 def numbers_of(method: str, numbers: methods.Numbers) -> Numbers:
     """As the program takes them."""
     return Numbers(
@@ -170,7 +188,7 @@ def train(
     progress: study.Progress,
 ) -> Iterator[study.Outcome]:
     """Trains members, `LANES` at a time; yields the curves of each."""
-    program = make_program(workload, optimizer, delay)
+    program = make_program(workload, optimizer, delay, method == methods.PULL)
     for start in range(0, len(members), LANES):
         some = members[start : start + LANES]
         for curves in train_lanes(workload, program, method, some):

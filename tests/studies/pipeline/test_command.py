@@ -68,13 +68,13 @@ def test_end_to_end(tmp_path):
     result = call(tmp_path)
     assert result.code == 0, result.err
     lines = read(tmp_path)
-    # 5 cells: without delay, and 4 methods with it; each is tuned, then run with 2 seeds.
-    assert len([line for line in lines if "tuned" in line]) == 5
+    # 6 cells: without delay, and 5 methods with it; each is tuned, then run with 2 seeds.
+    assert len([line for line in lines if "tuned" in line]) == 6
     runs = [line for line in lines if "run" in line]
-    assert len(runs) == 10
-    assert "10 runs, 0 of them in " in result.out
-    # 3 learning rates without delay; with it 3 + 2 + 2 + 3 configurations; 2 seeds of each.
-    assert "5 methods to tune first, 26 runs." in result.out
+    assert len(runs) == 12
+    assert "12 runs, 0 of them in " in result.out
+    # 3 learning rates without delay; with it 3 + 2 + 2 + 3 + 2 configurations; 2 seeds of each.
+    assert "6 methods to tune first, 30 runs." in result.out
     saved = cli.strict_json(tmp_path / ledger.SETTINGS)
     assert text.generate().describe().items() <= saved.items()
     assert (saved["text"], saved["updates"]) == ("generated", 16)

@@ -88,6 +88,26 @@ def test_a_uniform_delay_is_the_optimizer_on_gradients_of_the_past(optimizer):
     assert np.abs(late[-1]["head"]["kernel"] - on_time[-1]["head"]["kernel"]).max() > 1e-3
 
 
+@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
+def test_a_pull_is_back_to_where_the_gradient_was_taken(optimizer):
+    """Its rule has oracles of its own; here, that it is told what is late, and of how many."""
+    grads, numbers = some_gradients(6), training.Numbers(0.02, 5.0, 1.0, False)
+    found = trajectory(training.make_pull(8, optimizer, 2, numbers, 4), grads)
+    pull = dc.compensate_updates(
+        alone(optimizer), 5.0, learning_rate=optimizers.make_schedule(0.02, 4),
+        curvature=dc.curvatures.rotated(8, sides="both"),
+        preconditioner=optimizers.OPTIMIZERS[optimizer].preconditioner,
+    )  # fmt: skip
+    params = [a_tree(0)] * 3
+    state = pull.init(params[0])
+    for late, grad in enumerate(grads[:-2]):
+        updates, state = pull.update(grad, state, params[-1], stale_params=params[late])
+        params.append(optax.apply_updates(params[-1], updates))
+    assert_equal(found, params, rtol=1e-4, atol=1e-5)
+    uncorrected = trajectory(dc.delay_gradients(alone(optimizer), 2), grads)
+    assert np.abs(found[-1]["head"]["kernel"] - uncorrected[-1]["head"]["kernel"]).max() > 1e-3
+
+
 def test_muon_is_for_the_matrices_of_the_blocks():
     grads = some_gradients(1)
     nadam = optax.nadam(optimizers.make_schedule(0.02, 4))

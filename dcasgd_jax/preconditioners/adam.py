@@ -1,6 +1,5 @@
-"""What an optimizer divides its steps by, so that a pull can be measured in those steps."""
+"""Adam's divisor: the root of a mean of squared gradients."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,47 +8,8 @@ import optax
 
 from dcasgd_jax import checks, trees
 from dcasgd_jax.field_docs import document_fields
+from dcasgd_jax.preconditioners.preconditioner import Preconditioner
 from dcasgd_jax.typing import PyTree, Scalar
-
-__all__ = ["AdamDivisorState", "Preconditioner", "adam"]
-
-
-@document_fields
-class Preconditioner(NamedTuple):
-    r"""What the steps of an optimizer are divided by; goes where `preconditioner` goes.
-
-    .. math:: u = -\eta \, m / d
-
-    with m some mean of gradients. In coordinates :math:`z = \sqrt d \odot w` these are steps of
-    plain SGD with the gradient :math:`g / \sqrt d`, and there `compensate_updates` compensates.
-
-    Args:
-      name: As it is written, for messages.
-      init: `init(params)` returns the state.
-      update: `update(state, grads)` returns d ≥ 0, a tree like params of at least float32, and the
-        next state.
-
-    Example:
-      >>> import dcasgd_jax as dc, jax, jax.numpy as jnp, optax
-      >>> double = lambda state, grads: (jax.tree.map(lambda g: 2.0 + 0 * g, grads), state)
-      >>> halved = dc.preconditioners.Preconditioner("halved", lambda params: None, double)
-      >>> tx = dc.compensate_updates(  # steps of 0.1 / 2
-      ...     optax.chain(optax.scale(0.5), optax.sgd(0.1)), 2.0, learning_rate=0.1,
-      ...     curvature=dc.curvatures.squared_gradient(), preconditioner=halved)
-      >>> params, stale_params = jnp.asarray([1.0]), jnp.asarray([0.5])
-      >>> updates, _ = tx.update(
-      ...     jnp.asarray([0.4]), tx.init(params), params, stale_params=stale_params)
-      >>> print(f"{updates[0]:.3f}")  # -0.05 * 0.4 - 0.1 * 2 * (0.4**2 / 2) * 0.5
-      -0.028
-    """
-
-    name: str
-    init: Callable[[PyTree], Any]
-    update: Callable[[Any, PyTree], tuple[PyTree, Any]]
-
-    def __repr__(self) -> str:
-        """As it is written."""
-        return self.name
 
 
 @document_fields
@@ -106,7 +66,7 @@ def adam(b2: Scalar = 0.999, eps: Scalar = 1e-8) -> Preconditioner:
         structure = jax.tree.structure(grads, is_leaf=trees.is_none)
         columns = (grads, *state)
         leaves = zip(*(structure.flatten_up_to(tree) for tree in columns), strict=True)
-        after = [_update_leaf(b2, eps, *of_leaf) for of_leaf in leaves]
+        after = [adam_divisor(b2, eps, *of_leaf) for of_leaf in leaves]
         made = [structure.unflatten(column) for column in zip(*after, strict=True)]
         divisors, *new_state = made or (grads, *state)
         return divisors, AdamDivisorState(*new_state)
@@ -114,7 +74,7 @@ def adam(b2: Scalar = 0.999, eps: Scalar = 1e-8) -> Preconditioner:
     return Preconditioner(f"adam(b2={b2!r}, eps={eps!r})", init, update)
 
 
-def _update_leaf(b2, eps, grad, count, mean_square) -> tuple[Any, Any, Any]:
+def adam_divisor(b2, eps, grad, count, mean_square) -> tuple[Any, Any, Any]:
     """What a leaf is divided by, and its state after a gradient."""
     if grad is None:
         return None, count, mean_square
