@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax import contrib
 from timing import Row, alternate
 
 import dcasgd_jax as dc
@@ -22,17 +23,25 @@ SGD = {"plain ASGD": optax.sgd(RATE)} | {
     name: dc.compensate_updates(optax.sgd(RATE), 1.0, curvature=curvature, learning_rate=RATE)
     for name, curvature in CURVATURES.items()
 }
-ADAM = {"plain Adam": optax.adam(RATE)} | {
-    f"{name} in Adam's steps": dc.compensate_updates(
-        optax.adam(RATE),
-        1.0,
-        curvature=curvature,
-        learning_rate=RATE,
-        preconditioner=dc.preconditioners.adam(),
-    )
-    for name, curvature in CURVATURES.items()
-    if name.startswith("rotated")
-}
+
+
+def in_its_steps(name, optimizer, preconditioner):
+    """An optimizer that divides its steps, alone and with a pull in them."""
+    return {f"plain {name}": optimizer} | {
+        f"{curvature} in {name}'s steps": dc.compensate_updates(
+            optimizer,
+            1.0,
+            curvature=CURVATURES[curvature],
+            learning_rate=RATE,
+            preconditioner=preconditioner,
+        )
+        for curvature in CURVATURES
+        if curvature.startswith("rotated")
+    }
+
+
+ADAM = in_its_steps("Adam", optax.adam(RATE), dc.preconditioners.adam())
+MUON = in_its_steps("Muon", contrib.muon(RATE), dc.preconditioners.muon())
 
 
 def mlp_loss(params, batch):
@@ -114,15 +123,10 @@ def refresh_rows(sides=(64, 256), repeats: int = 9) -> list[Row]:
 
 def rows(num_events: int = 2048, repeats: int = 5) -> list[Row]:
     """All of them."""
-    return [
-        *push_rows("64-64-10 MLP, batch of 16", mlp, num_events, repeats),
-        *push_rows("transformer, 512 tokens", transformer, max(num_events // 4, 1), repeats),
-        *push_rows("transformer, 512 tokens", transformer, max(num_events // 4, 1), repeats, ADAM),
-        *push_rows(
-            "transformer, 4096 tokens",
-            functools.partial(transformer, windows=64),
-            max(num_events // 16, 1),
-            repeats,
-        ),
-        *refresh_rows(repeats=2 * repeats),
-    ]
+    long_batch = functools.partial(transformer, windows=64)
+    found = push_rows("64-64-10 MLP, batch of 16", mlp, num_events, repeats)
+    for optimizers in (SGD, ADAM, MUON):
+        for tokens, make, share in ((512, transformer, 4), (4096, long_batch, 16)):
+            what, events = f"transformer, {tokens} tokens", max(num_events // share, 1)
+            found += push_rows(what, make, events, repeats, optimizers)
+    return found + refresh_rows(repeats=2 * repeats)

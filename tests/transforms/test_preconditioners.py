@@ -213,6 +213,9 @@ def _times_numbers(power, tree):
     return _map(lambda leaf, divisor: leaf * divisor**power, tree, DIVISORS)
 
 
+COORDINATES = {"numbers": (FIXED, _times_numbers), "matrix": (OF_COLUMNS, _times)}
+
+
 def _draw(seed):
     generator = np.random.default_rng(seed)
     return {name: jnp.asarray(generator.normal(size=d.shape)) for name, d in DIVISORS.items()}
@@ -223,20 +226,21 @@ def _map(function, *trees):
 
 
 @pytest.mark.parametrize("curvature", CURVATURES)
-@pytest.mark.parametrize("strength", STRENGTHS)
-@pytest.mark.parametrize("divisor", [(FIXED, _times_numbers), (OF_COLUMNS, _times)],
-                         ids=["numbers", "matrix"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("divisor", "strength"),
+    [*(("numbers", strength) for strength in STRENGTHS), ("matrix", "number"), ("matrix", "ratio")],
+)
 def test_it_is_plain_sgd_in_other_coordinates(x64, curvature, strength, divisor):
     refused = None
     if strength == "capped share" and curvature == "hessian":
         refused = r"which hessian\(\) cannot"
-    elif curvature == "fisher" and divisor[0] is OF_COLUMNS:
+    elif curvature == "fisher" and divisor == "matrix":
         refused = "In the coordinates of of columns no Fisher"
     if refused:
         with pytest.raises(ValueError, match=refused):
-            _both(curvature, strength, *divisor)
+            _both(curvature, strength, *COORDINATES[divisor])
         return
-    here, there = _both(curvature, strength, *divisor)
+    here, there = _both(curvature, strength, *COORDINATES[divisor])
     assert_same(here, there, rtol=1e-10, atol=1e-12)
 
 

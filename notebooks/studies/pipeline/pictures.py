@@ -13,7 +13,7 @@ COLOURS = {
     "uncorrected": axes.COLOURS["asgd"],
     "dcasgd-a": axes.COLOURS["dcasgd-a"],
     "capped": axes.COLOURS["dcasgd-capped"],
-    "prediction": "#56B4E9",
+    "prediction": "#CC79A7",
     "pull": axes.COLOURS["rotated"],
 }
 
