@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import getpass
+import importlib.metadata
 import os
 import pathlib
 import resource
@@ -12,6 +13,12 @@ import tempfile
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+# Compiling is most of what the tests do, and so it takes two thirds of the time. Another jaxlib may
+# not know these flags, with which a process ends; who sets XLA_FLAGS, be it to nothing, has his own.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FAST = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+    os.environ.setdefault("XLA_FLAGS", FAST)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
