@@ -14,8 +14,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-# Compiling is most of what the tests do, and so it takes two thirds of the time. Another jaxlib may
-# not know these flags, with which a process ends; who sets XLA_FLAGS, be it to nothing, has his own.
+# Compiling is most of what the tests do, and like this it takes less. Another jaxlib may not know
+# these flags, with which a process ends. Where XLA_FLAGS is set, be it to nothing, that is kept.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FAST = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
     os.environ.setdefault("XLA_FLAGS", FAST)
