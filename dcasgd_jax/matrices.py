@@ -26,6 +26,11 @@ def matrix(leaf: Any) -> jax.Array:
     return leaf.reshape(sides(leaf.shape))
 
 
+def lying(matrix: jax.Array) -> jax.Array:
+    """A matrix with its shorter side as the rows: itself, or its transpose."""
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+
+
 def like(matrix: jax.Array, leaf: Any) -> jax.Array:
     """A matrix as the leaf that it is of, spread as that is."""
     made = matrix.reshape(jnp.shape(leaf))

@@ -72,6 +72,24 @@ def map_updates(function: Callable, updates: PyTree, *trees: PyTree) -> PyTree:
     return jax.tree.map(apply, updates, *trees, is_leaf=is_none)
 
 
+def map_columns(function: Callable, updates: PyTree, *columns: PyTree) -> list[PyTree]:
+    """Trees of the results of `function(update, ...)`, which takes `None` as any other leaf.
+
+    Args:
+      function: Takes an update and what each of `columns` has in its place, which may be a tree or
+        `None`; returns a tuple.
+      updates: A tree of arrays or `None`.
+      *columns: Trees with something wherever `updates` has a leaf.
+
+    Returns:
+      A tree like `updates` for each result; none at all where `updates` has no leaf.
+    """
+    structure = jax.tree.structure(updates, is_leaf=is_none)
+    leaves = zip(*map(structure.flatten_up_to, (updates, *columns)), strict=True)
+    results = [function(*of_leaf) for of_leaf in leaves]
+    return [structure.unflatten(column) for column in zip(*results, strict=True)]
+
+
 def map_accumulators(function: Callable, accumulators: PyTree, updates: PyTree) -> PyTree:
     """`function(accumulator, update)` in the accumulator's dtype; kept where there is no update."""
 

@@ -1,5 +1,6 @@
 """The empirical Fisher's diagonal, in the eigenbasis of a Kronecker-factored Fisher."""
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -131,11 +132,9 @@ def rotated(
 
     def update(state: RotatedState, grads: PyTree, **told) -> tuple[_Estimate, RotatedState]:
         num_terms = directions.num_terms(batch_size, **told)
-        structure = jax.tree.structure(grads, is_leaf=trees.is_none)
         kept = [tree for tree in state if tree is not None]
-        leaves = zip(*map(structure.flatten_up_to, [grads, *kept]), strict=True)
-        after = [_update_leaf(decay, every, *of_leaf) for of_leaf in leaves]
-        new = [structure.unflatten(column) for column in zip(*after, strict=True)] or kept
+        of_leaf = functools.partial(_update_leaf, decay, every)
+        new = trees.map_columns(of_leaf, grads, *kept) or kept
         new_state = RotatedState(*new, *[None] * (len(state) - len(new)))
 
         def estimate(count, mean_square):

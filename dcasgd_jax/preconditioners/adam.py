@@ -1,5 +1,6 @@
 """Adam's divisor: the root of a mean of squared gradients."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -63,12 +64,8 @@ def adam(b2: Scalar = 0.999, eps: Scalar = 1e-8) -> Preconditioner:
         )
 
     def update(state: AdamDivisorState, grads: PyTree) -> tuple[PyTree, AdamDivisorState]:
-        structure = jax.tree.structure(grads, is_leaf=trees.is_none)
-        columns = (grads, *state)
-        leaves = zip(*(structure.flatten_up_to(tree) for tree in columns), strict=True)
-        after = [adam_divisor(b2, eps, *of_leaf) for of_leaf in leaves]
-        made = [structure.unflatten(column) for column in zip(*after, strict=True)]
-        divisors, *new_state = made or (grads, *state)
+        of_leaf = functools.partial(adam_divisor, b2, eps)
+        divisors, *new_state = trees.map_columns(of_leaf, grads, *state) or (grads, *state)
         return divisors, AdamDivisorState(*new_state)
 
     return Preconditioner(f"adam(b2={b2!r}, eps={eps!r})", init, update)

@@ -1,5 +1,6 @@
 """Muon's divisor: the size of its mean of gradients, as a matrix."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -119,12 +120,8 @@ def muon(
         )
 
     def update(state: MuonDivisorState, grads: PyTree) -> tuple[PyTree, MuonDivisorState]:
-        structure = jax.tree.structure(grads, is_leaf=trees.is_none)
-        columns = (grads, *state)
-        leaves = zip(*(structure.flatten_up_to(tree) for tree in columns), strict=True)
-        after = [_update_leaf(settings, *of_leaf) for of_leaf in leaves]
-        made = [structure.unflatten(column) for column in zip(*after, strict=True)]
-        divisors, *new_state = made or columns
+        of_leaf = functools.partial(_update_leaf, settings)
+        divisors, *new_state = trees.map_columns(of_leaf, grads, *state) or (grads, *state)
         return divisors, MuonDivisorState(*new_state)
 
     return Preconditioner(
@@ -198,8 +195,7 @@ def _update_leaf(settings: _Settings, grad, count, moment, scale, vectors) -> tu
         ahead = beta * moment / (1 - beta ** (count + 1)) + (1 - beta) * grad / (1 - beta**count)
         mean = jnp.where(is_usable, ahead, mean)
     mean = jnp.where(count > 0, mean, 0)
-    matrix = matrices.matrix(mean)
-    rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    rows = matrices.lying(matrices.matrix(mean))
     vectors = matrices.refreshed(is_due, matrices.multiply(rows, rows.T)[None], vectors)
     lengths = jnp.linalg.norm(matrices.multiply(vectors[0].T, rows), axis=1)
     lengths = jnp.maximum(lengths, jnp.linalg.norm(lengths) / _STRETCHED)

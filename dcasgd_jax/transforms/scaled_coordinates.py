@@ -66,7 +66,7 @@ def _is_whole(node: Any) -> bool:
 def _check(what: str, divisors: PyTree, params: PyTree) -> None:
     """Raises ValueError where a divisor has not the shape of its parameter, or of its side."""
 
-    def numbers(divisor, param):
+    def checked(divisor, param):
         if not _is_matrix(divisor):
             return divisor
         sides = matrices.sides(jnp.shape(param))
@@ -78,7 +78,7 @@ def _check(what: str, divisors: PyTree, params: PyTree) -> None:
         return param
 
     if jax.tree.structure(divisors, is_leaf=_is_whole) == jax.tree.structure(params):
-        divisors = jax.tree.map(numbers, divisors, params, is_leaf=_is_whole)
+        divisors = jax.tree.map(checked, divisors, params, is_leaf=_is_whole)
     update_checks.check_like_params(what, divisors, params)
 
 
@@ -95,11 +95,11 @@ def _scale(power: float, divisors: PyTree, tree: PyTree) -> PyTree:
         if not _is_matrix(divisor):
             return _times_power(leaf, divisor, power)
         matrix = matrices.matrix(jnp.asarray(leaf).astype(divisor.vectors.dtype))
-        is_wide = matrix.shape[0] <= matrix.shape[1]
-        turned = matrices.multiply(divisor.vectors.T, matrix if is_wide else matrix.T)
+        rows = matrices.lying(matrix)
+        turned = matrices.multiply(divisor.vectors.T, rows)
         scaled = _times_power(turned, divisor.values[:, None], power)
         back = matrices.multiply(divisor.vectors, scaled)
-        return matrices.like(back if is_wide else back.T, leaf)
+        return matrices.like(back if rows is matrix else back.T, leaf)
 
     return jax.tree.map(each, divisors, tree, is_leaf=_is_whole)
 
@@ -115,10 +115,9 @@ def _translate(preconditioner, divisors, shrink, params: PyTree, told: dict[str,
     if (product := told.get("hessian_vector_product")) is not None:
         found["hessian_vector_product"] = functools.partial(_multiply, shrink, params, product)
     if (squares := told.get("fisher_diagonal")) is not None:
-        is_matrix = any(map(_is_matrix, jax.tree.leaves(divisors, is_leaf=_is_whole)))
 
         def square():
-            if is_matrix:
+            if any(map(_is_matrix, jax.tree.leaves(divisors, is_leaf=_is_whole))):
                 raise ValueError(
                     f"In the coordinates of {preconditioner} no Fisher matrix's diagonal is known: "
                     "take a curvature that needs no fisher_diagonal=, such as rotated()."

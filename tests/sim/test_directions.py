@@ -266,24 +266,21 @@ def outside_of_momentum(name):
     )
 
 
-def outside_of_adam(name):
-    rate = RATE / 10
+def in_the_steps_of(make, preconditioner, name):
     return dc.compensate_updates(
-        optax.adam(rate),
+        make(RATE / 10),
         curvature=CURVATURES[name],
-        learning_rate=rate,
-        preconditioner=dc.preconditioners.adam(),
+        learning_rate=RATE / 10,
+        preconditioner=preconditioner,
     )
+
+
+def outside_of_adam(name):
+    return in_the_steps_of(optax.adam, dc.preconditioners.adam(), name)
 
 
 def outside_of_muon(name):
-    rate = RATE / 10
-    return dc.compensate_updates(
-        contrib.muon(rate),
-        curvature=CURVATURES[name],
-        learning_rate=rate,
-        preconditioner=dc.preconditioners.muon(every=2),
-    )
+    return in_the_steps_of(contrib.muon, dc.preconditioners.muon(every=2), name)
 
 
 PLAIN = {

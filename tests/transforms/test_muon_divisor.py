@@ -232,17 +232,9 @@ def test_a_matrix_and_its_transpose_are_the_same(x64):
 def test_without_a_pull_it_is_muon_bit_for_bit(nothing, dtype):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), PROBLEM.params)
     grad_fn = lambda params, event: jax.tree.map(lambda p: jnp.sin(p + event), params)
-    muon = contrib.muon(RATE)
-    assert_same(
-        train(make(muon, **nothing), grad_fn, params)[-1], _alone(muon, grad_fn, params)[-1]
-    )
-
-
-def _alone(tx, grad_fn, params):
-    return loops.run_workers(
-        dc.remember_pulls(optax.with_extra_args_support(tx), 4), params, ORDER, grad_fn,
-        loops.by_worker,
-    )[0]  # fmt: skip
+    muon = optax.with_extra_args_support(contrib.muon(RATE))
+    found = train(make(muon, **nothing), grad_fn, params)
+    assert_same(found[-1], train(muon, grad_fn, params)[-1])
 
 
 def test_pulls_back_in_full_where_the_curvature_is_large(x64):

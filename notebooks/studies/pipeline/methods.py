@@ -19,13 +19,15 @@ class Numbers(NamedTuple):
 
 
 REFERENCE = "uncorrected"
+PULL = "pull"
+"""It stands outside the optimizer and is measured in its steps; all others come before it."""
 
 STRENGTHS = {
     "dcasgd-a": ((10.0, None), (60.0, None)),
     # The cap counts in steps of plain SGD. These optimizers divide a gradient by its size, here a
     # root mean square of 0.002 to 0.004, so a cap of 1 would be as good as none.
     "capped": ((100.0, 0.003), (1000.0, 0.001)),
-    "pull": ((4.0, 1.0), (16.0, 1.0)),
+    PULL: ((4.0, 1.0), (16.0, 1.0)),
 }
 """Pairs of λ0 and max_pull to try of the methods that compensate."""
 
@@ -36,13 +38,10 @@ METHODS = {
         methods.Method("dcasgd-a", "DC-ASGD-a", curvature=methods.ADAPTIVE),
         methods.Method("capped", "DC-ASGD-a, capped", curvature=methods.ADAPTIVE),
         methods.Method("prediction", "weight prediction", send=rivals.sends.step_prediction(1)),
-        methods.Method("pull", "pull, rotated(sides=both)"),
+        methods.Method(PULL, "pull, rotated(sides=both)"),
     )
 }
 """A method with `send` takes its gradients at predicted weights, as far ahead as they are late."""
-
-PULL = "pull"
-"""The pull stands outside the optimizer and is measured in its steps; all others before it."""
 
 
 def rates_of(optimizer: str, name: str) -> list[float]:

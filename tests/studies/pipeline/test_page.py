@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("flax")
 
+import shakespeare
 from pipeline import methods, settings, summary
 
 from dcasgd_jax.commands import ledger, study
@@ -28,9 +29,8 @@ TITLES = {
 def summaries():
     saved = json.loads((RESULTS / ledger.SETTINGS).read_text())
     names = [field.name for field in dataclasses.fields(settings.Setting)]
-    lines = map(json.loads, (RESULTS / ledger.RESULTS).read_text().splitlines())
-    runs = [line for line in lines if "run" in line]
-    fresh = [line for line in runs if line["run"]["seed"] not in study.TUNING_SEEDS]
+    lines, _ = study.read_all(RESULTS, shakespeare.PROGRAM, shakespeare.check)
+    fresh = [line for line in lines if line["run"]["seed"] not in study.TUNING_SEEDS]
     setting = settings.Setting(**{name: saved[name] for name in names})
     return summary.summarise(fresh, setting.tokens)
 
