@@ -95,22 +95,6 @@ def few_maps():
         forget_programs()
 
 
-@pytest.fixture(scope="module")
-def compiled_fast():
-    """Most of XLA's optimizations are off, for programs that are hardly run.
-
-    Those made with other options are forgotten: one that is made again in the middle of a module,
-    after it was forgotten for its memory, would round otherwise than before.
-    """
-    option = "jax_disable_most_optimizations"
-    before = jax.config.values[option]
-    forget_programs()
-    jax.config.update(option, True)
-    yield
-    jax.config.update(option, before)
-    forget_programs()
-
-
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):

@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("flax")
 pytest.importorskip("pyarrow")
-from jax.experimental.compilation_cache import compilation_cache
 
 from dcasgd_jax import sim
 from dcasgd_jax.commands import errors, ledger, study, terminal
@@ -23,23 +22,6 @@ from ..images import writers
 
 METHODS = ["sgd", "ssgd", "asgd", "dcasgd-capped"]  # the others compile as the last does
 OF_A_PROCESS = ("date", "seconds", "gradients_per_second")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory, compiled_fast):
-    """Programs compiled once for all calls, which each make new functions."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def without_times(lines):
     return [{k: v for k, v in line.items() if k not in ("date", "seconds")} for line in lines]
 
 
-@pytest.mark.usefixtures("few", "compiled_fast")
+@pytest.mark.usefixtures("few")
 def test_end_to_end(tmp_path):
     result = call(tmp_path)
     assert result.code == 0, result.err

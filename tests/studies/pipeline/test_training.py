@@ -30,9 +30,6 @@ SETTING = settings.Setting(width=4, blocks=1, heads=2, context=4, batch_size=2, 
 PLAIN = training.Numbers(0.02, 0.0, math.inf, False)
 
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
-
 def a_tree(seed):
     """Named like the transformer with one block, with a matrix for Muon."""
     draw = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.float32)
