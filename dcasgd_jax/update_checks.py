@@ -12,7 +12,7 @@ from dcasgd_jax.typing import PyTree
 
 
 def checked_worker(worker, num_workers: int) -> jax.Array:
-    """Returns `worker` as an int32 scalar.
+    """Returns `worker` as an int32 scalar, not the array itself, which the caller may donate.
 
     A traced worker cannot be checked here: out of range it is clamped.
 
@@ -31,7 +31,7 @@ def checked_worker(worker, num_workers: int) -> jax.Array:
             f"worker {int(number)} is out of range: num_workers is {num_workers}, so workers are "
             f"0 to {num_workers - 1}."
         )
-    return jnp.asarray(number, jnp.int32)
+    return jnp.clip(jnp.asarray(number, jnp.int32), 0, num_workers - 1)
 
 
 def checked_staleness(staleness) -> jax.Array:

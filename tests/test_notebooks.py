@@ -48,7 +48,7 @@ def test_runs_top_to_bottom(path, tmp_path):
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("MPLBACKEND", "XLA_FLAGS", "PYTHONWARNINGS", "DATA_DIR")
+        if name not in ("MPLBACKEND", "PYTHONWARNINGS", "DATA_DIR")
     }
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(path.parents[1])}
     environment |= {"HF_HUB_OFFLINE": "1"}  # generated images: no download, the same everywhere

@@ -48,6 +48,9 @@ def squares(grads: PyTree) -> PyTree:
 
 
 def mean_squared_gradient(loss: Callable[..., jax.Array], params: PyTree, batch: PyTree) -> PyTree:
-    """The mean over the samples of their squared gradients: the diagonal of the Fisher matrix."""
+    """The mean over the samples of their squared gradients: the diagonal of the Fisher matrix.
+
+    Those that are not a number do not count: a sample of weight 0 is 0/0 alone.
+    """
     grads, _ = sample_gradients(loss, params, batch)
-    return jax.tree.map(lambda square: square.mean(axis=0), squares(grads))
+    return jax.tree.map(lambda square: jnp.nanmean(square, axis=0), squares(grads))

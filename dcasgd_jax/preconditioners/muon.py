@@ -43,6 +43,7 @@ def muon(
     *,
     nesterov: bool = True,
     adam_b2: Scalar = 0.999,
+    adam_rate_ratio: Scalar = 1.0,
     muon_weight_dimension_numbers: Any = None,
     consistent_rms: Scalar | None = None,
     every: int = 10,
@@ -61,15 +62,17 @@ def muon(
     Muon's Newton-Schulz steps make none longer than 485 times.
 
     Leaves that are no matrices, or that `muon_weight_dimension_numbers` leaves out, are divided as
-    `adam` says, as does `optax.contrib.muon`. Pass the arguments that it got; those which are not
-    here (the number of Newton-Schulz steps and its coefficients, weight decay) make no difference
-    or, `adaptive=True`, are not supported.
+    `adam` says, as does `optax.contrib.muon`. Pass the arguments that it got. Of those which are
+    not here, the number of Newton-Schulz steps, its coefficients and weight decay make no
+    difference; `adaptive=True` and an `adam_eps_root` are not supported.
 
     Args:
       beta: β in [0, 1), that of the optimizer's mean.
       eps: ε ≥ 0, that of Adam for the other leaves.
       nesterov: Whether the optimizer looks ahead by one push.
       adam_b2: β₂ in [0, 1), that of Adam for the other leaves.
+      adam_rate_ratio: > 0, the optimizer's `adam_learning_rate`, if it has one, divided by its
+        `learning_rate`, which is the one that `dc.compensate_updates` is told.
       muon_weight_dimension_numbers: As of the optimizer: a tree like params, or a function of them
         that returns it, with a `optax.contrib.MuonDimensionNumbers` for each matrix that Muon steps
         and `None` for all other leaves. `None`: every leaf of rank 2.
@@ -102,8 +105,9 @@ def muon(
     checks.check_fraction("adam_b2", adam_b2)
     checks.check_non_negative("eps", eps)
     checks.check_positive("consistent_rms", consistent_rms)
+    checks.check_positive("adam_rate_ratio", adam_rate_ratio)
     every = checks.check_count("every", every)
-    settings = _Settings(beta, eps, nesterov, adam_b2, every)
+    settings = _Settings(beta, eps, nesterov, adam_b2, adam_rate_ratio, every)
 
     def init(params: PyTree) -> MuonDivisorState:
         structure = jax.tree.structure(params)
@@ -137,6 +141,7 @@ class _Settings(NamedTuple):
     eps: Scalar
     nesterov: bool
     adam_b2: Scalar
+    adam_rate_ratio: Scalar
     every: int
 
 
@@ -144,7 +149,8 @@ def _dimension_numbers(numbers: Any, params: PyTree) -> list[contrib.MuonDimensi
     """Of each leaf of params; `None` where Adam steps."""
     if numbers is None:
         default = contrib.MuonDimensionNumbers()
-        return [default if jnp.ndim(leaf) == 2 else None for leaf in jax.tree.leaves(params)]
+        is_matrix = lambda leaf: jnp.ndim(leaf) == 2 and jnp.size(leaf) > 0
+        return [default if is_matrix(leaf) else None for leaf in jax.tree.leaves(params)]
     if callable(numbers) and not isinstance(numbers, contrib.MuonDimensionNumbers):
         numbers = numbers(params)
     is_one = lambda node: node is None or isinstance(node, contrib.MuonDimensionNumbers)
@@ -180,6 +186,8 @@ def _update_leaf(settings: _Settings, grad, count, moment, scale, vectors) -> tu
     """What a leaf is divided by, and its state after a gradient."""
     if scale is None:
         divisor, count, moment = adam_divisor(settings.adam_b2, settings.eps, grad, count, moment)
+        if divisor is not None:  # a longer step is one of a smaller divisor
+            divisor = divisor / jnp.asarray(settings.adam_rate_ratio, divisor.dtype)
         return divisor, count, moment, None, None
     if grad is None:
         return None, count, moment, scale, vectors

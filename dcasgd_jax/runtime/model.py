@@ -134,7 +134,7 @@ def make_program(params: PyTree, settings: Settings, layout: Layout) -> programs
         metrics=settings.metrics,
     )
     program = step.with_memory(asked, layout, settings.num_workers)
-    chain_order.check_all(params, (program.tx, None), (program.per_push, None))
+    chain_order.check_server(params, program.tx, None, program.per_push)
     return program
 
 

@@ -201,7 +201,7 @@ class IteratorBatches:
             needed = int(self._own.sum())
             for batch in itertools.islice(self._given, needed):
                 with jax.enable_x64(self._x64):
-                    self._put("batch", jax.device_put(batch))
+                    self._put("batch", jax.device_put(_own_copy(batch)))
                 if self._stopping.is_set():
                     return
             self._put("end", None)
@@ -222,6 +222,12 @@ def iterates(batches: Any) -> bool:
     """Whether these are batches to iterate over, rather than a tree of arrays."""
     is_tree = isinstance(batches, list | tuple | Mapping) or hasattr(batches, "shape")
     return hasattr(batches, "__iter__") and not is_tree
+
+
+def _own_copy(batch: PyTree) -> PyTree:
+    """In memory that a source which fills one buffer again and again does not write to."""
+    may_change = lambda leaf: hasattr(leaf, "__array__") and not isinstance(leaf, jax.Array)
+    return jax.tree.map(lambda leaf: np.array(leaf) if may_change(leaf) else leaf, batch)
 
 
 def _describe(batch: PyTree) -> PyTree:

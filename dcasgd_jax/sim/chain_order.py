@@ -55,13 +55,36 @@ class Trial(NamedTuple):
     pulled: tuple[float, float, float] | None  # max_pull, what it was told and what is applied
 
 
-def check_all(
-    params: PyTree, *chains: tuple[optax.GradientTransformation | None, PyTree | None]
+def check_server(
+    params: PyTree,
+    tx: optax.GradientTransformation,
+    opt_state: PyTree | None,
+    per_push: optax.GradientTransformation | None,
+    push_state: PyTree | None = None,
 ) -> None:
-    """`check` of every transformation that is there, each with the state that it starts from."""
-    for tx, opt_state in chains:
-        if tx is not None:
-            check(tx, params, opt_state)
+    """`check` of a server's chain, and of what it does to each push with that chain behind it.
+
+    A state that is None is that of `init`.
+    """
+    check(tx, params, opt_state)
+    if per_push is None:
+        return
+    shapes = jax.eval_shape(lambda tree: tree, params)
+    if not trees.find_states(
+        jax.eval_shape(per_push.init, shapes), transforms.CompensateDelayState
+    ):
+        return
+    states = None
+    if opt_state is not None or push_state is not None:
+        given = lambda tx, state: tx.init(params) if state is None else state
+        states = (given(per_push, push_state), given(tx, opt_state))
+    check(_one_after_the_other(per_push, tx), params, states)
+
+
+@functools.lru_cache(maxsize=256)
+def _one_after_the_other(per_push, tx) -> optax.GradientTransformation:
+    """One object each time, so that what was tried out is remembered."""
+    return optax.chain(per_push, tx)
 
 
 def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | None) -> None:

@@ -66,7 +66,7 @@ def make_program(
 def check_chains(program: programs.Program, state: programs.SimState, *, given: bool) -> None:
     """Compensations must stand where raw gradients arrive; `given`: tx has a state of its own."""
     opt_state = state.opt_state if given else None
-    chain_order.check_all(state.params, (program.tx, opt_state), (program.per_push, None))
+    chain_order.check_server(state.params, program.tx, opt_state, program.per_push)
 
 
 def find_span(

@@ -66,11 +66,12 @@ def _update_with_push(program, state, event, push):
 def _add_to_mean(program, state, event, push):
     """The server adds this push to the others and, at the last one, updates with their mean."""
     grads, push_state = _transform_push(program, state, event, push)
-    total = jax.tree.map(jnp.add, state.gradient_sum, grads)
+    # As wide as the sum: in 16 bits the mean of some hundred pushes would lose them.
+    total = jax.tree.map(lambda s, g: s + g.astype(s.dtype), state.gradient_sum, grads)
     state = state._replace(push_state=push_state)
 
     def update():
-        mean = jax.tree.map(lambda g: (g / event.num_pushes).astype(g.dtype), total)
+        mean = jax.tree.map(lambda s, g: (s / event.num_pushes).astype(g.dtype), total, grads)
         # The mean is of no worker in particular, nor of one batch whose curvature could be asked.
         after = _update(program, state, event, push, mean, None, {})
         after = after._replace(gradient_sum=optax.tree.zeros_like(total))

@@ -4,9 +4,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from dcasgd_jax import rows
+from dcasgd_jax import rows, trees
 from dcasgd_jax.sim import program as programs
 from dcasgd_jax.sim import server, work, worker
 from dcasgd_jax.typing import PyTree
@@ -37,7 +36,7 @@ def initial_state(
         opt_state=opt_state,
         snapshots=repeat_tree(pulled, num_slots),
         push_state=push_state,
-        gradient_sum=optax.tree.zeros_like(params) if program.flow == "mean" else None,
+        gradient_sum=trees.zeros_to_accumulate(params) if program.flow == "mean" else None,
         model_state=model_state,
         worker_state=worker_state,
     )

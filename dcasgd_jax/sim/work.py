@@ -1,6 +1,7 @@
 """What a worker does between its pull and its push: as it stands here, one gradient."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -138,7 +139,8 @@ class OneGradient:
           `hessian_vector_product(tangent)`, the Hessian of the event's loss, at the params, model
           state and key of its gradient, times a tree like the params; and `fisher_diagonal()`, the
           mean of the squared gradients of the batch's samples, each taken as a batch of one with
-          the event's key, in float32 or wider; it needs memory for the gradients of all samples.
+          the event's key, in float32 or wider, but those that are not a number, as a sample of
+          weight 0 is; it needs memory for the gradients of all samples.
           And what `size_of_batch` says.
         """
 
@@ -158,7 +160,9 @@ class OneGradient:
                 alone = jax.tree.map(lambda leaf: leaf[None], sample)
                 return _squares(jax.grad(loss_of)(pulled.params, alone))
 
-            return jax.tree.map(lambda g: g.mean(axis=0), jax.vmap(squared_gradient)(batch))
+            # A sample of weight 0, which fills a batch up, is 0/0 alone and no sample.
+            mean = functools.partial(jnp.nanmean, axis=0)
+            return jax.tree.map(mean, jax.vmap(squared_gradient)(batch))
 
         return {
             "hessian_vector_product": hessian_vector_product,
@@ -178,8 +182,9 @@ def size_of_batch(batch: PyTree) -> dict[str, int]:
     """`batch_size`, the number of examples, where the shapes say it: an extra argument, or none.
 
     That is where one array has one entry for each example, such as a label, and all arrays begin
-    with the same axis. Arrays of signed integers with more axes may be tokens, of which each is a
-    term of the loss: then nothing is said, because a wrong size would be a wrong curvature.
+    with the same axis. Arrays of integers with more axes may be tokens, of which each is a term of
+    the loss: then nothing is said, because a wrong size would be a wrong curvature. Those of bytes
+    with three axes and more are images.
 
     Args:
       batch: A tree of arrays, or their shapes and dtypes.
@@ -187,8 +192,10 @@ def size_of_batch(batch: PyTree) -> dict[str, int]:
     leaves = [(np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in jax.tree.leaves(batch)]
     vectors = {shape for shape, _ in leaves if len(shape) == 1}
     firsts = {shape[:1] for shape, _ in leaves}
+    is_image = lambda shape, dtype: dtype == jnp.uint8 and len(shape) > 2
     may_be_tokens = any(
-        len(shape) > 1 and jnp.issubdtype(dtype, jnp.signedinteger) for shape, dtype in leaves
+        len(leaf[0]) > 1 and jnp.issubdtype(leaf[1], jnp.integer) and not is_image(*leaf)
+        for leaf in leaves
     )
     if len(vectors) != 1 or firsts != vectors or may_be_tokens:
         return {}

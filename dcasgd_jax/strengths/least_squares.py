@@ -73,11 +73,9 @@ def least_squares(*, decay: Scalar = 0.99) -> rule.StrengthRule:
                 "sim.simulate passes it, except on the LanesEngine."
             )
         change = situation.hessian_vector_product(situation.displacement)
-        average = lambda old, new: decay * old + (1 - decay) * new
-        product = average(state.product, rule.total(rule.inner_products(situation.term, change)))
+        product = rule.total(rule.inner_products(situation.term, change))
         square = rule.total(rule.inner_products(situation.term, situation.term))
-        term_square = average(state.term_square, square)
-        lambda0 = jnp.maximum(trees.quotient(product, term_square), 0.0)
-        return lambda0, LeastSquaresState(product, term_square)
+        means = rule.average(decay, state, LeastSquaresState(product, square))
+        return jnp.maximum(trees.quotient(means.product, means.term_square), 0.0), means
 
     return rule.StrengthRule(init_fn, update_fn)

@@ -74,12 +74,12 @@ def ratio(
     checks.check_fraction("decay", decay)
 
     def init_fn(params: PyTree) -> Any:
-        zeros = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
+        nothing = lambda _: jnp.zeros((), jnp.float32)
+        zeros = jax.tree.map(nothing, params, is_leaf=trees.is_none)
         zero = lambda: zeros if per_leaf else jnp.zeros((), jnp.float32)
         return RatioState(jnp.zeros((), jnp.int32), zero(), jax.tree.map(jnp.copy, zero()))
 
     def update_fn(state: RatioState, situation: rule.Situation) -> Any:
-        average = lambda old, new: decay * old + (1 - decay) * new
         squares = situation.sums(
             lambda coordinates: jnp.square(coordinates.grads.astype(jnp.float32)),
             lambda coordinates: jnp.square(coordinates.term.astype(jnp.float32)),
@@ -87,7 +87,7 @@ def ratio(
         if not per_leaf:
             squares = tuple(rule.total(square) for square in squares)
         old = (state.gradient_square, state.term_square)
-        gradient_square, term_square = jax.tree.map(average, old, squares)
+        gradient_square, term_square = rule.average(decay, old, squares)
         rho_now = rho(state.num_updates) if callable(rho) else rho
         # Roots before the quotient: a quotient of two squares leaves the range of float32.
         lambda0 = jax.tree.map(

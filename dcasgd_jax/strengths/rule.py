@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dcasgd_jax import trees
 from dcasgd_jax.field_docs import document_fields
-from dcasgd_jax.typing import PyTree
+from dcasgd_jax.typing import PyTree, Scalar
 
 
 @document_fields
@@ -78,6 +78,13 @@ def inner_products(one: PyTree, other: PyTree) -> PyTree:
         return jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32))
 
     return jax.tree.map(product, one, other, is_leaf=trees.is_none)
+
+
+def average(decay: Scalar, old: PyTree, new: PyTree) -> PyTree:
+    """Running means of scalars; all stay as they are where one of the new values is not finite."""
+    are_finite = jnp.isfinite(total(new))
+    mean = lambda old, new: jnp.where(are_finite, decay * old + (1 - decay) * new, old)
+    return jax.tree.map(mean, old, new)
 
 
 def total(tree: PyTree) -> jax.Array:

@@ -40,7 +40,8 @@ def compensate_delay(
         the paper's. `None` is the paper; 0 is the inner optimizer without compensation.
       learning_rate: η ≥ 0, the learning rate (or schedule) that the chain applies afterwards; read
         only by `max_pull`, which requires it. With a momentum μ behind it pass η / (1 - μ), which
-        is what an impulse comes to in the long run.
+        is what an impulse comes to in the long run. A schedule is read at the number of *pushes*:
+        before an `optax.MultiSteps` of k pass `lambda count: schedule(count // k)`.
 
     Returns:
       A transformation with `update(updates, state, params, *, stale_params)`; `stale_params` is a
@@ -146,7 +147,7 @@ def compensate_updates(
     Returns:
       An optimizer with `update(grads, state, params, *, stale_params)`, told of pushes as
       `compensate_delay` is, and measured in the same way: as if its compensation had been added to
-      the gradient.
+      the gradient; with a preconditioner in the coordinates in which it pulls.
 
     Raises:
       ValueError: As `compensate_delay`; and without a learning rate.

@@ -153,6 +153,7 @@ def _check_stale_params(stale_params: PyTree | None) -> None:
         raise TypeError(
             "update() needs stale_params=: the parameters that this gradient was taken at. If "
             "nobody can say, let the optimizer remember them: dc.remember_pulls(tx, num_workers), "
+            "with send= if workers are sent something else than the parameters, "
             "or dc.assume_delay(tx, delay) where every gradient is equally late. If somebody does, "
             "what stands around this transformation does not pass it on (optax.MultiSteps and "
             "others that make one gradient of several): compensate before it."

@@ -1,5 +1,6 @@
 """An optimizer that remembers, per worker, the parameters it pulled last."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -32,7 +33,10 @@ class RememberPullsState(NamedTuple):
 
 
 def remember_pulls(
-    inner: optax.GradientTransformation, num_workers: int
+    inner: optax.GradientTransformation,
+    num_workers: int,
+    *,
+    send: Callable[[PyTree, optax.OptState], PyTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Tells `inner` which parameters each gradient was taken at, by remembering who pulled what.
 
@@ -60,6 +64,8 @@ def remember_pulls(
       inner: Any transformation, such as a chain. Its order is clipping, `compensate_delay`, weight
         decay, momentum or Adam, learning rate; a loop of your own cannot know if it is another.
       num_workers: M ≥ 1. The state holds M copies of the parameters.
+      send: `send(params, opt_state)`, what workers are sent in the place of the parameters, such as
+        that of `rivals.dana`: then this is what is remembered. Default: the parameters.
 
     Returns:
       A transformation with `update(updates, state, params, *, worker)`; `worker` is an integer in
@@ -90,16 +96,18 @@ def remember_pulls(
     """
     num_workers = checks.check_count("num_workers", num_workers)
     inner = optax.with_extra_args_support(inner)
+    sent = (lambda params, _: params) if send is None else send
 
     def init_fn(params: PyTree) -> Any:
-        # Every backup is what worker m pulled before the first update: the parameters, copied.
+        # Every backup is what worker m pulled before the first update, copied.
         # Hence the first update may rewrite worker 0's row: it holds the same values.
+        inner_state = inner.init(params)
         return RememberPullsState(
-            backups=rows.repeat_for_workers(params, num_workers),
+            backups=rows.repeat_for_workers(sent(params, inner_state), num_workers),
             pulled_at=rows.PerWorker(jnp.zeros((num_workers,), jnp.int32)),
             num_pushes=jnp.zeros((), jnp.int32),
             pending_worker=jnp.zeros((), jnp.int32),
-            inner_state=inner.init(params),
+            inner_state=inner_state,
         )
 
     def update_fn(
@@ -114,7 +122,8 @@ def remember_pulls(
             updates, inner_state = inner.update(updates, state.inner_state, params, **told)
             return updates, state._replace(inner_state=inner_state)
         worker = update_checks.checked_worker(worker, num_workers)
-        backups = state.backups.write(state.pending_worker, params)
+        pulled = sent(params, state.inner_state)
+        backups = state.backups.write(state.pending_worker, pulled)
         pulled_at = state.pulled_at.write(state.pending_worker, state.num_pushes)
         told = {"stale_params": stale_params if known else backups.read(worker), "worker": worker}
         if not known:
@@ -130,7 +139,9 @@ def remember_pulls(
 def record_pull(opt_state: optax.OptState, worker: Scalar, params: PyTree) -> optax.OptState:
     """Notes that `worker` pulled `params` without having pushed: a restart, or a late pull.
 
-    A pull that follows the worker's own push needs no call: the next `update` records it.
+    A pull that follows the worker's own push needs no call: the next `update` records it, and
+    nothing else. If that was not the parameters, say what: `remember_pulls(..., send=)`, or
+    `update(..., stale_params=)`.
 
     Args:
       opt_state: Optimizer state that holds a `remember_pulls`, at any depth.

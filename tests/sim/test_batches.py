@@ -7,6 +7,7 @@ import calls
 import chex
 import jax
 import numpy as np
+import optax
 import problems
 import pytest
 from problems import NUM_EVENTS, run, schedule_for
@@ -248,3 +249,24 @@ def test_an_iterator_in_float64(engine, x64):
         zip(images, labels, strict=True), engine=engine,
     )  # fmt: skip
     chex.assert_trees_all_equal(result.params, expected.params)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+def test_a_loader_may_fill_the_same_arrays_again(engine):
+    """Large ones, which jax would not copy on a CPU."""
+    made = np.random.default_rng(0).normal(size=(NUM_EVENTS, 512, 4)).astype(np.float32)
+
+    def filled():
+        images = np.empty((512, 4), np.float32)
+        for batch in made:
+            images[:] = batch
+            yield images
+
+    losses = [
+        calls.simulate(
+            lambda w, x: ((w[None] - x) ** 2).mean(), np.zeros(4, np.float32), optax.sgd(0.1),
+            schedule_for(), batches, engine=engine,
+        ).losses
+        for batches in (made, filled())
+    ]  # fmt: skip
+    np.testing.assert_array_equal(*losses)

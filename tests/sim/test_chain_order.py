@@ -152,6 +152,40 @@ def test_caps_that_fit_pass(tx):
     try_out(tx)
 
 
+BUFFERED = sim.make_schedule(sim.ExponentialTime(), 4, 6, seed=0, protocol=sim.Buffered(2))
+
+
+def run_with_per_push(told):
+    per_push = dc.compensate_delay(8.0, max_pull=1.0, learning_rate=told)
+    problem = sim.Problem(lambda w, x: ((w - x) ** 2).mean(), jnp.zeros(3))
+    server = sim.Server(optax.sgd(0.2), per_push=per_push)
+    return sim.simulate(problem, server, BUFFERED, jnp.ones((len(BUFFERED), 3)))
+
+
+def test_the_cap_of_each_push_belongs_to_the_rate_of_the_server():
+    assert np.isfinite(run_with_per_push(0.2).losses).all()
+    words = r"told learning_rate=0\.02, but the chain applies 0\.2: .* goes 10 of"
+    with pytest.raises(ValueError, match=words):
+        run_with_per_push(0.02)
+
+
+def test_what_was_tried_with_a_server_is_not_tried_again(monkeypatch):
+    per_push, tx = dc.compensate_delay(8.0, max_pull=1.0, learning_rate=0.2), optax.sgd(0.2)
+    chain_order.check_server(PARAMS, tx, None, per_push)
+    monkeypatch.setattr(chain_order, "_try_out", lambda *_: pytest.fail("again"))
+    chain_order.check_server(PARAMS, tx, None, per_push)
+
+
+def test_the_state_that_a_server_starts_from_is_tried_with_what_it_does_to_pushes():
+    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.2)
+    state = tx.init(PARAMS)
+    state.hyperparams["learning_rate"] = jnp.float32(2.0)
+    per_push = dc.compensate_delay(8.0, max_pull=1.0, learning_rate=0.2)
+    chain_order.check_server(PARAMS, tx, None, per_push)
+    with pytest.raises(ValueError, match=r"told learning_rate=0\.2, but the chain applies 2:"):
+        chain_order.check_server(PARAMS, tx, state, per_push)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("rate", [0.3, 0.01, 1e-4])
 def test_rounding_of_narrow_params_is_no_long_pull(rate, dtype):

@@ -296,7 +296,7 @@ def lowered_programs(monkeypatch, schedule, **options):
 
 @pytest.mark.parametrize(
     ("protocol", "options"),
-    [(None, {}), (sim.DropStale(2), {}), (sim.Synchronous(), {"per_push": problems.adaptive()})],
+    [(None, {}), (sim.DropStale(2), {}), (sim.Synchronous(), {"per_push": dc.compensate_delay()})],
     ids=["asynchronous", "dropping", "averaging"],
 )
 def test_unused_they_add_nothing_to_the_program(protocol, options, monkeypatch):
@@ -383,3 +383,27 @@ def test_batches_without_samples(batches, message):
     with pytest.raises(ValueError, match=message):
         calls.simulate(loss_fn, jnp.float32(1.0), ask("fisher_diagonal"), sim.Schedule([0], [0]),
                      batches)  # fmt: skip
+
+
+def test_a_sample_of_weight_0_is_none(x64):
+    """A batch filled up, whose loss divides by the sum of the weights: alone it is 0/0."""
+    generator = np.random.default_rng(0)
+    x, weight = generator.normal(size=(1, 5, 3)), np.ones((1, 5))
+
+    def loss_fn(w, batch):
+        values, weights = batch
+        losses = ((values - w[None]) ** 2).sum(-1)
+        return (weights * losses).sum() / weights.sum()
+
+    def fisher(x, weight):
+        tx = optax.GradientTransformationExtraArgs(
+            lambda params: optax.EmptyState(),
+            lambda updates, state, params=None, *, fisher_diagonal, **_: (
+                fisher_diagonal(), state
+            ),
+        )  # fmt: skip
+        result = calls.simulate(loss_fn, jnp.zeros(3), tx, sim.Schedule([0], [0]), (x, weight))
+        return result.params
+
+    filled = np.concatenate([x, np.zeros((1, 2, 3))], 1), np.concatenate([weight, [[0, 0]]], 1)
+    np.testing.assert_allclose(fisher(*filled), fisher(x, weight), rtol=1e-12)

@@ -6,6 +6,7 @@ import calls
 import chex
 import compensations
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import oracle
@@ -203,3 +204,17 @@ def test_a_loss_that_recovers_is_reported_and_the_run_goes_on():
     assert result.non_finite.event == 20
     assert len(result.losses) == 60
     assert np.isfinite(result.losses[21:]).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_mean_of_many_pushes_is_a_mean_also_in_16_bits(dtype):
+    """A sum of bfloat16 numbers near 1 stays at 256."""
+    schedule = sim.make_schedule(
+        sim.ConstantTime(), 1024, num_updates=1, seed=0, protocol=sim.Synchronous()
+    )
+    pushes = np.random.default_rng(0).uniform(0.1, 0.9, (1024, 1)).astype(dtype)
+    problem = sim.Problem(lambda w, push: jnp.sum(w * push), jnp.zeros(1, dtype))
+    params = sim.simulate(problem, optax.sgd(1.0), schedule, pushes).params
+    assert params.dtype == dtype
+    mean = pushes.astype(np.float64).mean()
+    np.testing.assert_allclose(-np.asarray(params, np.float64), mean, rtol=8 * jnp.finfo(dtype).eps)

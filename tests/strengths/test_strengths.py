@@ -261,3 +261,29 @@ def test_what_a_rule_needs_is_named():
         update(compensations.explicit(dc.strengths.capped_share(0.5)))
     with pytest.raises(TypeError, match="hessian_vector_product="):
         update(compensations.explicit(dc.strengths.least_squares()))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [dc.strengths.ratio(0.5), dc.strengths.ratio(0.5, per_leaf=True),
+     dc.strengths.least_squares()],
+    ids=["ratio", "ratio of each leaf", "least squares"],
+)  # fmt: skip
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_push_that_is_not_finite_is_forgotten(rule, bad):
+    tx = compensations.explicit(rule)
+    told = {"hessian_vector_product": lambda tangent: jax.tree.map(lambda t: 3 * t, tangent)}
+    _, before = update(tx, **told)
+    usual, _ = update(tx, before, **told)
+    broken = {"a": GRADS["a"].at[1].set(bad), "b": GRADS["b"]}
+    _, after = update(tx, before, broken, **told)
+    compensated, _ = update(tx, after, **told)
+    assert relative_norm(compensated) == pytest.approx(relative_norm(usual), rel=0.3)
+
+
+def test_ratio_of_each_leaf_leaves_out_what_is_none():
+    tx = compensations.explicit(dc.strengths.ratio(0.5, per_leaf=True))
+    frozen = lambda tree: {**tree, "c": None}
+    compensated, _ = update(tx, None, frozen(GRADS), frozen(PARAMS), frozen(STALE))
+    without, _ = update(tx)
+    chex.assert_trees_all_equal(compensated, frozen(without))

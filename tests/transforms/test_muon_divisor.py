@@ -298,6 +298,7 @@ def test_bad_settings():
         ({"eps": -1.0}, "eps must be"),
         ({"consistent_rms": 0.0}, "consistent_rms must be"),
         ({"every": 0}, "every must be"),
+        ({"adam_rate_ratio": 0.0}, "adam_rate_ratio must be"),
     ):
         with pytest.raises(ValueError, match=message):
             of_muon(**settings)
@@ -325,3 +326,40 @@ def test_a_divisor_of_another_size_is_named():
     ones = jnp.ones((2, 3))
     with pytest.raises(ValueError, match=r"what mine divides by has vectors of shape \(3, 3\)"):
         tx.update(ones, tx.init(ones), ones, stale_params=ones)
+
+
+def test_a_rate_of_its_own_for_the_leaves_that_adam_steps():
+    """The bias is pulled as by Adam alone, in its Nesterov form, that is told its own rate."""
+    of_muon, of_adam = 0.02, 0.0005
+    adam = dict(curvature=dc.curvatures.rotated(16), learning_rate=of_adam, max_pull=1.0)
+    alone = dc.compensate_updates(
+        optax.nadam(of_adam), 4.0, preconditioner=dc.preconditioners.adam(), **adam
+    )
+    both = dc.compensate_updates(
+        contrib.muon(of_muon, adam_learning_rate=of_adam, weight_decay=0.0), 4.0,
+        preconditioner=dc.preconditioners.muon(adam_rate_ratio=of_adam / of_muon),
+        **adam | {"learning_rate": of_muon},
+    )  # fmt: skip
+    generator = np.random.default_rng(0)
+    draw = lambda: {
+        "w": jnp.asarray(generator.normal(size=(4, 3))),
+        "b": jnp.asarray(generator.normal(size=3)),
+    }
+    params, stale = draw(), draw()
+    state, alone_state = both.init(params), alone.init(params["b"])
+    for _ in range(4):
+        grads = draw()
+        updates, state = both.update(grads, state, params, stale_params=stale)
+        expected, alone_state = alone.update(
+            grads["b"], alone_state, params["b"], stale_params=stale["b"]
+        )
+        np.testing.assert_allclose(updates["b"], expected, rtol=2e-5)
+
+
+def test_an_empty_leaf_is_left_alone():
+    tx = dc.compensate_updates(
+        optax.sgd(0.1), learning_rate=0.1, preconditioner=dc.preconditioners.muon()
+    )
+    params = {"w": jnp.ones((2, 3)), "empty": jnp.ones((0, 3))}
+    updates, _ = tx.update(params, tx.init(params), params, stale_params=params)
+    np.testing.assert_allclose(updates["w"], -0.1)

@@ -11,6 +11,7 @@ import pytest
 from cases import assert_same
 
 import dcasgd_jax as dc
+from dcasgd_jax import rivals
 
 PROBLEM = oracle.Problem()
 IRREGULAR = oracle.cases("dc_asgd_c")["irr4_lam0"]["order"]
@@ -308,3 +309,46 @@ def test_the_readers_loop_with_worker_ids_from_one_is_found_out():
         _, state = tx.update(params, state, params, worker=jnp.int32(worker))
     with pytest.raises(ValueError, match=r"worker 3 is out of range: .* workers are 0 to 2"):
         tx.update(params, state, params, worker=jnp.int32(3))
+
+
+@pytest.mark.parametrize(("worker", "row"), [(-1, 0), (-5, 0), (3, 2), (100, 2)])
+def test_a_traced_worker_out_of_range_is_clamped(worker, row):
+    tx = dc.remember_pulls(optax.identity(), 3)
+    state = dc.record_pull(tx.init(jnp.zeros(2)), row, jnp.ones(2))
+    told = jax.jit(
+        lambda state, worker: tx.update(jnp.zeros(2), state, jnp.zeros(2), worker=worker)
+    )
+    assert told(state, jnp.int32(worker))[1].pending_worker == row
+    recorded = jax.jit(dc.record_pull)(state, jnp.int32(worker), jnp.full(2, 5.0))
+    np.testing.assert_array_equal(recorded.backups.rows[row], jnp.full(2, 5.0))
+
+
+def test_the_state_keeps_no_array_of_the_caller():
+    tx = dc.dcasgd(0.1, 3)
+    params, worker = jnp.ones(2), jnp.int32(1)
+    _, state = tx.update(jnp.ones(2), tx.init(params), params, worker=worker)
+    jax.jit(lambda state: state, donate_argnums=0)(state)
+    assert int(worker) == 1
+
+
+def test_what_was_sent_is_remembered(x64):
+    """DANA-DC in a loop of one's own, where the workers get the look-ahead."""
+    tx, send = rivals.dana(0.1, decay=0.5, num_workers=3, lambda0=2.0)
+    wrapped = dc.remember_pulls(tx, 3, send=send)
+    target = jnp.asarray([1.0, -2.0])
+    grad = lambda w: 2 * (w - target)
+    params, told = jnp.zeros(2), jnp.zeros(2)
+    state, told_state = wrapped.init(params), tx.init(params)
+    held = [params] * 3
+    for worker in [1, 1, 0, 2, 0, 1, 2, 2, 0]:
+        grads = grad(held[worker])
+        updates, state = wrapped.update(grads, state, params, worker=worker)
+        params = optax.apply_updates(params, updates)
+        updates, told_state = tx.update(
+            grads, told_state, told, worker=worker, stale_params=held[worker]
+        )
+        told = optax.apply_updates(told, updates)
+        held[worker] = send(params, state)
+        np.testing.assert_array_equal(params, told)
+    np.testing.assert_array_equal(state.backups.rows[2], held[2])
+    assert float(jnp.abs(held[2] - params).max()) > 1e-3

@@ -121,7 +121,7 @@ def check_states(
     start = jax.eval_shape(lambda p: initial_state(program, p, opt_state, 1), params)
     states = (start.opt_state, start.gradient_state)
     offers.check_num_workers(states, num_workers, or_more=or_more)
-    chain_order.check_all(params, (program.tx, opt_state), (program.per_push, None))
+    chain_order.check_server(params, program.tx, opt_state, program.per_push)
 
 
 def make_shared(batches: PyTree, num_batches: int, blocks: PyTree, most: int) -> Shared:

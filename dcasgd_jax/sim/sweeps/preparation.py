@@ -116,8 +116,7 @@ def check_starts(
         if start.opt_state is not None or start.hyperparams:
             states = _states(program, start)
             opt_state, push_state = injected.put(states, start.hyperparams)
-        of_chains = (program.tx, opt_state), (program.per_push, push_state)
-        chain_order.check_all(start.params, *of_chains)
+        chain_order.check_server(start.params, program.tx, opt_state, program.per_push, push_state)
 
 
 def _extremes(starts: Sequence[vectorized.Start]) -> list[vectorized.Start]:

@@ -25,7 +25,7 @@ from dcasgd_jax.commands.reproduce import (
 
 from .. import cli
 from ..images import writers
-from .test_reproduce import OF_A_PROCESS, compiled  # noqa: F401
+from .test_reproduce import OF_A_PROCESS
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,11 @@ sys.path.append(sys.argv[1])
 import shakespeare
 from dcasgd_jax.commands import command_line
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
-threading.Timer(float(sys.argv[2]), os.kill, (os.getpid(), signal.SIGINT)).start()
+# Python drops what is raised where it collects garbage: then one interrupts again.
+for seconds in (float(sys.argv[2]), float(sys.argv[2]) + 60):
+    again = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 command_line.leave(shakespeare.main(["--generated", "--out", sys.argv[3]]))
 """
 
