@@ -52,7 +52,7 @@ def dcasgd(
 
     Raises:
       ValueError: For a hyperparameter out of range.
-      TypeError: If `num_workers` is no integer.
+      TypeError: If `num_workers` is no integer, or there is no learning rate.
 
     Source: Zheng et al., *Asynchronous Stochastic Gradient Descent with Delay Compensation*,
     ICML 2017, Algorithms 1 and 2; `max_pull` is ours.
@@ -79,6 +79,8 @@ def plain_sgd(
     weight_decay: float,
 ) -> optax.GradientTransformationExtraArgs:
     """Weight decay, momentum and the learning rate, in this order."""
+    if learning_rate is None:
+        raise TypeError("learning_rate must be a number or a schedule, got None.")
     stages: list[optax.GradientTransformation] = []
     if not callable(weight_decay):
         checks.check_non_negative("weight_decay", weight_decay)

@@ -130,3 +130,8 @@ def test_one_jitted_step_by_hand(x64):
     # Half a dozen float64 operations.
     np.testing.assert_allclose(1.0 + updates, 0.8905595168841368, rtol=1e-14)
     np.testing.assert_allclose(state.inner_state[0].curvature.mean_square, 0.002, rtol=1e-14)
+
+
+def test_there_must_be_a_learning_rate():
+    with pytest.raises(TypeError, match="learning_rate must be a number or a schedule, got None"):
+        dc.dcasgd(None, 2)

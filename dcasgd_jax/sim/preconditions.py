@@ -88,6 +88,7 @@ def check_own_pushes(schedule: schedules.Schedule) -> None:
         )
 
 
+_OF_A_LIST = "A list is a tree of arrays; of a list of batches pass iter(batches). "
 _OF_A_DATA_SET = (
     "A row is the batch of one event, not an example: of a data set (X, Y) make batches with "
     "batches=sim.Indexed((X, Y), rows), where rows[k] are the examples of event k, such as "
@@ -112,9 +113,10 @@ def check_batches(batches: PyTree, num_rows: int, *, most: int | None = None) ->
         if not shape:
             raise ValueError(f"{name} is a scalar, but needs a leading axis of events.")
         if shape[0] < num_rows:
+            of_list = _OF_A_LIST if isinstance(batches, list) else ""
             raise ValueError(
                 f"{name} has {shape[0]} rows, but the run has {num_rows} events: pass one batch "
-                f"per event (with averaging, per push, not per update). {_OF_A_DATA_SET}"
+                f"per event (with averaging, per push, not per update). {of_list}{_OF_A_DATA_SET}"
             )
         if most is not None and shape[0] > most:
             raise ValueError(

@@ -1,6 +1,7 @@
 """The worker's part of an event: what it computes, from what it had read."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,12 +84,37 @@ def as_workers_call(loss_fn: Callable[..., Any], *, has_state: bool) -> work.Los
     """A user's loss, with a model state and a random key or without, called as a worker does."""
 
     def loss(params, model_state, batch, key):
-        keys = () if key is None else (key,)
+        arguments = {"params": params, "model_state": model_state, "batch": batch, "key": key}
         if not has_state:
-            return loss_fn(params, batch, *keys), None
-        return loss_fn(params, model_state, batch, *keys)
+            del arguments["model_state"]
+        if key is None:
+            del arguments["key"]
+        _check_fits(loss_fn, arguments)
+        value = loss_fn(*arguments.values())
+        if isinstance(value, tuple) != has_state:
+            wanted = "the loss and the model state" if has_state else "a scalar alone"
+            raise TypeError(
+                f"loss_fn must return {wanted}, as its Problem has {'a' if has_state else 'no'} "
+                f"model state, got {type(value).__name__}."
+            )
+        return value if has_state else (value, None)
 
     return loss
+
+
+def _check_fits(loss_fn: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Raises TypeError if a function cannot be called with so many arguments."""
+    try:
+        signature = inspect.signature(loss_fn)
+    except (TypeError, ValueError):  # some callables have none
+        return
+    try:
+        signature.bind(*arguments.values())
+    except TypeError:
+        raise TypeError(
+            f"loss_fn is called with ({', '.join(arguments)}), which does not fit its {signature}. "
+            "A random key is there if the run is given key=, a model state if the Problem is."
+        ) from None
 
 
 def _key_of(event: programs.Event, key: jax.Array | None) -> jax.Array | None:

@@ -77,7 +77,8 @@ def remember_pulls(
     Raises:
       ValueError: For a `worker` out of range, missing `params`, or a state for another number of
         workers.
-      TypeError: If `worker` is not passed to `update`, or `num_workers` is no integer.
+      TypeError: If `worker` is not passed to `update`, or `num_workers` is no integer; for the
+        state of another optimizer.
 
     Source: Zheng et al., ICML 2017, Algorithms 1 and 2.
 
@@ -115,6 +116,11 @@ def remember_pulls(
     ) -> Any:
         update_checks.check_keywords_only(positional)
         update_checks.check_params(params, "remember_pulls")
+        if not isinstance(state, RememberPullsState):
+            raise TypeError(
+                "This is the state of another optimizer, which remembers no pulls "
+                f"({type(state).__name__}): start from this one's init(params)."
+            )
         state.backups.check(num_workers)
         known = stale_params is not None
         if known and worker is None:  # such as a gradient of nobody in particular

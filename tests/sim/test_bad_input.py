@@ -169,3 +169,41 @@ def test_an_optimizer_for_fewer_workers(tx, where):
     """A traced worker out of range would silently use the last row."""
     with pytest.raises(ValueError, match="num_workers=2, but there are 3 workers"):
         simulate(**{where: tx})
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "given", "message"),
+    [
+        (
+            lambda w, x, key: w.sum(),
+            {},
+            r"called with \(params, batch\), .* its \(w, x, key\)\. A rand",
+        ),
+        (lambda w: w.sum(), {}, r"called with \(params, batch\), which does not fit its \(w\)"),
+        (lambda w, x: w.sum(), {"model_state": {}}, r"called with \(params, model_state, batch\)"),
+        (
+            lambda w, x: (w.sum(), {}),
+            {},
+            "must return a scalar alone, as its Problem has no model st",
+        ),
+        (
+            lambda w, s, x: w.sum(),
+            {"model_state": {}},
+            "must return the loss and the model state, as",
+        ),
+    ],
+)
+def test_a_loss_of_another_form_is_told_its_own(loss_fn, given, message):
+    problem = sim.Problem(loss_fn, jnp.zeros(3), **given)
+    schedule = sim.make_schedule(sim.RoundRobin(), 2, num_updates=4, seed=0)
+    with pytest.raises(TypeError, match=message):
+        sim.simulate(problem, optax.sgd(0.1), schedule, jnp.ones((4, 3)))
+
+
+def test_a_list_of_batches_is_a_tree():
+    problem = sim.Problem(lambda w, x: ((w - x) ** 2).sum(), jnp.zeros(3))
+    schedule = sim.make_schedule(sim.RoundRobin(), 2, num_updates=4, seed=0)
+    batches = [jnp.ones(3)] * 4
+    with pytest.raises(ValueError, match=r"of a list of batches pass iter\(batches\)"):
+        sim.simulate(problem, optax.sgd(0.1), schedule, batches)
+    assert sim.simulate(problem, optax.sgd(0.1), schedule, iter(batches)).losses[-1] < 3

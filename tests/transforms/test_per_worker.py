@@ -352,3 +352,11 @@ def test_what_was_sent_is_remembered(x64):
         np.testing.assert_array_equal(params, told)
     np.testing.assert_array_equal(state.backups.rows[2], held[2])
     assert float(jnp.abs(held[2] - params).max()) > 1e-3
+
+
+def test_the_state_of_another_optimizer_is_named():
+    params = jnp.ones(2)
+    with pytest.raises(
+        TypeError, match=r"remembers no pulls \(tuple\): start from this one's init"
+    ):
+        dc.dcasgd(0.1, 2).update(params, optax.sgd(0.1).init(params), params, worker=0)
