@@ -253,11 +253,13 @@ def test_an_iterator_in_float64(engine, x64):
 
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)
 def test_a_loader_may_fill_the_same_arrays_again(engine):
-    """Large ones, which jax would not copy on a CPU."""
+    """Some that begin at a multiple of 64 bytes, which jax would not copy on a CPU."""
     made = np.random.default_rng(0).normal(size=(NUM_EVENTS, 512, 4)).astype(np.float32)
 
     def filled():
-        images = np.empty((512, 4), np.float32)
+        room = np.empty(4 * 512 * 4 + 64, np.uint8)
+        begin = -room.ctypes.data % 64
+        images = room[begin : begin + 4 * 512 * 4].view(np.float32).reshape(512, 4)
         for batch in made:
             images[:] = batch
             yield images
