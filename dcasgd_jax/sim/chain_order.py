@@ -67,11 +67,10 @@ def check_server(
     A state that is None is that of `init`.
     """
     check(tx, params, opt_state)
-    if per_push is None:
+    if per_push is None or _is_large(params):
         return
-    shapes = jax.eval_shape(lambda tree: tree, params)
     if not trees.find_states(
-        jax.eval_shape(per_push.init, shapes), transforms.CompensateDelayState
+        jax.eval_shape(per_push.init, params), transforms.CompensateDelayState
     ):
         return
     states = None
@@ -103,10 +102,10 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
     Warns:
       UserWarning: If something before a compensation changes the gradient.
     """
+    if _is_large(params):
+        return
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
-    if sum(math.prod(shape) for shape, _ in shapes) > LARGEST:
-        return
     if opt_state is None or not all(map(_is_here, jax.tree.leaves(opt_state))):
         trial = _trial_from_init(tx, structure, shapes)
     elif trees.find_states(opt_state, transforms.CompensateDelayState):
@@ -136,6 +135,10 @@ def check(tx: optax.GradientTransformation, params: PyTree, opt_state: PyTree | 
             f"one: something before it changes its direction. {ORDER}",
             stacklevel=5,
         )
+
+
+def _is_large(params: PyTree) -> bool:
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)) > LARGEST
 
 
 def _is_here(leaf: Any) -> bool:
