@@ -27,6 +27,11 @@ def wide_dtype(*arrays) -> jnp.dtype:
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
+def widened(tree: PyTree) -> PyTree:
+    """The tree in float32, or wider where it is."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide_dtype(leaf)), tree)
+
+
 def zeros_to_accumulate(params: PyTree) -> PyTree:
     """Zeros shaped like `params`, of at least float32; they inherit the params' sharding."""
     return jax.tree.map(lambda p: jnp.zeros_like(p, wide_dtype(p)), params)

@@ -71,6 +71,7 @@ GROUND = (
     ),
 )
 FORMULA = "dcasgd_jax.compensation"
+SAMPLES = "dcasgd_jax.samples"
 CURVATURES = "dcasgd_jax.curvatures"
 PRECONDITIONERS = "dcasgd_jax.preconditioners"
 STRENGTHS = "dcasgd_jax.strengths"
@@ -88,6 +89,7 @@ def test_floors():
     for name in GROUND:
         assert not of_ours(name, *GROUND), name
     assert not of_ours(FORMULA, *GROUND)
+    assert not of_ours(SAMPLES, *GROUND, FORMULA)
     for name in below(CURVATURES):
         assert not of_ours(name, *GROUND, FORMULA, CURVATURES), name
     for name in below(STRENGTHS):
@@ -102,12 +104,12 @@ def test_floors():
     assert not of_ours("dcasgd_jax.alias", *maths, TRANSFORMS)
     assert not of_ours("dcasgd_jax.compressions", *GROUND)
     for name in below(DIAGNOSTICS):
-        assert not of_ours(name, *maths, DIAGNOSTICS), name
+        assert not of_ours(name, *maths, SAMPLES, DIAGNOSTICS), name
     for name in below(SCHEDULES):
         allowed = (CHECKS, TYPES, "dcasgd_jax.archives", "dcasgd_jax.field_docs", SCHEDULES)
         assert not of_ours(name, *allowed), name
     for name in below(SIM):
-        assert not of_ours(name, *GROUND, FORMULA, TRANSFORMS, SCHEDULES, SIM), name
+        assert not of_ours(name, *GROUND, SAMPLES, TRANSFORMS, SCHEDULES, SIM), name
     for name in below(RUNTIME):
         assert not of_ours(name, *GROUND, TRANSFORMS, SCHEDULES, SIM, RUNTIME), name
     for name in NAMES:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcasgd_jax import compensation, curvatures, trees, update_checks
-from dcasgd_jax.diagnostics import samples, vectors
+from dcasgd_jax import compensation, curvatures, samples, trees, update_checks
+from dcasgd_jax.diagnostics import vectors
 from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree, Scalar
 
@@ -127,12 +127,12 @@ def explain(
     update_checks.check_like_params("stale_params", stale_params, params)
     loss = samples.with_key(loss_fn, key)
     gradient_at = jax.grad(lambda at: loss(at, batch))
-    grads = vectors.widened(gradient_at(stale_params))
+    grads = trees.widened(gradient_at(stale_params))
     mean_square = samples.squares(grads) if mean_square is None else mean_square
     update_checks.check_like_params("mean_square", mean_square, params)
     situation = _Situation(
         grads=grads,
-        true_grads=vectors.widened(gradient_at(params)),
+        true_grads=trees.widened(gradient_at(params)),
         displacement=compensation.displacement(params, stale_params),
         mean_square=mean_square,
         eps=eps,
@@ -217,7 +217,7 @@ def _explain_one(situation: _Situation, name: str, per_leaf: bool) -> Explanatio
     narrow = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), grads, situation.like)
     estimate, _ = curvature.update(curvature.init(situation.like), grads, **needed)
     unit = curvature.term(estimate, narrow, situation.displacement, 1.0, None)
-    term = vectors.widened(unit)
+    term = trees.widened(unit)
     floored = None if curvature.floored is None else curvature.floored(estimate)
     if not per_leaf:
         return _explain(grads, situation.true_grads, term, floored)

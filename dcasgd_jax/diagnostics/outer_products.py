@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax import flatten_util
 from jax.typing import ArrayLike
 
-from dcasgd_jax import trees
-from dcasgd_jax.diagnostics import samples, vectors
+from dcasgd_jax import samples, trees
 from dcasgd_jax.field_docs import document_fields
 from dcasgd_jax.typing import PyTree
 
@@ -99,7 +98,7 @@ def outer_product_error(
     strengths = jnp.asarray(strengths, jnp.result_type(float))
     if strengths.ndim != 1:
         raise ValueError(f"strengths must have one axis, got {strengths.ndim}.")
-    flat, unravel = flatten_util.ravel_pytree(vectors.widened(params))
+    flat, unravel = flatten_util.ravel_pytree(trees.widened(params))
     loss = samples.with_key(loss_fn, key)
     flat_loss = lambda vector, samples_of: loss(unravel(vector), samples_of)
     gradients, count = samples.sample_gradients(flat_loss, flat, batch)

@@ -7,11 +7,6 @@ from dcasgd_jax import trees
 from dcasgd_jax.typing import PyTree
 
 
-def widened(tree: PyTree) -> PyTree:
-    """The tree in float32, or wider where it is."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, trees.wide_dtype(leaf)), tree)
-
-
 def norm(vector: PyTree) -> jax.Array:
     """The Euclidean length."""
     direction, scale = _split(vector)

@@ -1,7 +1,6 @@
 """What a worker does between its pull and its push: as it stands here, one gradient."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dcasgd_jax import checks, compensation, trees, update_checks
+from dcasgd_jax import checks, samples, update_checks
 from dcasgd_jax.typing import PyTree
 
 # loss(params, model_state, batch, key) -> (loss, model_state); None for what there is not.
@@ -154,15 +153,13 @@ class OneGradient:
             return jax.jvp(gradient_at, (pulled.params,), (tangent,))[1]
 
         def fisher_diagonal() -> PyTree:
-            check_samples(batch, has_model_state=pulled.model_state is not None)
-
-            def squared_gradient(sample):
-                alone = jax.tree.map(lambda leaf: leaf[None], sample)
-                return _squares(jax.grad(loss_of)(pulled.params, alone))
-
-            # A sample of weight 0, which fills a batch up, is 0/0 alone and no sample.
-            mean = functools.partial(jnp.nanmean, axis=0)
-            return jax.tree.map(mean, jax.vmap(squared_gradient)(batch))
+            if pulled.model_state is not None:
+                raise ValueError(
+                    "fisher_diagonal needs the gradient of each sample alone, but the loss has a "
+                    "model state, such as the statistics of a batch, which a sample alone does "
+                    "not have."
+                )
+            return samples.mean_squared_gradient(loss_of, pulled.params, batch)
 
         return {
             "hessian_vector_product": hessian_vector_product,
@@ -234,28 +231,6 @@ def check_model_state(returned: PyTree, model_state: PyTree) -> None:
         )
 
 
-def check_samples(batch: PyTree, *, has_model_state: bool) -> None:
-    """A gradient for each sample needs samples, and a loss that is defined for one alone."""
-    if has_model_state:
-        raise ValueError(
-            "fisher_diagonal needs the gradient of each sample alone, but the loss has a model "
-            "state, such as the statistics of a batch, which a sample alone does not have."
-        )
-    sizes = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        shape = jnp.shape(leaf)
-        if not shape:
-            raise ValueError(
-                "fisher_diagonal needs a leading axis of samples, but batch"
-                f"{jax.tree_util.keystr(path)} is a scalar."
-            )
-        sizes[f"batch{jax.tree_util.keystr(path)}"] = shape[0]
-    if len(set(sizes.values())) != 1:
-        raise ValueError(
-            f"fisher_diagonal needs one leading axis of samples, but the lengths are {sizes}."
-        )
-
-
 def check_transform(owner: str, transform: Any) -> None:
     """Raises TypeError unless this is a transformation of pushes, or None."""
     is_one = lambda value: isinstance(value, optax.GradientTransformation | None)
@@ -290,8 +265,3 @@ def make_push(
     if state is not None and state.pushed is not None:
         state = state._replace(pushed=push)
     return Gradient(loss, push, model_state, state)
-
-
-def _squares(grads: PyTree) -> PyTree:
-    """Squared gradients, in float32 or wider."""
-    return compensation.update_mean_square(trees.zeros_to_accumulate(grads), grads, ms_decay=0.0)
