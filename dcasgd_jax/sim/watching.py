@@ -23,6 +23,7 @@ class Windows:
     def __init__(self, logger: Logger, every: int, last: int | None = None):
         self._logger, self._every, self._last = logger, every, last
         self._waiting: dict[str, np.ndarray] = {}
+        self._means: frozenset[str] = frozenset()
 
     def add(
         self,
@@ -38,7 +39,7 @@ class Windows:
             after it, and "applied", whether it counts in the means.
           evaluations: Event, version and values.
         """
-        rows = {**{f"mean {name}": column for name, column in means.items()}, **lasts}
+        rows, self._means = {**means, **lasts}, frozenset(means)
         if self._waiting:
             rows = {name: np.concatenate([self._waiting[name], rows[name]]) for name in rows}
         told: dict[int, tuple[int, dict[str, float]]] = {
@@ -47,7 +48,7 @@ class Windows:
         full = (rows["event"] + 1) % self._every == 0
         ends = np.flatnonzero(full | (rows["event"] == self._last)) + 1
         for first, end in zip([0, *ends], ends, strict=False):
-            event, step, values = _summary(rows, slice(first, end))
+            event, step, values = self._summary(rows, slice(first, end))
             told[event] = step, values | told.get(event, (step, {}))[1]
         rest = slice(ends[-1] if len(ends) else 0, None)
         self._waiting = {name: column[rest] for name, column in rows.items()}
@@ -56,27 +57,28 @@ class Windows:
     def close(self) -> None:
         """Tells of the last window, though it is not full."""
         if self._waiting and len(self._waiting["event"]):
-            event, step, values = _summary(self._waiting, slice(None))
+            event, step, values = self._summary(self._waiting, slice(None))
             self._waiting = {}
             self._tell({event: (step, values)})
+
+    def _summary(
+        self, rows: Mapping[str, np.ndarray], window: slice
+    ) -> tuple[int, int, dict[str, float]]:
+        """Event, step and values of a window."""
+        applied = rows["applied"][window]
+        values = {}
+        for name, column in rows.items():
+            of_window = column[window]
+            if name in self._means:
+                used = of_window[applied]
+                values[name] = float(used.mean()) if len(used) else np.nan
+            elif name not in ("event", "step", "applied"):
+                values[name] = float(of_window[-1])
+        return int(rows["event"][window][-1]), int(rows["step"][window][-1]), values
 
     def _tell(self, told: Mapping[int, tuple[int, dict[str, float]]]) -> None:
         for event in sorted(told):
             self._logger.log(*told[event])
-
-
-def _summary(rows: Mapping[str, np.ndarray], window: slice) -> tuple[int, int, dict[str, float]]:
-    """Event, step and values of a window."""
-    applied = rows["applied"][window]
-    values = {}
-    for name, column in rows.items():
-        of_window = column[window]
-        if name.startswith("mean "):
-            used = of_window[applied]
-            values[name.removeprefix("mean ")] = float(used.mean()) if len(used) else np.nan
-        elif name not in ("event", "step", "applied"):
-            values[name] = float(of_window[-1])
-    return int(rows["event"][window][-1]), int(rows["step"][window][-1]), values
 
 
 class Watch:
