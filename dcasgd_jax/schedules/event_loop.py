@@ -57,7 +57,7 @@ def play(
     return _Play(cluster, num_updates, server, workers, overlap=overlap, foresight=foresight).run()
 
 
-_PATIENCE = 10_000  # pushes without an update, for each worker and each push of a mean
+_PATIENCE = 10_000  # gradients without an update, for each worker and each push of a mean
 
 
 class _Play:
@@ -101,14 +101,15 @@ class _Play:
         server, heap, lives = self._server, self._heap, self._life
         num_updates = self._num_updates
         patience = _PATIENCE * (len(lives) + server.pushes_per_update)
-        version, look = 0, patience
+        version, arrived, look = 0, 0, patience
         while server.version < num_updates:
             if not heap:
                 raise self._nothing_is_under_way()
-            if len(self._worker) + self._rings > look:
+            if self._serial > look:
                 if server.version == version:
-                    raise self._no_update(patience)
-                version, look = server.version, len(self._worker) + self._rings + patience
+                    raise self._no_update(patience, len(self._worker) - arrived)
+                version, arrived = server.version, len(self._worker)
+                look = self._serial + patience
             time, kind, worker, serial, gradient = heapq.heappop(heap)
             if kind == journeys.LIFE:
                 self._change_life(time, self._lives[worker])
@@ -232,12 +233,20 @@ class _Play:
             "(sim.Restart)."
         )
 
-    def _no_update(self, pushes: int) -> ValueError:
-        """A server of a user's own that would never be done."""
+    def _no_update(self, begun: int, arrived: int) -> ValueError:
+        """A server of a user's own that would never be done, or links that nothing comes through."""
+        after = f"after {self._server.version} of {self._num_updates} updates"
+        if self._overlap and 2 * arrived < begun:
+            return ValueError(
+                f"{begun:,} gradients have begun and {arrived:,} have arrived without an update, "
+                f"{after}: with overlap=True workers send more than their links carry, and what is "
+                "under way only grows. Give sim.Links more bandwidth or smaller push_bytes, more "
+                "time to a gradient, or take overlap=False."
+            )
         return ValueError(
-            f"{type(self._server).__name__} has made no update for {pushes:,} pushes"
-            f"{' and wakes' if self._rings else ''}, after {self._server.version} of "
-            f"{self._num_updates}: its push() or admit() must raise version in the end."
+            f"{type(self._server).__name__} has made no update for {begun:,} gradients"
+            f"{' and wakes' if self._rings else ''}, {after}: its push() or admit() must raise "
+            "version in the end."
         )
 
     def _schedule(self) -> Schedule:

@@ -219,6 +219,17 @@ def test_what_does_not_go_together_is_refused():
         make(sim.Grace(1, foresight=True), 1, LINKS)
 
 
+def test_links_that_carry_less_than_is_sent_are_named():
+    """Shared by ever more pushes, the link brings the next one ever later, and memory fills up."""
+    few = sim.Links([0] * 4, [[0.0]], [[1.0]], push_bytes=20.0, pull_bytes=0.0)
+    make = lambda overlap: sim.make_schedule(
+        sim.ExponentialTime(), 4, 20, seed=0, links=few, protocol=sim.Asynchronous(overlap=overlap)
+    )
+    with pytest.raises(ValueError, match=r"50,000 gradients have begun and 0 have .*overlap=True"):
+        make(True)
+    assert len(make(False)) == 20
+
+
 def test_a_shortcut_of_ones_own_cannot_take_links_for_no_network():
     cluster = Cluster(sim.ConstantTime(), 2, 0, links=two(bandwidth=1.0, push_bytes=1.0))
     for ask in (cluster.cycle, cluster.until_computed, cluster.upload, cluster.download):

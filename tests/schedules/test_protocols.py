@@ -381,11 +381,11 @@ class WakesYesterday(LetsNobodyPull):
 @pytest.mark.parametrize(
     ("server", "message"),
     [
-        (DropsAll, r"DropsAll has made no update for 30,000 pushes, after 0 of 5"),
+        (DropsAll, r"DropsAll has made no update for 30,000 gradients, after 0 of 5"),
         (LetsNobodyPull, r"LetsNobodyPull lets nobody pull, and no gradient is under way, after 0"),
         (
             WakesForEver,
-            r"WakesForEver has made no update for 30,000 pushes and wakes, after 0 of 5",
+            r"WakesForEver has made no update for 30,000 gradients and wakes, after 0 of 5",
         ),
         (WakesYesterday, r"WakesYesterday.wake_in is -1.0, but must be a time >= 0"),
     ],

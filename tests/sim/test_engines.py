@@ -1,5 +1,7 @@
 """Engines: equal to each other, resumable, compiled once, frugal."""
 
+import functools
+
 import calls
 import chex
 import jax
@@ -13,13 +15,25 @@ from problems import ENGINES, NUM_EVENTS, run, schedule_for
 from dcasgd_jax import sim
 
 
+# Operation by operation, which takes long: once for all engines.
+@functools.cache
+def eagerly(protocol):
+    schedule = schedule_for(protocol, num_updates=8)
+    return schedule, run(schedule, dtype=np.float64, engine=sim.HostEngine(jit=False))
+
+
+@functools.cache
+def noisy_eagerly():
+    schedule, options = schedule_for(), dict(loss_fn=problems.noisy_loss, key=jax.random.key(3))
+    return schedule, options, run(schedule, **options, engine=sim.HostEngine(jit=False))
+
+
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)
 @pytest.mark.parametrize(
     "protocol", [sim.Asynchronous(), sim.Synchronous(), sim.Sequential()], ids=repr
 )
 def test_engines_agree(engine, protocol, x64):
-    schedule = schedule_for(protocol, num_updates=8)
-    expected = run(schedule, dtype=np.float64, engine=sim.HostEngine(jit=False))
+    schedule, expected = eagerly(protocol)
     result = run(schedule, dtype=np.float64, engine=engine, metrics=["compensation_ratio"])
     # Compiled code contracts multiply-adds and so rounds differently: a few units of 2^-53.
     chex.assert_trees_all_close(result.params, expected.params, rtol=1e-12, atol=1e-13)
@@ -30,9 +44,7 @@ def test_engines_agree(engine, protocol, x64):
 
 @pytest.mark.parametrize("engine", ENGINES[:4], ids=repr)
 def test_engines_draw_the_same_random_numbers(engine):
-    options = dict(loss_fn=problems.noisy_loss, key=jax.random.key(3))
-    schedule = schedule_for()
-    expected = run(schedule, **options, engine=sim.HostEngine(jit=False))
+    schedule, options, expected = noisy_eagerly()
     result = run(schedule, **options, engine=engine)
     np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-4)
     other = run(schedule, loss_fn=problems.noisy_loss, key=jax.random.key(4), engine=engine)
