@@ -234,7 +234,7 @@ class _Play:
         )
 
     def _no_update(self, begun: int, arrived: int) -> ValueError:
-        """A server of a user's own that would never be done, or links that nothing comes through."""
+        """A server of a user's own that would never be done, or links that carry nothing."""
         after = f"after {self._server.version} of {self._num_updates} updates"
         if self._overlap and 2 * arrived < begun:
             return ValueError(
