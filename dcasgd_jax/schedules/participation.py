@@ -19,7 +19,8 @@ class Sampled(protocols.Protocol):
     goes to one of all that the protocol would let pull then, itself included, each as likely as any
     other; it pulls at that moment. So does the server of `FedBuff (Nguyen et al., 2022)
     <https://arxiv.org/abs/2106.06639>`_, with `Buffered`. A worker that the protocol stops
-    (`Synchronous(cancel=True)`) keeps its place.
+    (`Synchronous(cancel=True)`) keeps its place; one that sends while it computes the next gradient
+    (`Asynchronous(overlap=True)`) gives it away as it begins to send.
 
     Args:
       concurrency: Places, ≥ 1. With as many as there are workers nothing is drawn.
@@ -76,6 +77,7 @@ class SampledServer(servers.ProtocolServer):
         self._concurrency = concurrency
         self._generator = generator
         self._idle: list[int] = []  # may pull
+        self._are_idle: set[int] = set()  # the same
         self._computing: set[int] = set()
 
     @property
@@ -103,7 +105,9 @@ class SampledServer(servers.ProtocolServer):
     def leave(self, worker: int) -> None:
         """See `ProtocolServer.leave`."""
         self._computing.discard(worker)
-        self._idle = [m for m in self._idle if m != worker]
+        if worker in self._are_idle:
+            self._are_idle.discard(worker)
+            self._idle.remove(worker)
         self._inner.leave(worker)
 
     def wake(self) -> None:
@@ -114,14 +118,20 @@ class SampledServer(servers.ProtocolServer):
         """See `ProtocolServer.admit`."""
         admitted = []
         for worker in self._inner.admit():
-            (admitted if worker in self._computing else self._idle).append(worker)
+            if worker in self._computing:
+                admitted.append(worker)
+            elif worker not in self._are_idle:  # a barrier that stops workers names all
+                self._idle.append(worker)
+                self._are_idle.add(worker)
         self.wake_in, self._inner.wake_in = self._inner.wake_in, None
         idle = self._idle
         while idle and len(self._computing) < self._concurrency:
             drawn = int(self._generator.integers(len(idle)))
             idle[drawn], idle[-1] = idle[-1], idle[drawn]
-            self._computing.add(idle[-1])
-            admitted.append(idle.pop())
+            worker = idle.pop()
+            self._are_idle.discard(worker)
+            self._computing.add(worker)
+            admitted.append(worker)
         return admitted
 
 

@@ -25,9 +25,9 @@ class Problem(NamedTuple):
         Default: it has none.
       eval_fn: `eval_fn(params)`, or `eval_fn(params, model_state)`; returns a tree of arrays. Runs
         inside the compiled loop, at the versions that `sim.Recording` says.
-      model_state_policy: "per_worker": each worker keeps its own and evaluation takes their mean
-        (integers: worker 0's). "server": workers pull it with the params, and the last push that
-        the server uses overwrites it.
+      model_state_policy: "per_worker": each worker keeps its own and evaluation takes the mean of
+        those who have pushed (integers: the first of them). "server": workers pull it with the
+        params, and the last push that the server uses overwrites it.
 
     Example:
       >>> import jax.numpy as jnp, optax

@@ -79,6 +79,7 @@ class SimState(NamedTuple):
       push_state: Of the per-push transformation.
       gradient_sum: Of the pushes since the last update; None if none is averaged.
       model_state: Like the model's, or leaf [num_workers, ...].
+      pushed: Bool [num_workers], who has pushed so far; None unless each has a model state.
       worker_state: Of `worker=`, leaf [num_workers, ...]; None if workers keep nothing.
       last_kept: Leaf [num_workers, ...], with what each worker's last push was computed; None if
         none repeats.
@@ -92,6 +93,7 @@ class SimState(NamedTuple):
     push_state: PyTree | None
     gradient_sum: PyTree | None
     model_state: PyTree | None
+    pushed: jax.Array | None = None
     worker_state: PyTree | None = None
     last_kept: Kept | None = None
     origin: Origin | None = None

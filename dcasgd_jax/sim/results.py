@@ -109,7 +109,7 @@ class SimResult(NamedTuple):
     Attributes:
       params: The trained parameters.
       opt_state: State of the optimizer, as `tx.init` makes one.
-      model_state: The server's; where each worker has its own, their mean.
+      model_state: The server's; where each worker has its own, the mean of those who have pushed.
       losses: As in the trace.
       trace: What happened, event by event.
       evaluations: None without `eval_fn`.

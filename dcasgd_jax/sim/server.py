@@ -51,8 +51,10 @@ def _keep_of_worker(program, state, event, gradient):
         taken_with = jax.tree.map(keep, last, present)
         state = state._replace(last_kept=jax.tree.map(write, state.last_kept, taken_with))
     after = jax.tree.map(write, all_kept, new)
-    model_state = after.model_state if per_worker else state.model_state
-    return state._replace(model_state=model_state, worker_state=after.worker_state)
+    if per_worker:
+        pushed = state.pushed.at[event.worker].set(True)
+        state = state._replace(model_state=after.model_state, pushed=pushed)
+    return state._replace(worker_state=after.worker_state)
 
 
 def _update_with_push(program, state, event, push):

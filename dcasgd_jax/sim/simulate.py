@@ -162,7 +162,7 @@ def simulate(
     return results.SimResult(
         params=current.params,
         opt_state=current.opt_state,
-        model_state=step.model_state_to_evaluate(program, current),
+        model_state=step.model_state_to_evaluate(current),
         losses=trace.loss,
         trace=trace,
         evaluations=results.make_evaluations(schedule, start, record, samples),

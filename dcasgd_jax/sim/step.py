@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dcasgd_jax import rows, trees
 from dcasgd_jax.sim import program as programs
@@ -38,6 +39,7 @@ def initial_state(
         push_state=push_state,
         gradient_sum=trees.zeros_to_accumulate(params) if program.flow == "mean" else None,
         model_state=model_state,
+        pushed=jnp.zeros(num_workers, bool) if per_worker else None,
         worker_state=worker_state,
     )
     return state._replace(last_kept=copy_tree(kept(program, state)) if program.repeats else None)
@@ -128,21 +130,25 @@ def kept_by_worker(program, state, event) -> programs.Kept:
     return jax.tree.map(lambda was, now: jnp.where(event.repeats, was, now), last, present)
 
 
-def model_state_to_evaluate(program: programs.Program, state: programs.SimState) -> PyTree:
-    """The model state of the server; where each worker has its own, their mean."""
-    return mean_model_state(state.model_state, program.model_state)
+def model_state_to_evaluate(state: programs.SimState) -> PyTree:
+    """The model state of the server; where each worker has its own, the mean of those in use."""
+    return state.model_state if state.pushed is None else used_mean(state.model_state, state.pushed)
 
 
-def mean_model_state(model_state: PyTree | None, policy: programs.ModelStatePolicy) -> PyTree:
-    """See `model_state_to_evaluate`."""
-    if policy != "per_worker":
-        return model_state
+def used_mean(model_states: PyTree, pushed: ArrayLike) -> PyTree:
+    """The mean over the workers that have pushed; of integers the first such worker's.
+
+    The state of one that has not is the initial one, which says nothing of the model.
+    """
+    pushed = jnp.asarray(pushed)
+    used = pushed | ~pushed.any()
 
     def mean(per_worker):
-        averages = jnp.issubdtype(per_worker.dtype, jnp.inexact)
-        return per_worker.mean(axis=0) if averages else per_worker[0]
+        if not jnp.issubdtype(per_worker.dtype, jnp.inexact):
+            return per_worker[jnp.argmax(used)]
+        return per_worker.mean(axis=0, where=used.reshape(-1, *[1] * (per_worker.ndim - 1)))
 
-    return jax.tree.map(mean, model_state)
+    return jax.tree.map(mean, model_states)
 
 
 def evaluate(program: programs.Program, state: programs.SimState) -> PyTree:
@@ -151,4 +157,4 @@ def evaluate(program: programs.Program, state: programs.SimState) -> PyTree:
         raise ValueError("There is no eval_fn to evaluate with.")
     if program.model_state == "none":
         return program.eval_fn(state.params)
-    return program.eval_fn(state.params, model_state_to_evaluate(program, state))
+    return program.eval_fn(state.params, model_state_to_evaluate(state))

@@ -93,6 +93,11 @@ def test_who_is_stopped_keeps_the_place():
     # Always four compute: two that were stopped and two that were drawn when the others pushed.
     started = np.unique(schedule.read_time)
     assert np.isin(schedule.update_time[:-2], started).mean() > 0.9
+    # So with equal times and as many places as pushes nobody is ever drawn twice at once.
+    two = sim.Sampled(2, seed=0, protocol=sim.Synchronous(backup_workers=2, cancel=True))
+    equal = sim.make_schedule(sim.ConstantTime(1.0), 4, 400, seed=0, protocol=two)
+    np.testing.assert_array_equal(np.unique(equal.update_time), np.arange(1.0, 401.0))
+    assert len(set(equal.worker.tolist())) == 4
 
 
 def test_overlap_gives_the_place_back_when_the_computation_ends():

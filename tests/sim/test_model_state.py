@@ -72,6 +72,33 @@ def test_each_worker_keeps_its_own(name, engine, x64):
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)
+def test_who_has_not_pushed_does_not_count(engine, x64):
+    """Statistics that were never updated would be averaged with those of the model."""
+    faults = [sim.LateJoin(0, 6.0), sim.LateJoin(1, 1e6)]
+    schedule = sim.make_schedule(sim.ConstantTime(1.0), 4, 20, seed=0, faults=faults)
+    assert set(schedule.worker[:10].tolist()) == {2, 3}
+    assert set(schedule.worker.tolist()) == {0, 2, 3}
+    recording = sim.Recording(eval_versions=1)
+    result = simulate(
+        schedule, "per_worker", engine=engine, recording=recording,
+        eval_fn=lambda params, state: state,
+    )  # fmt: skip
+    means, counts, has_pushed = np.ones((4, 6)), np.zeros(4, int), np.zeros(4, bool)
+    for k, worker in enumerate(schedule.worker.tolist()):
+        means[worker] = DECAY * means[worker] + (1 - DECAY) * input_mean(schedule, k)
+        counts[worker] += 1
+        has_pushed[worker] = True
+        told = jax.tree.map(lambda leaf: leaf[k], result.evaluations.values)  # noqa: B023
+        np.testing.assert_allclose(told["mean"], means[has_pushed].mean(axis=0), rtol=1e-12)
+        assert told["count"] == counts[has_pushed][0]
+    np.testing.assert_allclose(result.model_state["mean"], told["mean"], rtol=1e-12)
+    assert np.abs(told["mean"] - means.mean(axis=0)).max() > 1e-3  # what it was
+    half = simulate(schedule, "per_worker", engine=engine, stop=9)
+    whole = simulate(schedule, "per_worker", engine=engine, state=half.state)
+    np.testing.assert_allclose(whole.model_state["mean"], told["mean"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=repr)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_on_the_server_the_last_push_wins(name, engine, x64):
     schedule = schedule_for(**{"num_updates": 30, **SCHEDULES[name]})

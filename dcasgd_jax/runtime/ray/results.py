@@ -87,11 +87,14 @@ def make_result(
     )
     samples = sim_results.samples_seen(schedule, of_push)
     trace = sim_results.make_trace(schedule, 0, record, samples)
-    one = len(states) == 1
+    one, model_state = len(states) == 1, states[0].model_state
+    if policy == "per_worker":
+        pushed = np.bincount(schedule.worker[~schedule.corrupt], minlength=schedule.num_workers) > 0
+        model_state = sim_step.used_mean(model_state, pushed)
     return sim_results.SimResult(
         params=params,
         opt_state=states[0].opt_state if one else tuple(state.opt_state for state in states),
-        model_state=sim_step.mean_model_state(states[0].model_state, policy),
+        model_state=model_state,
         losses=trace.loss,
         trace=trace,
         evaluations=None,

@@ -87,6 +87,7 @@ class Layout(NamedTuple):
             model_state=self.slices(
                 state.model_state, leading=int(program.model_state == "per_worker")
             ),
+            pushed=None if state.pushed is None else self.replicated,  # type: ignore[arg-type]
             worker_state=self.slices(state.worker_state, leading=1),
             last_kept=self.slices(state.last_kept, leading=1),
         )

@@ -70,7 +70,6 @@ def from_records(
     records: Sequence[recording.Record],
 ) -> SweepResult:
     """The result of members that ran together; `states` have a leading axis of members."""
-    program = runs[0].program
     samples = [results.samples_seen(run.schedule, of_push) for run in runs]
     about = [
         (run.schedule, 0, record, seen)
@@ -89,7 +88,7 @@ def from_records(
         return results.SimResult(
             params=state.params,
             opt_state=state.opt_state,
-            model_state=step.model_state_to_evaluate(program, state),
+            model_state=step.model_state_to_evaluate(state),
             losses=traces[index].loss,
             trace=traces[index],
             evaluations=evaluations[index],
@@ -102,7 +101,7 @@ def from_records(
         hyperparams=hyperparams,
         params=states.params,
         opt_state=states.opt_state,
-        model_state=jax.vmap(lambda state: step.model_state_to_evaluate(program, state))(states),
+        model_state=jax.vmap(step.model_state_to_evaluate)(states),
         losses=trace.loss,
         trace=trace,
         evaluations=_stack_evaluations(evaluations, runs, samples),
