@@ -3,8 +3,8 @@
 A logger is anything with `log(step, values)`; it is the `logger=` of `sim.Recording`. Steps are
 versions of the server and never fall; the names are the same for all runs: "loss", "staleness" and
 the metrics asked for are means over the pushes that the server used since the last line, "samples"
-and "time" (seconds, simulated or real) are those of the last of them, and "eval/..." is what
-`eval_fn` returned.
+and "time" (seconds, simulated or real) are those of the last push, used or not, and "eval/..." is
+what `eval_fn` returned.
 """
 
 import json

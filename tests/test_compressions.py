@@ -73,6 +73,20 @@ def test_bfloat16_is_what_a_cast_makes():
     np.testing.assert_array_equal(found, jnp.asarray(leaf, jnp.bfloat16).astype(jnp.float32))
 
 
+def test_bfloat16_of_float16_is_rounded_where_float16_has_few_digits():
+    tiny = [11 * 2.0**-24, 3 * 2.0**-24, 37 * 2.0**-24]  # all of them numbers of bfloat16, too
+    found = jax.jit(c.bfloat16().of_leaf)(jnp.asarray([*tiny, 1.0, 65504.0], jnp.float16))
+    np.testing.assert_array_equal(found, np.asarray([*tiny, 1.0, np.inf], np.float16))
+
+
+@pytest.mark.parametrize(("fraction", "size", "sent"), [(0.07, 100, 7), (0.14, 50, 7), (0.1, 5, 1)])
+def test_a_fraction_is_what_is_written(fraction, size, sent):
+    """The double that is nearest to 0.07 is larger: a hundred times that is above 7."""
+    top = c.top_k(fraction)
+    assert np.count_nonzero(top.of_leaf(jnp.arange(1.0, size + 1))) == sent
+    assert top.num_bytes(np.zeros(size, np.float32)) == 8 * sent
+
+
 @each
 def test_all_kinds_of_leaves_jitted_scanned_and_vectorised(name):
     tx = c.error_feedback(ALL[name])

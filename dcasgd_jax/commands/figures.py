@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dcasgd_jax import files
-from dcasgd_jax.commands import ledger, study
+from dcasgd_jax.commands import ledger, statistics, study
 from dcasgd_jax.plots import axes
 
 MAX_CURVES = 8
@@ -33,6 +33,8 @@ def save_comparison(path: str | os.PathLike, lines: Sequence[ledger.Line], title
         by_time.set_xscale("log")
         _draw_curves(by_time, runs, "curve_seconds", "simulated seconds (log)")
         _draw_staleness(histogram, runs)
+        if without := [name for name in names if name not in set(runs["method"])]:
+            title += f"\nno curve was recorded of {statistics.listed(without)}"
         handles, labels = by_push.get_legend_handles_labels()
         place = {"loc": "outside lower center", "ncols": min(len(labels), 7), "frameon": False}
         picture.legend(handles, labels, **place)

@@ -48,13 +48,17 @@ class Summary:
 
 def summarise(lines: Sequence[ledger.Line]) -> list[Summary]:
     """One summary per method, in the order of the runs."""
-    of_methods = study.frame(lines).groupby("method", sort=False)
-    return [_summary(str(name), table) for name, table in of_methods]
+    of_methods: dict[str, list[ledger.Line]] = {}
+    for line in lines:
+        of_methods.setdefault(line["run"]["method"], []).append(line)
+    # A frame of all would have every column for every method, also one that was not measured.
+    return [_summary(name, study.frame(of_method)) for name, of_method in of_methods.items()]
 
 
 def _summary(name: str, runs: study.Frame) -> Summary:
     diverged = runs["train_loss"].isna()
-    mean = lambda column: float(runs[column].mean()) if column in runs else None
+    has = lambda column: column in runs and runs[column].notna().any()
+    mean = lambda column: float(runs[column].mean()) if has(column) else None
     ratios = (
         runs["max_compensation_ratio"][~diverged].dropna()
         if "max_compensation_ratio" in runs
@@ -142,7 +146,8 @@ def _about_repetition(summaries: Sequence[Summary]) -> list[str]:
     if not measured:
         return []
     stable = [s.method for s in measured if s.repeats]
-    chaotic = [s.method for s in measured if not s.repeats]
+    ends = [s.method for s in measured if s.change_by_one_ulp == np.inf]
+    chaotic = [s.method for s in measured if not s.repeats and s.method not in ends]
     nudge = "one ulp more in every initial weight"
     found = []
     if stable:
@@ -154,6 +159,11 @@ def _about_repetition(summaries: Sequence[Summary]) -> list[str]:
         found.append(
             f"Chaotic, so other machines give other losses of about this size ({nudge} changes "
             f"some by more than {100 * REPEATS_WITHIN:g} %): {statistics.listed(chaotic)}."
+        )
+    if ends:
+        found.append(
+            f"So near the edge that {nudge} decides whether a run diverges: "
+            f"{statistics.listed(ends)}."
         )
     return found
 

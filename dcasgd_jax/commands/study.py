@@ -197,6 +197,8 @@ def run(study: Study, out: pathlib.Path, console: "Console") -> Results:
     records.prepare_folder(out, ledger.RESULTS, ledger.SETTINGS)
     results = Results(study, out)
     ledger.check_settings(out, study.program, study.settings)
+    for task in study.tasks:
+        _check_tuned_alike(study, task, results, out)
     counts = {id(task): len(results.missing(task)) for task in study.tasks}
     tunings = [task for task in study.tasks if results.chosen(task) is None]
     total = sum(counts[id(task)] * task.pushes for task in study.tasks)
@@ -236,12 +238,33 @@ def _tuning_pushes(study: Study, task: Task) -> int:
     return len(task.tried) * len(study.tuning_seeds) * task.pushes
 
 
+def _to_tune(study: Study, task: Task) -> list[Member]:
+    return [Member(numbers, seed) for numbers in task.tried for seed in study.tuning_seeds]
+
+
+def _check_tuned_alike(study: Study, task: Task, results: Results, out: pathlib.Path) -> None:
+    """What the folder has chosen must be a choice among what is asked for now."""
+    line = None if len(task.tried) == 1 else results.tuning_of(task)
+    if line is None or "tried" not in line:  # early studies did not keep it
+        return
+    members = _to_tune(study, task)
+    present = [{**member.numbers._asdict(), "seed": member.seed} for member in members]
+    for name in present[0]:
+        before, now = line["tried"].get(name), [row[name] for row in present]
+        if before != now:
+            values = lambda column: ", ".join(str(value) for value in dict.fromkeys(column or []))
+            raise errors.UsageError(
+                f"{task.name} was tuned in {out} over {name} {values(before)}, not {values(now)}: "
+                "choose another --out"
+            )
+
+
 def tune(study: Study, task: Task, results: Results, progress: terminal.Progress) -> None:
     """Tries every configuration on every tuning seed, and keeps all of it with the choice."""
     import pandas as pd
 
     started = time.perf_counter()
-    members = [Member(numbers, seed) for numbers in task.tried for seed in study.tuning_seeds]
+    members = _to_tune(study, task)
     outcomes = list((task.tune or task.train)(members, progress.of(f"tune {task.name}")))
     rows = [
         {**member.numbers._asdict(), "seed": member.seed, **outcome}

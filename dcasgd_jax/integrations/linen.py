@@ -20,7 +20,7 @@ __all__ = ["TrainState", "join_variables", "split_variables"]
 _EXTRA_ARGS = frozenset(
     {
         *("worker", "staleness", "stale_params", "measure_compensation"),
-        *("hessian_vector_product", "fisher_diagonal"),
+        *("hessian_vector_product", "fisher_diagonal", "batch_size"),
         *("value", "grad", "value_fn", "obj_fn"),
     }
 )

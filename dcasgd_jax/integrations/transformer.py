@@ -103,8 +103,14 @@ class Transformer(nnx.Module):
 
         Args:
           tokens: Integers `[batch, length]` in [0, vocabulary); `length` at most the context.
+
+        Raises:
+          ValueError: If they are longer.
         """
-        x = self.embedding(tokens) + self.positions(jnp.arange(tokens.shape[-1]))[None]
+        length, context = tokens.shape[-1], self.positions.num_embeddings
+        if length > context:
+            raise ValueError(f"The tokens are {length} long, but context is {context}.")
+        x = self.embedding(tokens) + self.positions(jnp.arange(length))[None]
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))

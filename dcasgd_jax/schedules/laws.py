@@ -15,6 +15,8 @@ import numpy as np
 
 from dcasgd_jax import checks
 
+_SHORTEST = 1e-300  # seconds
+
 PerWorker = float | Sequence[float]
 
 
@@ -136,7 +138,8 @@ class GammaTime(_NumbersPerWorker):
     r"""Gamma compute times, standard deviation :math:`\mu/\sqrt{shape}`.
 
     Args:
-      shape: > 0; 100 is a homogeneous cluster (10 % deviation), 1 is `ExponentialTime`.
+      shape: > 0; 100 is a homogeneous cluster (10 % deviation), 1 is `ExponentialTime`. Far below
+        1 most times are tiny, and one below 1e-300 s is 1e-300 s.
       mean: μ > 0, seconds.
     """
 
@@ -146,7 +149,8 @@ class GammaTime(_NumbersPerWorker):
     def times(self, worker: int, count: int, generator: np.random.Generator) -> np.ndarray:
         """See `WorkerTimeLaw.times`."""
         shape = self.of("shape", worker)
-        return generator.gamma(shape, self.of("mean", worker) / shape, count)
+        times = generator.gamma(shape, self.of("mean", worker) / shape, count)
+        return np.maximum(times, _SHORTEST)  # NumPy's are 0 where a double has no such number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -134,7 +134,7 @@ class SimResult(NamedTuple):
             last = max(len(kept) // 20, 1)
             few = _number(last, "event")
             lines += [
-                f"  last version {self.trace.version[-1] + self.trace.applied[-1]}, mean staleness "
+                f"  last push at version {self.trace.version[-1]}, mean staleness "
                 f"{self.trace.staleness.mean():.2f}, {self.trace.time[-1]:.6g} simulated seconds",
                 f"  mean loss of the first {few} {self.losses[:last].mean():.4g}, "
                 f"of the last {self.losses[-last:].mean():.4g}",

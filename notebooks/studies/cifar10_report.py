@@ -28,7 +28,8 @@ TITLES = {
 }
 EXPLANATION = (
     "Mean over the seeds ± the half width of a 95 % interval (Student's t); closed: the share of "
-    "the gap between the mean test errors of asynchronous and sequential SGD, %."
+    "the gap between the mean test errors of asynchronous and sequential SGD, %; its interval "
+    "takes these two means as exact."
 )
 
 

@@ -25,7 +25,8 @@ TITLES = {
 }
 EXPLANATION = (
     "Share of the gap in final train loss between asynchronous and sequential SGD that is closed, "
-    "%, mean over the seeds ± the half width of a 95 % interval (Student's t). * with the learning "
+    "%, mean over the seeds ± the half width of a 95 % interval (Student's t), which takes the two "
+    "means that span the gap as exact. * with the learning "
     "rate of sequential SGD, nothing tuned; all others were tuned with equal effort. Above 100: a "
     "lower train loss than sequential SGD's, which need not be better learning."
 )

@@ -21,7 +21,8 @@ LOSSES = {"last_loss": "validation loss", "tempered_loss": "validation loss, bes
 EXPLANATION = (
     "Losses of the sequential and of the plain asynchronous runs, and of every other method the "
     "share of the gap between them that it closes, %: mean over the seeds ± the half width of a "
-    "95 % interval (Student's t), of the runs that did not diverge where some did. * with the "
+    "95 % interval (Student's t), of the runs that did not diverge where some did; that of a share "
+    "takes the two means that span the gap as exact. * with the "
     "learning rate of the sequential run, nothing tuned; all others were tuned with equal effort. "
     "At the best temperature: all logits are multiplied by the number that makes the loss smallest."
 )

@@ -270,6 +270,19 @@ def test_a_folder_of_another_comparison_is_refused(whole):
     assert (folder / "results.jsonl").read_bytes() == before
 
 
+def test_a_choice_among_other_values_is_refused(tmp_path):
+    """What the folder has chosen would be reported as the choice of this call."""
+    tune = ("--methods", "asgd", "--tune", "--out", tmp_path / "out", "--learning-rate")
+    assert not cli.call("compare", *cli.TINY, *tune, "0.1,0.2").code
+    before = (tmp_path / "out/results.jsonl").read_bytes()
+    refused = cli.call("compare", *cli.TINY, *tune, "0.4,0.8")
+    assert refused.code == 2
+    words = "out over learning_rate 0.1, 0.2, not 0.4, 0.8: choose another --out"
+    assert words in flat(refused.err)
+    assert (tmp_path / "out/results.jsonl").read_bytes() == before
+    assert not cli.call("compare", *cli.TINY, *tune, "0.1,0.2").code
+
+
 def test_a_law_with_one_value_per_worker(tmp_path):
     _, content = cli.compare(
         tmp_path,

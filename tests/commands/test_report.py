@@ -159,15 +159,31 @@ def test_findings_say_what_rose_and_what_repeats():
     runs[4]["train_loss_nudged"] = None  # it diverged after the nudge
     summaries = report.summarise(runs)
     assert [s.repeats for s in summaries] == [True, False, False, None]
-    about = report.findings(summaries)[-3:]
+    about = report.findings(summaries)[-4:]
     assert (
         about[0] == "The loss rose above 1.5 times the initial one on the way: asgd (to 3 times)."
     )
     assert about[1].startswith("Repeat on other machines within some 5 %")
     assert about[1].endswith(": asgd.")
-    assert about[2].endswith(": dcasgd-a and dcasgd-c.")
+    assert about[2].endswith("changes some by more than 5 %): dcasgd-a.")
+    assert about[3].endswith("decides whether a run diverges: dcasgd-c.")
     assert report.cells(summaries[1])[6] == "10"
     assert report.cells(summaries[2])[6] == "div."
+
+
+def test_what_was_not_measured_is_not_made_up():
+    """Beside others, a method with a loop of its own has no nudged run, no clock, no curve."""
+    alone = several("svrg", [0.1, 0.2])
+    for run in alone:
+        for name in ("train_loss_nudged", "simulated_seconds", "mean_staleness"):
+            del run[name]
+    _, svrg = report.summarise(several("asgd", [0.1, 0.2]) + alone)
+    assert svrg.change_by_one_ulp is None
+    assert svrg.repeats is None
+    assert svrg.simulated_seconds is None
+    assert svrg.mean_staleness is None
+    assert report.cells(svrg)[6:8] == ["-", "-"]
+    assert not any("svrg" in sentence for sentence in report.findings([svrg])[2:])
 
 
 def tried(losses, rates=(0.1, 0.2, 0.4), lambda0s=(None,)):

@@ -109,6 +109,17 @@ def test_a_misspelt_keyword_is_an_error_as_in_flax(cls, keyword):
         state.apply_gradients(grads=state.params, **{keyword: {}})
 
 
+def test_the_size_of_a_batch_reaches_a_curvature_in_a_chain():
+    curvature = dc.curvatures.rows(None)
+    tx = optax.chain(dc.compensate_delay(1.0, curvature=curvature), optax.sgd(1.0))
+    params = {"w": jnp.ones((2, 3))}
+    state = dc_linen.TrainState.create(apply_fn=None, params=params, tx=tx)
+    stale = {"w": jnp.zeros((2, 3))}
+    after = state.apply_gradients(grads=params, stale_params=stale, batch_size=4)
+    expected, _ = tx.update(params, tx.init(params), params, stale_params=stale, batch_size=4)
+    np.testing.assert_array_equal(after.params["w"], params["w"] + expected["w"])
+
+
 def test_extra_arguments_of_any_name():
     def update_fn(updates, state, params=None, *, factor=1.0, **extra_args):
         return jax.tree.map(lambda u: -factor * u, updates), state

@@ -78,6 +78,12 @@ def test_seeds_draw_other_weights():
     assert np.abs(kernels[0] - kernels[2]).max() > 1e-3
 
 
+def test_more_tokens_than_the_context_are_refused(model):
+    """Flax gives positions that are not there NaN."""
+    with pytest.raises(ValueError, match="tokens are 9 long, but context is 8"):
+        model(random_tokens(length=9))
+
+
 def test_heads_that_do_not_divide_the_width():
     with pytest.raises(ValueError, match="num_heads 5 does not divide width 12"):
         make(num_heads=5)

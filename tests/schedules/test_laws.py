@@ -80,6 +80,13 @@ def test_recorded_times_start_again_when_they_run_out():
     assert law.times(0, 5, generator()).tolist() == [1, 2, 1, 2, 1]
 
 
+def test_times_are_positive_where_numpys_are_not():
+    law = sim.GammaTime(0.001)
+    times = law.times(0, 1000, np.random.default_rng(0))
+    assert times.min() > 0
+    assert (np.random.default_rng(0).gamma(0.001, 1000.0, 1000) == 0).any()
+
+
 def test_exponential_times_give_a_geometric_staleness_law():
     """Each push comes from any of M workers with probability 1/M: P(s) = (1/M)(1 - 1/M)^s."""
     num_workers = 8

@@ -86,8 +86,16 @@ def _about_curvatures(rows: Sequence[summary.Row]) -> list[str]:
             f"Every curvature explains under {100 * SHARE_THAT_MATTERS:g} % of the change of the "
             "gradient: do not bother to compensate."
         ]
-    worthy = sorted((name for name in shares if name not in futile), key=lambda n: -shares[n])
+    best = {name: summary.total(of).shared_lambda0() for name, of in of_curvature.items()}
+    turned = [name for name in shares if name not in futile and not best[name] > 0]
+    worthy = [name for name in shares if name not in futile and name not in turned]
+    worthy.sort(key=lambda name: -shares[name])
     found = [_about_one(name, shares[name], of_curvature[name]) for name in worthy]
+    found += [
+        f"{name}: would have to be taken away instead of added (the best lambda0 is "
+        f"{rounded(best[name])}): do not compensate with it."
+        for name in turned
+    ]
     if futile:
         found.append(
             f"{statistics.listed(futile)}: under {100 * SHARE_THAT_MATTERS:g} % explained, do not "
@@ -114,7 +122,8 @@ def _about_one(name: str, share: float, rows: Sequence[summary.Row]) -> str:
         lambda0 = rounded(summary.total(rows).shared_lambda0())
         return f"{found} with lambda0 = {lambda0}: dc.compensate_delay({lambda0}{_ARGUMENTS[name]})"
     parts = statistics.listed([f"{rounded(row.shared_lambda0)} {row.moment}" for row in rows])
-    ratio = rounded(sum(row.ratio for row in rows) / len(rows))
+    helped = [row.ratio for row in rows if row.shared_lambda0 > 0]  # elsewhere it would do harm
+    ratio = rounded(sum(helped) / len(helped))
     return (
         f"{found}, but no one lambda0 fits ({parts}): "
         f"dc.compensate_delay(dc.strengths.ratio({ratio}){_ARGUMENTS[name]}) adapts"

@@ -44,11 +44,15 @@ class Stop(NamedTuple):
 def chosen_events(num_pushes: int, num_workers: int, per_moment: int) -> dict[str, list[int]]:
     """Events of each moment, evenly spread over its window, after every worker could push once."""
     span = max(round(WINDOW * num_pushes), per_moment)
-    chosen = {}
-    for moment, fraction in MOMENTS.items():
-        first = min(max(round(fraction * num_pushes), num_workers), num_pushes - span)
-        chosen[moment] = [first + i * span // per_moment for i in range(per_moment)]
-    return chosen
+    firsts, end = [], num_workers
+    for fraction in MOMENTS.values():
+        firsts.append(max(round(fraction * num_pushes), end))
+        end = firsts[-1] + span
+    end = num_pushes  # of a short run the windows lie side by side at its end
+    for index in reversed(range(len(firsts))):
+        end = firsts[index] = min(firsts[index], end - span)
+    spread = lambda first: [first + i * span // per_moment for i in range(per_moment)]
+    return dict(zip(MOMENTS, map(spread, firsts), strict=True))
 
 
 def diagnose_run(

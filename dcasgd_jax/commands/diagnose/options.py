@@ -70,7 +70,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
     """
     workers, pushes = arguments.workers, arguments.updates
     values.check_batch(arguments.batch_size)
-    least = max(settings.MIN_ROUNDS * workers, len(events.MOMENTS) * arguments.events)
+    least = max(settings.MIN_ROUNDS * workers, workers + len(events.MOMENTS) * arguments.events)
     if pushes < least:
         raise errors.UsageError(
             f"--updates {pushes}: use at least {least} with {workers} workers and --events "

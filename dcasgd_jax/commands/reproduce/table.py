@@ -83,7 +83,7 @@ def make_table(console: "Console", lines: Sequence[results.Line]) -> "Table":
 
 
 def _cells(row: Row, plus_minus: str) -> list[str]:
-    run, first = row.run, row.lines[0]
+    run = row.run
     ratios = [line["compensation_ratio"] for line in row.lines if line["compensation_ratio"]]
     diverged = len(row.lines) - len(row.finished)
     error, loss = (statistics.statistic(row.final(n)) for n in ("test_error", "train_loss"))
@@ -97,7 +97,7 @@ def _cells(row: Row, plus_minus: str) -> list[str]:
         "-" if row.paper_percent is None else f"{row.paper_percent:.2f}",
         "-" if loss is None else f"{loss.mean:.3f}",
         f"{np.mean([line['simulated_seconds'] for line in row.lines]):.0f}",
-        f"{first['mean_staleness']:.1f}",
+        f"{np.mean([line['mean_staleness'] for line in row.lines]):.1f}",
         _ratio([ratio["median"] for ratio in ratios], np.mean),
         _ratio([ratio["max"] for ratio in ratios], max),
         f"{diverged}/{len(row.lines)} div." if diverged else str(len(row.lines)),
