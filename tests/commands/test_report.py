@@ -146,6 +146,19 @@ def test_pictures_of_diverged_runs(tmp_path, finals):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_method_without_curves_is_named(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        figures, "save", lambda path, picture: titles.append(picture.get_suptitle())
+    )
+    alone = several("svrg", [0.1])
+    for run in alone:
+        run["curve_pushes"] = None
+    figures.save_comparison(tmp_path / "picture.png", several("asgd", [0.2]) + alone, "title")
+    figures.save_comparison(tmp_path / "picture.png", several("asgd", [0.2]), "title")
+    assert titles == ["title\nno curve was recorded of svrg", "title"]
+
+
 def test_every_method_has_a_colour_of_its_own():
     assert set(axes.COLOURS) == set(methods.METHODS)
     assert len(set(axes.COLOURS.values())) == len(methods.METHODS)

@@ -14,6 +14,8 @@ from dcasgd_jax import sim
 
 DECAY = 0.8
 ENGINES = [sim.ScanEngine(chunk_size=7), sim.HostEngine()]
+MESH = jax.make_mesh((2,), ("lanes",), axis_types=(jax.sharding.AxisType.Auto,))
+ALL_ENGINES = [*ENGINES, sim.HostEngine(jit=False), sim.LanesEngine(MESH)]
 
 
 def normalised_loss(params, model_state, batch):
@@ -71,7 +73,7 @@ def test_each_worker_keeps_its_own(name, engine, x64):
     assert int(result.model_state["count"]) == pushes[0]
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=repr)
+@pytest.mark.parametrize("engine", ALL_ENGINES, ids=lambda engine: type(engine).__name__)
 def test_who_has_not_pushed_does_not_count(engine, x64):
     """Statistics that were never updated would be averaged with those of the model."""
     faults = [sim.LateJoin(0, 6.0), sim.LateJoin(1, 1e6)]
@@ -182,10 +184,6 @@ def double(schedule, engine=None, **options):
         np.ones(len(schedule), np.float32), engine=engine,
         model_state=jnp.ones(()), **options,
     )  # fmt: skip
-
-
-MESH = jax.make_mesh((2,), ("lanes",), axis_types=(jax.sharding.AxisType.Auto,))
-ALL_ENGINES = [*ENGINES, sim.HostEngine(jit=False), sim.LanesEngine(MESH)]
 
 
 @pytest.mark.parametrize("policy", ["per_worker", "server"])
