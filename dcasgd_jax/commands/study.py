@@ -249,14 +249,17 @@ def _check_tuned_alike(study: Study, task: Task, results: Results, out: pathlib.
         return
     members = _to_tune(study, task)
     present = [{**member.numbers._asdict(), "seed": member.seed} for member in members]
-    for name in present[0]:
-        before, now = line["tried"].get(name), [row[name] for row in present]
-        if before != now:
-            values = lambda column: ", ".join(str(value) for value in dict.fromkeys(column or []))
-            raise errors.UsageError(
-                f"{task.name} was tuned in {out} over {name} {values(before)}, not {values(now)}: "
-                "choose another --out"
-            )
+    now = {name: [row[name] for row in present] for name in present[0]}
+    before = {name: line["tried"].get(name, []) for name in now}
+    if set(zip(*before.values(), strict=True)) == set(zip(*now.values(), strict=True)):
+        return
+    differs = [name for name in now if set(before[name]) != set(now[name])]
+    name = (differs or list(now))[0]
+    values = lambda column: ", ".join(str(value) for value in dict.fromkeys(column))
+    raise errors.UsageError(
+        f"{task.name} was tuned in {out} over {name} {values(before[name])}, not "
+        f"{values(now[name])}{'' if differs else ' together with others'}: choose another --out"
+    )
 
 
 def tune(study: Study, task: Task, results: Results, progress: terminal.Progress) -> None:
