@@ -134,7 +134,7 @@ def test_the_committed_results_are_reported(tmp_path, capsys):
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     for row in rows:
         assert " ".join(row.strip("|").replace(" | ", " ").split()) in said
-    assert len(rows) == 3 * (8 + 1) + 2 * (6 + 1)  # with heads, the last two with momentum
+    assert len(rows) == 3 * (8 + 1) + 3 * (6 + 1)  # with heads, the last three with momentum
 
 
 BAD = {
