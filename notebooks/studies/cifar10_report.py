@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import directions_report
@@ -28,8 +28,8 @@ TITLES = {
 }
 EXPLANATION = (
     "Mean over the seeds ± the half width of a 95 % interval (Student's t); closed: the share of "
-    "the gap between the mean test errors of asynchronous and sequential SGD, %; its interval "
-    "takes these two means as exact."
+    "the gap between the mean test errors of asynchronous and sequential SGD, %, with the noise of "
+    "these two means in its interval."
 )
 
 
@@ -69,7 +69,7 @@ def print_tables(console: "Console", lines: Sequence[ledger.Line]) -> None:
         for name in TITLES:
             of_method = here[here["method"] == name]
             if len(of_method):
-                table.add_row(*_row(name, of_method))
+                table.add_row(*_row(name, of_method, here))
         terminal.print_table(console, title, table)
     terminal.print_text(console, EXPLANATION)
 
@@ -85,7 +85,10 @@ def _places(runs: study.Frame) -> dict[str, study.Frame]:
     }
 
 
-def _row(name: str, runs: study.Frame) -> list[str]:
+def _row(name: str, runs: study.Frame, here: study.Frame) -> list[str]:
+    """Of a method; `here` are all runs of its place."""
+    ends = [here[here["method"] == end]["test_error"].dropna() for end in ("asgd", "sgd")]
+    of_share = lambda values: directions_report.interval_of_share(values, *ends)
     first, diverged = runs.iloc[0], int(runs["diverged"].sum())
     spans = name in ("sgd", "asgd")
     return [
@@ -94,18 +97,18 @@ def _row(name: str, runs: study.Frame) -> list[str]:
         "-"
         if first["lambda0"] is None or math.isnan(first["lambda0"])
         else f"{first['lambda0']:g}",
-        _interval(100 * runs["test_error"], ".2f"),
-        "-" if spans else _interval(runs["closed"], ".0f"),
+        _interval(100 * runs["test_error"], ".2f", directions_report.interval),
+        "-" if spans else _interval(runs["closed"], ".0f", of_share),
         f"{runs['train_loss'].mean():.3f}",
         f"{diverged}/{len(runs)} div." if diverged else str(len(runs)),
     ]
 
 
-def _interval(values: Any, form: str) -> str:
+def _interval(values: Any, form: str, of: Callable[[Any], tuple[float, float]]) -> str:
     there = values.dropna()
     if there.empty:
         return "-"
-    mean, half = directions_report.interval(there)
+    mean, half = of(there)
     return format(mean, form) + ("" if math.isnan(half) else f" ± {half:{form}}")
 
 

@@ -25,10 +25,10 @@ TITLES = {
 }
 EXPLANATION = (
     "Share of the gap in final train loss between asynchronous and sequential SGD that is closed, "
-    "%, mean over the seeds ± the half width of a 95 % interval (Student's t), which takes the two "
-    "means that span the gap as exact. * with the learning "
-    "rate of sequential SGD, nothing tuned; all others were tuned with equal effort. Above 100: a "
-    "lower train loss than sequential SGD's, which need not be better learning."
+    "%, mean over the seeds ± the half width of a 95 % interval (Student's t, with the noise of "
+    "the two means that span the gap). * with the learning rate of sequential SGD, nothing tuned; "
+    "all others were tuned with equal effort. Above 100: a lower train loss than sequential SGD's, "
+    "which need not be better learning."
 )
 
 
@@ -58,6 +58,32 @@ def interval(values: Any) -> tuple[float, float]:
     return float(values.mean(skipna=False)), float(stats.t.ppf(0.975, count - 1) * spread)
 
 
+def interval_of_share(closed: Any, plain: Any, sequential: Any) -> tuple[float, float]:
+    """Mean and half the width of the 95 % interval of a share, by the delta method.
+
+    Args:
+      closed: Of each run the share that it closes, in percent, of the gap between the two means.
+      plain: Losses of asynchronous SGD, at one end of the gap.
+      sequential: Losses of sequential SGD, at the other one.
+
+    Returns:
+      Both in percent, the runs taken as independent, with Welch's degrees of freedom.
+    """
+    from scipy import stats
+
+    mean = float(closed.mean(skipna=False))
+    gap = plain.mean() - sequential.mean()
+    slopes = ((closed, 1.0), (plain, (100 - mean) / gap), (sequential, mean / gap))
+    variance = lambda values: values.var(ddof=1, skipna=False) / len(values)
+    squares = [slope**2 * variance(values) for values, slope in slopes]
+    total = sum(squares)
+    if not total > 0:
+        return mean, float(total)
+    counts = [len(values) - 1 for values, _ in slopes]
+    freedom = total**2 / sum(x * x / count for x, count in zip(squares, counts, strict=True))
+    return mean, float(stats.t.ppf(0.975, freedom) * math.sqrt(total))
+
+
 def print_tables(console: "Console", lines: Sequence[ledger.Line]) -> None:
     """A table for each model, law and momentum: a row for each method, a column for each M."""
     runs = closed(lines)
@@ -66,19 +92,22 @@ def print_tables(console: "Console", lines: Sequence[ledger.Line]) -> None:
         table = terminal.new_table("method", *(f"M={m}" for m in workers), "test error %")
         for name in [name for name in TITLES if name in set(of_place["method"])]:
             of_method = of_place[of_place["method"] == name]
-            cells = [_cell(name, of_method[of_method["workers"] == m]) for m in workers]
+            cells = [_cell(name, of_place[of_place["workers"] == m]) for m in workers]
             table.add_row(TITLES[name], *cells, f"{100 * of_method['test_error'].mean():.2f}")
         title = f"{model}, {law} times" + (f", momentum {momentum:g}" if momentum else "")
         terminal.print_table(console, title, table)
     terminal.print_text(console, EXPLANATION)
 
 
-def _cell(name: str, runs: study.Frame) -> str:
+def _cell(name: str, here: study.Frame) -> str:
+    """Of a method; `here` are all runs of its place."""
+    runs = here[here["method"] == name]
     if runs.empty:
         return ""
     if name in ("sgd", "asgd"):
         return f"{runs['train_loss'].mean(skipna=False):.4f}"
-    mean, half = interval(runs["closed"])
+    ends = [here[here["method"] == end]["train_loss"].astype(float) for end in ("asgd", "sgd")]
+    mean, half = interval_of_share(runs["closed"], *ends)
     if math.isnan(mean):
         return f"{int(runs['closed'].isna().sum())} of {len(runs)} div."
     return f"{mean:.0f}" if math.isnan(half) else f"{mean:.0f} ± {half:.0f}"

@@ -21,8 +21,8 @@ LOSSES = {"last_loss": "validation loss", "tempered_loss": "validation loss, bes
 EXPLANATION = (
     "Losses of the sequential and of the plain asynchronous runs, and of every other method the "
     "share of the gap between them that it closes, %: mean over the seeds ± the half width of a "
-    "95 % interval (Student's t), of the runs that did not diverge where some did; that of a share "
-    "takes the two means that span the gap as exact. * with the "
+    "95 % interval (Student's t; of a share with the noise of the two means that span the gap), of "
+    "the runs that did not diverge where some did. * with the "
     "learning rate of the sequential run, nothing tuned; all others were tuned with equal effort. "
     "At the best temperature: all logits are multiplied by the number that makes the loss smallest."
 )
@@ -62,8 +62,7 @@ def print_tables(console: "Console", lines: Sequence[ledger.Line]) -> None:
             workers = sorted(set(of_optimizer["workers"]) - {1}) or [1]
             table = terminal.new_table("method", *(f"M={m}" for m in workers))
             for name in [name for name in methods.METHODS if name in set(shares["method"])]:
-                of_method = shares[shares["method"] == name]
-                here = lambda m, of_method=of_method: of_method[of_method["workers"].isin([1, m])]
+                here = lambda m, shares=shares: shares[shares["workers"].isin([1, m])]
                 cells = [_cell(optimizer, name, loss, here(m)) for m in workers]
                 table.add_row(methods.METHODS[name].title, *cells)
             terminal.print_table(console, f"{optimizer}, {title}", table)
@@ -76,13 +75,19 @@ def _of_optimizers(runs: study.Frame) -> list[tuple[str, study.Frame]]:
     return [(name, runs[runs["optimizer"] == name]) for name in there]
 
 
-def _cell(optimizer: str, name: str, loss: str, runs: study.Frame) -> str:
-    spans = name in SPANNED_BY[optimizer]
+def _cell(optimizer: str, name: str, loss: str, here: study.Frame) -> str:
+    """Of a method; `here` are all runs of its place."""
+    spans, runs = name in SPANNED_BY[optimizer], here[here["method"] == name]
     there = runs[loss if spans else "closed"].dropna()
     lost = int(runs[loss].isna().sum())
     if there.empty:
         return f"{lost} div." if lost else "-"
-    mean, half = directions_report.interval(there)
+    if spans:
+        mean, half = directions_report.interval(there)
+    else:
+        sequential, plain = SPANNED_BY[optimizer]
+        ends = [here[here["method"] == end][loss].dropna() for end in (plain, sequential)]
+        mean, half = directions_report.interval_of_share(there, *ends)
     form = ".3f" if spans else ".0f"
     spread = "" if math.isnan(half) else f" ± {half:{form}}"
     return f"{mean:{form}}{spread}" + (f", {lost} of {len(runs)} div." if lost else "")

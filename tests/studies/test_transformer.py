@@ -116,7 +116,7 @@ def test_shares_are_of_the_gap_between_the_means_and_divergence_is_said():
     shares = report.closed(runs, "last_loss")
     np.testing.assert_allclose(shares.iloc[:5], [np.nan, np.nan, 25, -25, 50])
     runs = runs.assign(closed=shares)
-    cell = lambda name: report._cell("sgd", name, "last_loss", runs[runs["method"] == name])
+    cell = lambda name: report._cell("sgd", name, "last_loss", runs)
     assert cell("asgd") == "6.000 ± 12.706"
     assert cell("sgd-rotated") == "50, 1 of 2 div."
 
