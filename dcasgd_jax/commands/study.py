@@ -245,21 +245,9 @@ def _to_tune(study: Study, task: Task) -> list[Member]:
 def _check_tuned_alike(study: Study, task: Task, results: Results, out: pathlib.Path) -> None:
     """What the folder has chosen must be a choice among what is asked for now."""
     line = None if len(task.tried) == 1 else results.tuning_of(task)
-    if line is None or "tried" not in line:  # early studies did not keep it
-        return
-    members = _to_tune(study, task)
-    present = [{**member.numbers._asdict(), "seed": member.seed} for member in members]
-    now = {name: [row[name] for row in present] for name in present[0]}
-    before = {name: line["tried"].get(name, []) for name in now}
-    if set(zip(*before.values(), strict=True)) == set(zip(*now.values(), strict=True)):
-        return
-    differs = [name for name in now if set(before[name]) != set(now[name])]
-    name = (differs or list(now))[0]
-    values = lambda column: ", ".join(str(value) for value in dict.fromkeys(column))
-    raise errors.UsageError(
-        f"{task.name} was tuned in {out} over {name} {values(before[name])}, not "
-        f"{values(now[name])}{'' if differs else ' together with others'}: choose another --out"
-    )
+    if line is not None and "tried" in line:  # early studies did not keep it
+        rows = [{**m.numbers._asdict(), "seed": m.seed} for m in _to_tune(study, task)]
+        tuning.check_alike(f"{task.name} was tuned in {out}", line["tried"], rows)
 
 
 def tune(study: Study, task: Task, results: Results, progress: terminal.Progress) -> None:

@@ -1,11 +1,11 @@
 """Tuning: what to try for each method, and what to choose of what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dcasgd_jax.commands import methods
+from dcasgd_jax.commands import errors, methods
 
 Frame = Any
 """A pandas.DataFrame, whose own types say too little to be checked."""
@@ -81,6 +81,30 @@ def warnings(tried: Frame, configurations: Sequence[Any], chosen: Any) -> list[s
                 "beyond."
             )
     return found
+
+
+def check_alike(what: str, before: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses what was chosen among other combinations, in whatever order.
+
+    Args:
+      what: Was tuned where; begins the message.
+      before: What was tried then, a list for each name.
+      rows: What is to be tried now.
+
+    Raises:
+      UsageError: Names the first number that was tried over other values.
+    """
+    now = {name: [row[name] for row in rows] for name in rows[0]}
+    then = {name: before.get(name, [None] * len(before["seed"])) for name in now}
+    if set(zip(*then.values(), strict=True)) == set(zip(*now.values(), strict=True)):
+        return
+    differs = [name for name in now if set(then[name]) != set(now[name])]
+    name = (differs or list(now))[0]
+    values = lambda column: ", ".join(str(value) for value in dict.fromkeys(column))
+    raise errors.UsageError(
+        f"{what} over {name} {values(then[name])}, not {values(now[name])}"
+        f"{'' if differs else ' together with others'}: choose another --out"
+    )
 
 
 def rate_ranges(tried: Frame, chosen: Any) -> dict[str, list[float] | None]:

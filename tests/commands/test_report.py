@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dcasgd_jax.commands import (
     defaults,
+    errors,
     figures,
     methods,
     records,
@@ -235,6 +236,22 @@ def test_tuning_is_honest_about_edges_and_divergence_everywhere():
         in tuning.warnings(*everywhere, tuning.choose(*everywhere))[0]
     )
     assert tuning.choose(*tried([[[math.nan] * 3]] * 3)).learning_rate == 0.1
+
+
+def test_a_choice_stands_for_the_same_combinations_in_any_order():
+    rows = [{"rate": r, "lambda0": x, "seed": 0} for r, x in ((0.1, 1.0), (0.2, 4.0))]
+    before = {"rate": [0.2, 0.1], "lambda0": [4.0, 1.0], "seed": [0, 0]}
+    tuning.check_alike("asgd was tuned", before, rows)
+    for changed, words in (
+        ({"rate": [0.2, 0.4]}, "asgd was tuned over rate 0.2, 0.4, not 0.1, 0.2: choose another"),
+        ({"seed": [1, 1]}, "over seed 1, not 0:"),
+        ({"lambda0": [1.0, 4.0]}, "over rate 0.2, 0.1, not 0.1, 0.2 together with others:"),
+    ):
+        with pytest.raises(errors.UsageError, match=words):
+            tuning.check_alike("asgd was tuned", before | changed, rows)
+    del before["lambda0"]
+    with pytest.raises(errors.UsageError, match=r"over lambda0 None, not 1\.0, 4\.0:"):
+        tuning.check_alike("asgd was tuned", before, rows)
 
 
 def test_ranges_of_the_rate_have_no_gap():
