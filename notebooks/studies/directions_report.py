@@ -72,7 +72,9 @@ def interval_of_share(closed: Any, plain: Any, sequential: Any) -> tuple[float, 
     from scipy import stats
 
     mean = float(closed.mean(skipna=False))
-    gap = plain.mean() - sequential.mean()
+    gap = float(plain.mean() - sequential.mean())
+    if gap == 0 or not math.isfinite(mean):
+        return mean, math.nan
     slopes = ((closed, 1.0), (plain, (100 - mean) / gap), (sequential, mean / gap))
     variance = lambda values: values.var(ddof=1, skipna=False) / len(values)
     squares = [slope**2 * variance(values) for values, slope in slopes]

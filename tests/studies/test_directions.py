@@ -76,6 +76,9 @@ def test_an_interval_of_a_share_knows_that_the_gap_is_noisy_too():
     assert math.isnan(report.interval_of_share(pd.Series([50.0, 50.0]), one, 0 * one)[1])
     same = pd.Series([1.0, 1.0])
     assert report.interval_of_share(50 * same, same, 0 * same) == (50, 0)
+    mean, half = report.interval_of_share(math.inf * same, same, same)  # there is no gap
+    assert mean == math.inf
+    assert math.isnan(half)
 
 
 def test_the_interval_of_a_share_holds_the_share_as_often_as_it_says():
