@@ -104,7 +104,7 @@ def int8() -> Compression:
 
     def of_leaf(leaf):
         leaf = jnp.asarray(leaf)
-        wide = leaf.astype(trees.wide_dtype(leaf))  # in float16 the scale of 65504 is one too large
+        wide = trees.widened(leaf)  # in float16 the scale of 65504 is one too large
         scale = jnp.max(jnp.abs(wide), initial=0.0) / 127
         # Said here, since not all devices flush what is smaller to 0.
         scale = jnp.where(scale < jnp.finfo(jnp.float32).tiny, 0.0, scale)
@@ -133,8 +133,7 @@ def bfloat16() -> Compression:
     def of_leaf(leaf):
         leaf = jnp.asarray(leaf)
         # Wide, since float16 has fewer exponents. Not two casts, which XLA may take for none.
-        wide = leaf.astype(trees.wide_dtype(leaf))
-        rounded = jax.lax.reduce_precision(wide, exponent_bits=8, mantissa_bits=7)
+        rounded = jax.lax.reduce_precision(trees.widened(leaf), exponent_bits=8, mantissa_bits=7)
         return rounded.astype(leaf.dtype)
 
     return Compression(of_leaf, lambda leaf: 2 * leaf.size)

@@ -31,6 +31,11 @@ class Member(NamedTuple):
     numbers: Any  # a NamedTuple: what is tuned
     seed: int
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """What tells it from the other runs of its task, in JSON's types."""
+        return {**self.numbers._asdict(), "seed": self.seed}
+
 
 Train = Callable[[Sequence[Member], Progress], Iterable[Outcome]]
 
@@ -74,7 +79,7 @@ class Task:
 
     def key(self, member: Member) -> dict[str, Any]:
         """What tells a run from all others."""
-        return {**self.place, **member.numbers._asdict(), "seed": member.seed}
+        return {**self.place, **member.row}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +251,7 @@ def _check_tuned_alike(study: Study, task: Task, results: Results, out: pathlib.
     """What the folder has chosen must be a choice among what is asked for now."""
     line = None if len(task.tried) == 1 else results.tuning_of(task)
     if line is not None and "tried" in line:  # early studies did not keep it
-        rows = [{**m.numbers._asdict(), "seed": m.seed} for m in _to_tune(study, task)]
+        rows = [member.row for member in _to_tune(study, task)]
         tuning.check_alike(f"{task.name} was tuned in {out}", line["tried"], rows)
 
 
@@ -258,8 +263,7 @@ def tune(study: Study, task: Task, results: Results, progress: terminal.Progress
     members = _to_tune(study, task)
     outcomes = list((task.tune or task.train)(members, progress.of(f"tune {task.name}")))
     rows = [
-        {**member.numbers._asdict(), "seed": member.seed, **outcome}
-        | {"loss": study.loss_of(outcome)}
+        {**member.row, **outcome, "loss": study.loss_of(outcome)}
         for member, outcome in zip(members, outcomes, strict=True)
     ]
     tried = pd.DataFrame(rows)

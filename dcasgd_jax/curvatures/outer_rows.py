@@ -71,8 +71,7 @@ def rows(batch_size: int | None = None) -> Curvature:
 
 
 def _matrix(leaf: Any) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    return matrices.matrix(leaf.astype(trees.wide_dtype(leaf)))
+    return matrices.matrix(trees.widened(leaf))
 
 
 def _sum_rows(matrix: jax.Array) -> jax.Array:

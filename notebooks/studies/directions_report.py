@@ -49,13 +49,7 @@ def closed(lines: Sequence[ledger.Line]) -> study.Frame:
 
 def interval(values: Any) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval; nan if one of the values is."""
-    from scipy import stats
-
-    count = len(values)
-    if count < 2:
-        return float(values.mean(skipna=False)), math.nan
-    spread = values.std(ddof=1, skipna=False) / math.sqrt(count)
-    return float(values.mean(skipna=False)), float(stats.t.ppf(0.975, count - 1) * spread)
+    return float(values.mean(skipna=False)), _half_width((values, 1.0))
 
 
 def interval_of_share(closed: Any, plain: Any, sequential: Any) -> tuple[float, float]:
@@ -69,21 +63,25 @@ def interval_of_share(closed: Any, plain: Any, sequential: Any) -> tuple[float, 
     Returns:
       Both in percent, the runs taken as independent, with Welch's degrees of freedom.
     """
-    from scipy import stats
-
     mean = float(closed.mean(skipna=False))
     gap = float(plain.mean() - sequential.mean())
     if gap == 0 or not math.isfinite(mean):
         return mean, math.nan
-    slopes = ((closed, 1.0), (plain, (100 - mean) / gap), (sequential, mean / gap))
-    variance = lambda values: values.var(ddof=1, skipna=False) / len(values)
-    squares = [slope**2 * variance(values) for values, slope in slopes]
+    return mean, _half_width((closed, 1.0), (plain, (100 - mean) / gap), (sequential, mean / gap))
+
+
+def _half_width(*parts: tuple[Any, float]) -> float:
+    """Of the 95 % interval of a sum of means, each of some values and times a number."""
+    from scipy import stats
+
+    variance = lambda values: values.var(ddof=1, skipna=False) / len(values)  # nan of one value
+    squares = [slope**2 * variance(values) for values, slope in parts]
     total = sum(squares)
     if not total > 0:
-        return mean, float(total)
-    counts = [len(values) - 1 for values, _ in slopes]
+        return float(total)
+    counts = [len(values) - 1 for values, _ in parts]
     freedom = total**2 / sum(x * x / count for x, count in zip(squares, counts, strict=True))
-    return mean, float(stats.t.ppf(0.975, freedom) * math.sqrt(total))
+    return float(stats.t.ppf(0.975, freedom) * math.sqrt(total))
 
 
 def print_tables(console: "Console", lines: Sequence[ledger.Line]) -> None:

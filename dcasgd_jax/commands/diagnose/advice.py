@@ -79,14 +79,15 @@ CAVEAT = (
 
 def _about_curvatures(rows: Sequence[summary.Row]) -> list[str]:
     of_curvature = {name: [row for row in rows if row.curvature == name] for name in _ARGUMENTS}
-    shares = {name: summary.total(of).shared_r_squared() for name, of in of_curvature.items()}
+    totals = {name: summary.total(of) for name, of in of_curvature.items()}
+    shares = {name: total.shared_r_squared() for name, total in totals.items()}
     futile = [name for name, share in shares.items() if not share >= SHARE_THAT_MATTERS]
     if len(futile) == len(shares):
         return [
             f"Every curvature explains under {100 * SHARE_THAT_MATTERS:g} % of the change of the "
             "gradient: do not bother to compensate."
         ]
-    best = {name: summary.total(of).shared_lambda0() for name, of in of_curvature.items()}
+    best = {name: total.shared_lambda0() for name, total in totals.items()}
     turned = [name for name in shares if name not in futile and not best[name] > 0]
     worthy = [name for name in shares if name not in futile and name not in turned]
     worthy.sort(key=lambda name: -shares[name])

@@ -40,8 +40,7 @@ def full_gradient(
 
     def weighted(examples, share):
         parts = jax.value_and_grad(loss_fn)(params, examples)
-        wide = lambda leaf: leaf.astype(trees.wide_dtype(leaf))
-        return jax.tree.map(lambda leaf: wide(leaf) * share, parts)
+        return jax.tree.map(lambda leaf: leaf * share, trees.widened(parts))
 
     def add(total, start):
         take = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, batch_size)
